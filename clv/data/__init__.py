@@ -1,0 +1,1 @@
+"""The columnar side of the library: specs, intake, histories, windows. No torch, no Ray."""

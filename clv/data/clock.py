@@ -1,0 +1,66 @@
+"""The shop's clock: days, origins and seasons are counted in local time, instants are stored in UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Converts between instants (int64 microseconds UTC) and shop-local days (int32 days since 1970-01-01)."""
+
+    timezone: str = "UTC"
+
+    def __post_init__(self) -> None:
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"timezone {self.timezone!r} is not an IANA name such as 'Europe/London'") from error
+
+    def day_of(self, us: ArrayLike) -> Int32:
+        """Shop-local day of each instant, same shape."""
+        instants = np.asarray(us, dtype=np.int64)
+        if self.timezone == "UTC":
+            return (instants // DAY_US).astype(np.int32)
+        index = pd.DatetimeIndex(instants.ravel().view("datetime64[us]"), tz="UTC").tz_convert(self.timezone)
+        local = index.tz_localize(None).to_numpy().astype("datetime64[us]").view(np.int64)
+        return (local // DAY_US).astype(np.int32).reshape(instants.shape)
+
+    def start_of(self, day: ArrayLike) -> Int64:
+        """Instant at which each local day begins; where midnight is skipped by the clock, the first instant after it."""
+        days = np.asarray(day, dtype=np.int64)
+        if self.timezone == "UTC":
+            return days * DAY_US
+        unique, inverse = np.unique(days.ravel(), return_inverse=True)
+        naive = pd.DatetimeIndex((unique * DAY_US).view("datetime64[us]"))
+        local = naive.tz_localize(self.timezone, ambiguous=np.ones(len(naive), bool), nonexistent="shift_forward")
+        starts = local.tz_convert("UTC").tz_localize(None).to_numpy().astype("datetime64[us]").view(np.int64)
+        return np.asarray(starts[inverse].reshape(days.shape), dtype=np.int64)
+
+    def parse(self, text: str | datetime) -> int:
+        """Instant of "2011-06-12" (local midnight) or of an ISO time; a time without an offset is local."""
+        try:
+            stamp = pd.Timestamp(text)
+        except ValueError as error:
+            raise ValueError(f"{text!r} is not a date or time: write YYYY-MM-DD or an ISO time") from error
+        if stamp is pd.NaT:
+            raise ValueError(f"{text!r} is not a date or time: write YYYY-MM-DD or an ISO time")
+        if stamp.tzinfo is None:
+            stamp = stamp.tz_localize(self.timezone, ambiguous=True, nonexistent="shift_forward")
+        return int(stamp.tz_convert("UTC").tz_localize(None).to_datetime64().astype("datetime64[us]").astype(np.int64))
+
+    def format(self, us: int) -> str:
+        """Local wall-clock text of an instant: the date alone at local midnight, otherwise ISO with its offset."""
+        stamp = pd.Timestamp(us, unit="us", tz="UTC").tz_convert(self.timezone)
+        return str(stamp.date()) if stamp == stamp.normalize() else stamp.isoformat()

@@ -1,0 +1,69 @@
+"""The cleaned event table: the one form that every source is brought to before histories are built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+US = pa.timestamp("us", tz="UTC")
+
+EVENTS = pa.schema(
+    [
+        pa.field("event_id", pa.string()),
+        pa.field("customer_id", pa.string(), nullable=False),
+        pa.field("event_time", US, nullable=False),
+        pa.field("known_at", US, nullable=False),
+        pa.field("event_type", pa.string(), nullable=False),
+        pa.field("order_id", pa.string()),
+        pa.field("item_id", pa.string()),
+        pa.field("quantity", pa.float64()),
+        pa.field("amount", pa.float64()),
+        pa.field("amount_filled", pa.bool_()),
+        pa.field("text", pa.string()),
+        pa.field("channel", pa.string()),
+    ]
+)
+
+TYPES = {
+    "purchase": 0,
+    "return": 1,
+    "view": 2,
+    "cart": 3,
+    "favourite": 4,
+    "click": 5,
+    "impression": 6,
+    "rating": 7,
+    "review": 8,
+    "message": 9,
+}
+PURCHASE, RETURN = TYPES["purchase"], TYPES["return"]
+FIRST_FREE_TYPE = 32
+
+
+def stable_hash(strings: pa.Array | pa.ChunkedArray | Iterable[str | None]) -> NDArray[np.int64]:
+    """64-bit hash of each string (SipHash with a fixed key), equal on every machine and run; null and only null is 0."""
+    array = strings if isinstance(strings, pa.Array | pa.ChunkedArray) else pa.array(strings, pa.string())
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    words = encoded.dictionary.cast(pa.string()).to_numpy(zero_copy_only=False).astype(object)
+    hashes = pd.util.hash_array(words, categorize=False).view(np.int64) if len(words) else np.zeros(0, np.int64)
+    hashes = np.append(np.where(hashes == 0, 1, hashes), 0)
+    codes = encoded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
+    return np.asarray(hashes[codes], dtype=np.int64)
+
+
+def type_code(names: pa.Array | pa.ChunkedArray | Iterable[str]) -> NDArray[np.int16]:
+    """Code of each event type: 0..9 for the known ones, a stable code from 32 up for a free one."""
+    array = names if isinstance(names, pa.Array | pa.ChunkedArray) else pa.array(names, pa.string())
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    words = encoded.dictionary.to_pylist()
+    free = (stable_hash(words).view(np.uint64) % 30_000 + FIRST_FREE_TYPE).tolist()
+    codes = np.array([TYPES.get(word, code) for word, code in zip(words, free, strict=True)], dtype=np.int16)
+    return codes[encoded.indices.to_numpy(zero_copy_only=False)] if len(codes) else np.zeros(len(array), np.int16)

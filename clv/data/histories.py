@@ -1,0 +1,238 @@
+"""Histories: one row per customer, an order with its lines is one token. The one prepared form of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clv.data.clock import Clock
+from clv.data.events import PURCHASE, RETURN, US, stable_hash, type_code
+
+SCHEMA_VERSION = 1
+ATTRIBUTE_PREFIX = "attr_"
+
+TOKEN_FIELDS: dict[str, pa.DataType] = {
+    "time": US,
+    "known_at": US,
+    "day": pa.int32(),
+    "type": pa.int16(),
+    "order": pa.int64(),
+    "amount": pa.float64(),
+    "quantity": pa.float32(),
+    "lines": pa.int32(),
+    "filled": pa.int32(),
+    "channel": pa.int64(),
+    "text": pa.int64(),
+}
+
+HISTORIES = pa.schema(
+    [
+        pa.field("customer_id", pa.string(), nullable=False),
+        *(pa.field(name, pa.list_(kind)) for name, kind in TOKEN_FIELDS.items()),
+        pa.field("items", pa.list_(pa.list_(pa.int64()))),
+        pa.field("first_time", US),
+        pa.field("last_time", US),
+    ]
+)
+
+
+def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) -> pa.Table:
+    """Histories of the customers in `events` (schema `EVENTS`), sorted by customer_id; the row order does not matter.
+
+    A purchase or return is grouped by (customer, type, order_id), without an order id by its instant; any other event
+    is a token of its own. A token's time is that of its first line; it is known when its last line is. `attributes`
+    holds `customer_id` and `attr_*` columns. Whole customers must be given: nothing is merged later.
+    """
+    ids, customer = _sorted_codes(events["customer_id"])
+    time = _int64(events["event_time"])
+    known = _int64(events["known_at"])
+    kind = type_code(events["event_type"])
+    order = stable_hash(events["order_id"])
+    item = stable_hash(events["item_id"])
+    text = stable_hash(events["text"])
+    channel = stable_hash(events["channel"])
+    amount = _floats(events["amount"])
+    quantity = np.nan_to_num(_floats(events["quantity"]), nan=1.0)
+    filled = pc.fill_null(events["amount_filled"], False).to_numpy().astype(np.int32)
+
+    groups = (kind == PURCHASE) | (kind == RETURN)
+    order = np.where(groups, order, 0)
+    group = np.where(order != 0, order, time)
+    # The last keys only make the order of equal rows, and so every float sum, independent of the input order.
+    rows = np.lexsort((channel, text, amount, quantity, item, known, time, group, order != 0, kind, customer))
+    c, k, g, o = customer[rows], kind[rows], group[rows], order[rows]
+    new = np.ones(len(rows), bool)
+    new[1:] = (c[1:] != c[:-1]) | (k[1:] != k[:-1]) | (g[1:] != g[:-1]) | (o[1:] != o[:-1]) | ~groups[rows][1:]
+    start = np.flatnonzero(new)
+
+    lag = np.maximum.reduceat(known[rows] - time[rows], start) if len(rows) else start
+    token_time = np.minimum.reduceat(time[rows], start) if len(rows) else start
+    token_known = np.maximum.reduceat(known[rows], start) if len(rows) else start
+    priced = ~np.isnan(amount[rows])
+    has_item = item[rows] != 0
+    token = {
+        "time": token_time,
+        "known_at": np.where(lag > 0, np.maximum(token_known, token_time), token_time),
+        "day": clock.day_of(token_time),
+        "type": k[start],
+        "order": o[start],
+        "amount": np.where(_sums(priced, start) > 0, _sums(np.nan_to_num(amount[rows]), start), np.nan),
+        "quantity": _sums(quantity[rows], start).astype(np.float32),
+        "lines": np.diff(start, append=len(rows)).astype(np.int32),
+        "filled": _sums(filled[rows], start).astype(np.int32),
+        "channel": channel[rows][start],
+        "text": text[rows][start],
+    }
+    owner = c[start]
+    item_stop = np.cumsum(has_item)[np.append(start[1:], len(rows)) - 1] if len(rows) else start
+    item_start = np.append(0, item_stop[:-1])[: len(start)]
+    first_item = np.where(item_stop > item_start, np.append(item[rows][has_item], 0)[item_start], 0)
+    final = np.lexsort((first_item, token["amount"], token["order"], token["type"], token["known_at"], token_time, owner))
+    flat_items, item_offsets = _gather_ranges(item[rows][has_item], item_start[final], item_stop[final])
+
+    offsets = np.searchsorted(owner[final], np.arange(len(ids) + 1))
+    result = Histories(
+        customer_id=ids,
+        offsets=offsets,
+        item_offsets=item_offsets,
+        items=flat_items,
+        **{name: values[final] for name, values in token.items()},
+    )
+    table = result.to_table()
+    return table if attributes is None else _join_attributes(table, attributes)
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Numpy view of a histories table: tokens of customer i are `offsets[i]:offsets[i + 1]`, ascending in time."""
+
+    customer_id: pa.Array
+    offsets: NDArray[np.int64]
+    time: NDArray[np.int64]
+    known_at: NDArray[np.int64]
+    day: NDArray[np.int32]
+    type: NDArray[np.int16]
+    order: NDArray[np.int64]
+    amount: NDArray[np.float64]
+    quantity: NDArray[np.float32]
+    lines: NDArray[np.int32]
+    filled: NDArray[np.int32]
+    channel: NDArray[np.int64]
+    text: NDArray[np.int64]
+    item_offsets: NDArray[np.int64]
+    items: NDArray[np.int64]
+    attributes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.customer_id)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Histories:
+        """Zero-copy where Arrow allows; raises ValueError for a table that is not of schema HISTORIES."""
+        missing = [name for name in HISTORIES.names if name not in table.column_names]
+        if missing:
+            raise ValueError(f"not a histories table: columns {missing} are missing")
+        table = table.combine_chunks()
+        columns: dict[str, Any] = {}
+        for name, kind in TOKEN_FIELDS.items():
+            lists = _one_chunk(table[name])
+            columns[name] = _numpy(lists.flatten(), kind)
+        nested = _one_chunk(table["items"]).flatten()
+        return cls(
+            customer_id=_one_chunk(table["customer_id"]),
+            offsets=_offsets(_one_chunk(table["time"])),
+            item_offsets=_offsets(nested),
+            items=_numpy(nested.flatten(), pa.int64()),
+            attributes={
+                name.removeprefix(ATTRIBUTE_PREFIX): table[name].to_numpy()
+                for name in table.column_names
+                if name.startswith(ATTRIBUTE_PREFIX)
+            },
+            **columns,
+        )
+
+    def to_table(self) -> pa.Table:
+        offsets = pa.array(self.offsets.astype(np.int32))
+        columns: dict[str, pa.Array] = {"customer_id": self.customer_id}
+        for name, kind in TOKEN_FIELDS.items():
+            values = getattr(self, name)
+            array = pa.array(values) if kind != US else pa.array(values, pa.int64()).cast(US)
+            columns[name] = pa.ListArray.from_arrays(offsets, array.cast(kind))
+        lines = pa.ListArray.from_arrays(pa.array(self.item_offsets.astype(np.int32)), pa.array(self.items, pa.int64()))
+        columns["items"] = pa.ListArray.from_arrays(offsets, lines)
+        columns["first_time"] = pa.array(self.time[self.offsets[:-1]], pa.int64()).cast(US)
+        columns["last_time"] = pa.array(self.time[self.offsets[1:] - 1], pa.int64()).cast(US)
+        for name, values in self.attributes.items():
+            columns[ATTRIBUTE_PREFIX + name] = pa.array(values, from_pandas=True)
+        return pa.table(columns)
+
+
+def concat(tables: list[pa.Table]) -> pa.Table:
+    """One histories table from those of several shards; a customer must not stand in two of them."""
+    return pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+
+def _sorted_codes(strings: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
+    encoded = strings.combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return encoded.dictionary.take(pa.array(order)), rank[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def _sums(values: NDArray[Any], start: NDArray[np.int64]) -> NDArray[Any]:
+    return np.add.reduceat(values, start, dtype=np.float64) if len(values) else np.zeros(0)
+
+
+def _gather_ranges(
+    values: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Concatenation of values[start[i]:stop[i]], and its offsets."""
+    return values[ranges(start, stop)], np.append(0, np.cumsum(stop - start))
+
+
+def ranges(start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Concatenation of arange(start[i], stop[i])."""
+    length = stop - start
+    ends = np.cumsum(length)
+    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(start - (ends - length), length)
+
+
+def _join_attributes(table: pa.Table, attributes: pa.Table) -> pa.Table:
+    where = pc.index_in(table["customer_id"], attributes["customer_id"].combine_chunks())
+    for name in attributes.column_names:
+        if name.startswith(ATTRIBUTE_PREFIX):
+            table = table.append_column(name, attributes[name].combine_chunks().take(where))
+    return table
+
+
+def _one_chunk(column: pa.ChunkedArray) -> Any:
+    array = column.combine_chunks()
+    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _offsets(lists: Any) -> NDArray[np.int64]:
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    return np.asarray(offsets - offsets[0] if len(offsets) else np.zeros(1, np.int64))
+
+
+def _numpy(values: pa.Array, kind: pa.DataType) -> NDArray[Any]:
+    if kind == US:
+        values = values.cast(pa.int64())
+    return np.asarray(values.to_numpy(zero_copy_only=False))
+
+
+def _int64(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return np.asarray(column.cast(US).cast(pa.int64()).to_numpy())
+
+
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    return np.asarray(column.cast(pa.float64()).fill_null(np.nan).to_numpy())
