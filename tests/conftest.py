@@ -1,0 +1,87 @@
+"""What all tests share: seeds, the folder of real data, one local Ray cluster per session."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+SEED = 20110612
+
+# Set before Ray, torch or DeepSpeed are imported; worker processes inherit them.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "DS_ACCELERATOR": "cpu",
+    # DeepSpeed imports torch._inductor otherwise, some 5 CPU-s per process.
+    "TORCHDYNAMO_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A checkpoint that is reported between a poll and a death is lost; the default polls every 2 s.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    # Otherwise Ray re-creates the environment in every worker when somebody starts the tests through uv.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+def pytest_configure() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first; those that need a cluster, then those that break one, come last."""
+
+    def cost(item: pytest.Item) -> int:
+        ray = item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
+        return 2 if item.get_closest_marker("faults") else int(ray)
+
+    items.sort(key=cost)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002 - for libraries that draw from the global state
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(SEED)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with the session's seed, new for every test."""
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets: `CLV_DATA`, or `../shared/data` beside the repository."""
+    named = os.environ.get("CLV_DATA")
+    folder = Path(named) if named else REPO.parent / "shared" / "data"
+    if not folder.is_dir():
+        if named:
+            pytest.fail(f"CLV_DATA={named} is not a folder: name the one that holds online_retail_ii/, or unset it")
+        pytest.skip(f"no real data in {folder}: set CLV_DATA to the folder that holds online_retail_ii/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray cluster with 4 CPUs (more than some machines have: tasks then take turns) for the session."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=512 * 1024**2,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
