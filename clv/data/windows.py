@@ -1,0 +1,198 @@
+"""`cut` separates past from future. Features, tokens and labels all derive from what it returns, and from nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clv.data.clock import DAY_US, Clock
+from clv.data.events import PURCHASE, RETURN
+from clv.data.histories import Histories, ranges
+
+Value = Literal["gross", "net", "none"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Outcomes in [origin, origin + horizon) for each row and horizon, (S, H); rows of an immature horizon are NaN."""
+
+    horizons: tuple[int, ...]
+    value: NDArray[np.float64]
+    orders: NDArray[np.float64]
+    days: NDArray[np.float64]
+    mature: NDArray[np.bool_]
+    next_days: NDArray[np.float64]  # (S,) days from the origin to the next purchase, inf if none is known
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows (customer, origin) with at least one event that happened and was known before the origin.
+
+    `index[offsets[i]:offsets[i + 1]]` are the tokens of row i's past in `histories`, ascending in time.
+    """
+
+    histories: Histories
+    value: Value
+    customer: NDArray[np.int64]
+    origin: NDArray[np.int64]
+    origin_day: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    index: NDArray[np.int64]
+    labels: Labels | None
+
+    def __len__(self) -> int:
+        return len(self.customer)
+
+    def worth(self) -> NDArray[np.float64]:
+        """What each token of the histories counts as value, in shop currency (see `worth`)."""
+        return worth(self.histories, self.value)
+
+    def newest(self, num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(offsets, index) of the newest `num_tokens` tokens of each row's past."""
+        start = np.maximum(self.offsets[:-1], self.offsets[1:] - num_tokens)
+        return np.append(0, np.cumsum(self.offsets[1:] - start)), self.index[ranges(start, self.offsets[1:])]
+
+    def take(self, rows: NDArray[np.int64]) -> Cut:
+        """The cut of the given rows, in the given order."""
+        start, stop = self.offsets[:-1][rows], self.offsets[1:][rows]
+        labels = self.labels
+        if labels is not None:
+            labels = Labels(
+                labels.horizons,
+                labels.value[rows],
+                labels.orders[rows],
+                labels.days[rows],
+                labels.mature[rows],
+                labels.next_days[rows],
+            )
+        return Cut(
+            self.histories,
+            self.value,
+            self.customer[rows],
+            self.origin[rows],
+            self.origin_day[rows],
+            np.append(0, np.cumsum(stop - start)),
+            self.index[ranges(start, stop)],
+            labels,
+        )
+
+
+def worth(histories: Histories, value: Value) -> NDArray[np.float64]:
+    """Value of each token: purchases (`gross`), purchases and returns (`net`), nothing (`none`). Shop currency."""
+    kinds = {"gross": (PURCHASE,), "net": (PURCHASE, RETURN), "none": ()}[value]
+    return np.where(np.isin(histories.type, kinds), np.nan_to_num(histories.amount), 0.0)
+
+
+def cut(
+    histories: Histories,
+    origins: ArrayLike,
+    horizons_days: Sequence[int],
+    clock: Clock,
+    *,
+    value: Value = "gross",
+    customers: NDArray[np.int64] | None = None,
+    known_before: int | None = None,
+) -> Cut:
+    """The pasts of customers at origins, with labels.
+
+    origins: int64 microseconds UTC. Without `customers` every customer is taken at every origin; with it (indices into
+    `histories`) row i is customers[i] at origins[i]. A past holds events with time < origin and known_at < origin.
+    Labels count purchases in [origin, origin + horizon), a horizon being whole local days, that were known before
+    `known_before` (us); a horizon that ends after it is immature. Without `known_before` there are no labels.
+    """
+    instants = np.atleast_1d(np.asarray(origins, np.int64))
+    if customers is None:
+        who = np.tile(np.arange(len(histories), dtype=np.int64), len(instants))
+        when = np.repeat(instants, len(histories))
+    else:
+        who, when = np.asarray(customers, np.int64), np.broadcast_to(instants, (len(customers),))
+    begin, end = histories.offsets[who], histories.offsets[who + 1]
+    split = first_not_before(histories.time, begin, end, when)
+    index = ranges(begin, split)
+    length = split - begin
+    if bool(np.any(histories.known_at > histories.time)):
+        row = np.repeat(np.arange(len(who)), length)
+        known = histories.known_at[index] < when[row]
+        index, length = index[known], np.bincount(row[known], minlength=len(who))
+    seen = length > 0
+    who, when = who[seen], when[seen]
+    origin_day = clock.day_of(when)
+    labels = None
+    if known_before is not None:
+        labels = _labels(histories, who, when, origin_day, tuple(horizons_days), clock, value, known_before)
+    offsets = np.append(0, np.cumsum(length[seen]))
+    return Cut(histories, value, who, when, origin_day, offsets, index, labels)
+
+
+def first_not_before(
+    values: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64], query: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each row the first i in [begin, end) with values[i] >= query, or end: a binary search in every segment."""
+    low, high = begin.astype(np.int64), end.astype(np.int64)
+    last = max(len(values) - 1, 0)
+    while bool(np.any(open_ := low < high)):
+        middle = (low + high) // 2
+        less = values[np.minimum(middle, last)] < query
+        low, high = np.where(open_ & less, middle + 1, low), np.where(open_ & ~less, middle, high)
+    return low
+
+
+def _labels(
+    histories: Histories,
+    who: NDArray[np.int64],
+    when: NDArray[np.int64],
+    origin_day: NDArray[np.int32],
+    horizons: tuple[int, ...],
+    clock: Clock,
+    value: Value,
+    known_before: int,
+) -> Labels:
+    known = histories.known_at < known_before
+    bought = known & (histories.type == PURCHASE)
+    value_sum = _running(np.where(known, worth(histories, value), 0.0))
+    order_sum = _running(bought.astype(np.float64))
+    day_sum = _running(_first_of_day(histories, bought).astype(np.float64))
+
+    begin, end = histories.offsets[who], histories.offsets[who + 1]
+    start = first_not_before(histories.time, begin, end, when)
+    past_midnight = when - clock.start_of(origin_day)
+    stops = [clock.start_of(origin_day + h) + past_midnight for h in horizons]
+    shape = (len(who), len(horizons))
+    out = {name: np.full(shape, np.nan) for name in ("value", "orders", "days")}
+    mature = np.zeros(shape, bool)
+    for column, stop_time in enumerate(stops):
+        stop = first_not_before(histories.time, begin, end, stop_time)
+        ripe = stop_time <= known_before
+        mature[:, column] = ripe
+        # A sum of differences of large running totals would leave 1e-9 where nothing was bought.
+        spent = np.where(stop > start, value_sum[stop] - value_sum[start], 0.0)
+        out["value"][:, column] = np.where(ripe, np.maximum(np.round(spent, 6), 0.0), np.nan)
+        out["orders"][:, column] = np.where(ripe, order_sum[stop] - order_sum[start], np.nan)
+        out["days"][:, column] = np.where(ripe, day_sum[stop] - day_sum[start], np.nan)
+
+    buys = np.flatnonzero(bought)
+    following = np.searchsorted(buys, start)
+    token = buys[np.minimum(following, max(len(buys) - 1, 0))] if len(buys) else np.zeros_like(start)
+    found = (following < len(buys)) & (token < end)
+    wait = (histories.time[token] - when) / DAY_US if len(buys) else np.zeros(len(who))
+    return Labels(horizons, out["value"], out["orders"], out["days"], mature, np.where(found, wait, np.inf))
+
+
+def _first_of_day(histories: Histories, bought: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether a token is the first purchase of its customer on its local day."""
+    buys = np.flatnonzero(bought)
+    owner = np.searchsorted(histories.offsets, buys, side="right")
+    day = histories.day[buys]
+    first = np.ones(len(buys), bool)
+    first[1:] = (day[1:] != day[:-1]) | (owner[1:] != owner[:-1])
+    flags = np.zeros(len(histories.time), bool)
+    flags[buys[first]] = True
+    return flags
+
+
+def _running(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.append(0.0, np.cumsum(values))
