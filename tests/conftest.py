@@ -24,7 +24,6 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A checkpoint that is reported between a poll and a death is lost; the default polls every 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     # Otherwise Ray re-creates the environment in every worker when somebody starts the tests through uv.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }

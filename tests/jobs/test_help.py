@@ -1,0 +1,66 @@
+"""Every job answers --help at once: without Ray, in one process, with exit code 0."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+# Where Ray or torch are loaded, --help needs 3 CPU-s and more; tyro and pydantic together need less than 1.
+CPU_SECONDS = 3.0
+
+PROBE = """
+import io, json, resource, runpy, sys
+from contextlib import redirect_stdout
+module, *arguments = sys.argv[1:]
+sys.argv = [module, *arguments]
+code, text = 0, io.StringIO()
+try:
+    with redirect_stdout(text):
+        runpy.run_module(module, run_name="__main__")
+except SystemExit as stop:
+    code = stop.code or 0
+used = resource.getrusage(resource.RUSAGE_SELF)
+loaded = sorted({"ray", "torch", "transformers", "deepspeed"} & set(sys.modules))
+print(json.dumps({"code": code, "text": text.getvalue(), "loaded": loaded, "cpu": used.ru_utime + used.ru_stime}))
+"""
+
+
+def is_verb(path: Path) -> bool:
+    """Whether a file is a job: it has a `__main__` guard."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return any(isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree.body)
+
+
+VERBS = sorted(path.stem for path in REPO.glob("ray_jobs/*.py") if is_verb(path))
+
+
+def probe(verb: str, *arguments: str) -> dict[str, object]:
+    command = [sys.executable, "-c", PROBE, f"ray_jobs.{verb}", *arguments]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return {**json.loads(done.stdout.splitlines()[-1]), "stderr": done.stderr}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_answers_quickly_without_ray_and_torch(verb: str) -> None:
+    answer = probe(verb, "--help")
+    assert (answer["code"], answer["loaded"]) == (0, [])
+    assert "usage:" in str(answer["text"]).lower()
+    assert answer["cpu"] < CPU_SECONDS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_option_is_a_usage_error_that_names_it(verb: str) -> None:
+    answer = probe(verb, "--no-such-option", "1")
+    assert (answer["code"], answer["loaded"]) == (2, [])
+    assert "--no-such-option" in f"{answer['text']}{answer['stderr']}"
+
+
+def test_every_job_is_a_file_with_one_verb() -> None:
+    """A job without a `__main__` guard could not be run; helpers of jobs start with an underscore."""
+    others = {path.stem for path in REPO.glob("ray_jobs/*.py")} - set(VERBS)
+    assert {name for name in others if not name.startswith("_")} == set()
