@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -125,4 +126,4 @@ class Batcher:
         row, scores = row[order], scores.take(pa.array(order))
         scores = scores.set_column(scores.schema.get_field_index("customer_id"), "customer_id", ids.take(pa.array(row)))
         bounds = np.searchsorted(row, np.append(0, np.cumsum(sizes)))
-        return [scores.slice(start, stop - start) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [scores.slice(start, stop - start) for start, stop in pairwise(bounds)]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_BODY_BYTES = 32 * 2**20
 MAX_CUSTOMERS = 1_000
@@ -15,7 +15,7 @@ MAX_HORIZONS = 32
 MAX_HORIZON_DAYS = 3_650
 FIRST_YEAR, LAST_YEAR = 1990, 2100
 
-EXAMPLE = {
+EXAMPLE: dict[str, Any] = {
     "as_of": "2011-06-12",
     "horizons_days": [90],
     "customers": [
@@ -79,6 +79,14 @@ class Event(_Request):
     text: Annotated[str, StringConstraints(max_length=10_000)] | None = None
     channel: Identifier | None = None
 
+    @model_validator(mode="after")
+    def _known_after_it_happened(self) -> Self:
+        known, time = self.known_at, self.event_time
+        # With one of the two in local time the shop's clock decides; a small difference is then levelled, not refused.
+        if known is not None and (known.tzinfo is None) == (time.tzinfo is None) and known < time:
+            raise ValueError("known_at lies before event_time")
+        return self
+
 
 class Customer(_Request):
     """A customer of the store, or, with `events`, one whose whole history comes with the request."""
@@ -96,9 +104,9 @@ class PredictRequest(_Request):
 
     as_of: Time | None = Field(
         None,
-        description="Only events before it are used; the horizons begin there. Not before the bundle's cut. Absent: the "
-        "first local midnight after the newest event known (of the store, the bundle or this request), at most the "
-        "coming midnight, at least the cut.",
+        description="Only events before it are used; the horizons begin there. Not before the bundle's cut. Absent: "
+        "the first local midnight after the newest event known (of the store, without one of the bundle, and of this "
+        "request), but no later than the coming midnight and no earlier than the cut.",
     )
     horizons_days: Annotated[list[Horizon], Field(min_length=1, max_length=MAX_HORIZONS)] | None = Field(
         None, description="Absent: the bundle's own horizons."
@@ -114,7 +122,7 @@ class ModelRef(BaseModel):
 
 
 class Score(BaseModel):
-    """One customer at one horizon. Money in the shop's currency over [origin, origin + horizon), null without prices."""
+    """One customer at one horizon. Money in shop currency over [origin, origin + horizon), null without prices."""
 
     customer_id: str
     origin: datetime

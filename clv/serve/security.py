@@ -77,7 +77,8 @@ def check_exposure(keys: Keys, host: str | None) -> None:
     """Raise ValueError when a server without keys would listen on anything but loopback."""
     if not keys and not is_loopback(host):
         raise ValueError(
-            f"refusing to serve on {host!r} without API keys: set {ENV}, or http_options.host to 127.0.0.1 in the Serve file"
+            f"refusing to serve on {host!r} without API keys: "
+            f"set {ENV}, or http_options.host to 127.0.0.1 in the Serve file"
         )
 
 

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,13 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clv.data.events import US
-from clv.data.histories import ATTRIBUTE_PREFIX, HISTORIES, TOKEN_FIELDS, Histories, ranges
+from clv.data.histories import ATTRIBUTE_PREFIX, TOKEN_FIELDS, Histories, ranges
 
 _NUMPY = {
     name: np.dtype("int64") if kind == US else np.dtype(kind.to_pandas_dtype()) for name, kind in TOKEN_FIELDS.items()
 }
-# A blob holds these columns one after the other. Wide ones first, so that in a blob padded to 8 bytes every column starts
-# at a multiple of its width and all blobs of an answer can be read with one index per column.
+# A blob holds these columns one after the other. Wide ones first, so that in a blob padded to 8 bytes every column
+# starts at a multiple of its width and all blobs of an answer can be read with one index per column.
 _LAYOUT: list[tuple[str, np.dtype[Any]]] = sorted(
     [*_NUMPY.items(), ("items", np.dtype("int64")), ("item_counts", np.dtype("int32"))],
     key=lambda column: (-column[1].itemsize, column[0]),
@@ -118,7 +119,8 @@ class SqliteStore:
             attributes = self._attributes(connection)
             names = ",".join(["customer_id", "tokens", "items", "history", *(_quoted(name) for name, _ in attributes)])
             rows = connection.execute(
-                f"SELECT {names} FROM customers WHERE customer_id IN (SELECT value FROM json_each(?)) ORDER BY customer_id",
+                f"SELECT {names} FROM customers WHERE customer_id IN (SELECT value FROM json_each(?)) "
+                "ORDER BY customer_id",
                 (json.dumps(list(customer_ids)),),
             ).fetchall()
         columns = list(zip(*rows, strict=True)) if rows else [()] * (4 + len(attributes))
@@ -209,8 +211,8 @@ def _encode(h: Histories) -> tuple[NDArray[np.int64], NDArray[np.int64], Iterabl
         values = np.diff(h.item_offsets) if name == "item_counts" else getattr(h, name)
         count = items if name == "items" else tokens
         buffer.view(kind)[_elements(places[name], count, kind)] = values
-    view, cuts = memoryview(buffer), bounds.tolist()
-    return tokens, items, (view[start:stop] for start, stop in zip(cuts[:-1], cuts[1:], strict=True))
+    view, cuts = buffer.data, bounds.tolist()
+    return tokens, items, (view[start:stop] for start, stop in pairwise(cuts))
 
 
 def _decode(

@@ -194,7 +194,7 @@ def test_a_put_that_returned_survives_kill_minus_nine(tmp_path: Path) -> None:
 
 
 def test_a_missing_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="ray_jobs.load_store"):
+    with pytest.raises(ValueError, match=r"ray_jobs\.load_store"):
         SqliteStore(tmp_path / "none.sqlite")
     assert not (tmp_path / "none.sqlite").exists()
 

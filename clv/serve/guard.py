@@ -1,0 +1,176 @@
+"""What surrounds every request: id, size limit, keys, metrics, and errors as RFC 9457 problem details."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clv.serve.schemas import MAX_BODY_BYTES, FieldError, Problem
+from clv.serve.security import Keys, host_of, is_loopback
+
+LOG = logging.getLogger(__name__)
+
+# Probes come without keys; the documents tell nothing about customers.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class Metrics:
+    """Prometheus metrics of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "clv_requests_total", "Requests answered.", ["method", "route", "status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "clv_request_seconds",
+            "Seconds from request to answer.",
+            ["route"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=self.registry,
+        )
+        self.batch = Histogram(
+            "clv_batch_customers",
+            "Customers of one predictor call.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
+            registry=self.registry,
+        )
+        self.customers = Counter(
+            "clv_customers_total", "Customers answered for, by result status.", ["status"], registry=self.registry
+        )
+        self.model = Gauge("clv_model_info", "1 for the bundle in service.", ["version", "cut"], registry=self.registry)
+
+
+class ProblemError(Exception):
+    """Ends a request with problem details; `detail` is shown to the caller and must name no internals."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        retry_after_s: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors = status, detail, list(errors)
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(retry_after_s)
+
+    def response(self, request_id: str) -> Response:
+        """The answer, media type application/problem+json."""
+        problem = Problem(
+            title=HTTPStatus(self.status).phrase,
+            status=self.status,
+            detail=self.detail,
+            request_id=request_id,
+            errors=self.errors,
+        )
+        return Response(problem.model_dump_json(), self.status, self.headers, "application/problem+json")
+
+
+def too_large(limit: int = MAX_BODY_BYTES) -> ProblemError:
+    """413, naming the body and the remedy."""
+    message = f"must not exceed {limit} bytes; send fewer customers per request"
+    return ProblemError(413, f"The request body {message}.", errors=[FieldError(field="body", message=message)])
+
+
+class Guard:
+    """ASGI middleware around the whole application.
+
+    `echo_request_id` is off behind Ray Serve, whose proxy writes the X-Request-ID header itself.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        metrics: Metrics,
+        max_body: int = MAX_BODY_BYTES,
+        echo_request_id: bool = True,
+    ) -> None:
+        self.app, self.keys, self.metrics = app, keys, metrics
+        self.max_body, self.echo_request_id = max_body, echo_request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        began, status = time.perf_counter(), 500
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                if self.echo_request_id:
+                    MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            try:
+                self._admit(scope["path"], headers)
+                await self.app(scope, self._limited(receive), send_with_id)
+            except ProblemError as problem:
+                if started:
+                    raise
+                await problem.response(request_id)(scope, receive, send_with_id)
+            except Exception:
+                LOG.exception("request %s failed", request_id)
+                if started:
+                    raise
+                failed = ProblemError(500, "The server failed; its log has the details under this request id.")
+                await failed.response(request_id)(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self.metrics.requests.labels(_method(scope["method"]), route, status).inc()
+            self.metrics.latency.labels(route).observe(time.perf_counter() - began)
+
+    def _admit(self, path: str, headers: Headers) -> None:
+        if self.keys and path not in OPEN_PATHS and not self.keys.accept(headers.get("authorization")):
+            raise ProblemError(
+                401,
+                "A valid key is needed: send Authorization: Bearer KEY.",
+                headers={"WWW-Authenticate": 'Bearer realm="clv"'},
+            )
+        if not self.keys and not is_loopback(host_of(headers.get("host"))):
+            # A page in a browser of this machine could otherwise reach us under a name of its own (DNS rebinding).
+            raise ProblemError(421, "Without API keys this server answers only to localhost.")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self.max_body:
+            raise too_large(self.max_body)
+
+    def _limited(self, receive: Receive) -> Receive:
+        size = 0
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.max_body:
+                raise too_large(self.max_body)
+            return message
+
+        return limited
+
+
+def _method(method: str) -> str:
+    known = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"}
+    return method if method in known else "other"  # a label of a metric must not be the caller's to invent

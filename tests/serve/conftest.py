@@ -1,0 +1,121 @@
+"""A small predictor of the served kind: deterministic arithmetic on the histories it is given, no model files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clv.data.clock import Clock
+from clv.data.events import EVENTS, US
+from clv.data.histories import Histories, build
+from clv.serve.backend import LiveBackend
+from clv.serve.batching import Batching
+from clv.serve.store import SqliteStore
+
+CUT = datetime(2011, 6, 1, tzinfo=UTC)
+NUMBERS = [
+    *("p_purchase", "churn_probability", "orders_mean", "aov", "value_mean", "value_median", "value_p10", "value_p90"),
+    *("clv_mean", "anchor_value_mean"),
+]
+
+
+class SmallPredictor:
+    """Value = mean amount x orders x horizon / 365; counts its calls and the customers of each."""
+
+    def __init__(self, version: str = "v1", cut: datetime = CUT, timezone: str = "Europe/London") -> None:
+        self.version, self.cut, self.data_through = version, cut, cut
+        self.currency, self.horizons, self.clock = "GBP", (30, 90), Clock(timezone)
+        self.calls: list[int] = []
+        self.before: Callable[[pa.Table], object] = lambda histories: None
+
+    def predict(self, histories: pa.Table, as_of: int, horizons: Sequence[int] | None = None) -> pa.Table:
+        self.calls.append(len(histories))
+        self.before(histories)
+        h = Histories.from_table(histories)
+        used = (h.time < as_of) & (h.known_at < as_of)
+        owner = np.repeat(np.arange(len(h)), np.diff(h.offsets))[used]
+        orders = np.bincount(owner, minlength=len(h))
+        spend = np.bincount(owner, np.nan_to_num(h.amount[used]), minlength=len(h))
+        rows = np.flatnonzero(orders)
+        tables = []
+        for days in horizons or self.horizons:
+            rate = orders[rows] * days / 365
+            value = np.where(spend[rows] == 0, np.nan, spend[rows] * days / 365)
+            columns = {name: value for name in NUMBERS}
+            columns |= {"p_purchase": 1 - np.exp(-rate), "churn_probability": np.exp(-rate), "orders_mean": rate}
+            tables.append(
+                pa.table(
+                    {
+                        "customer_id": h.customer_id.take(pa.array(rows)),
+                        "origin": pa.array(np.full(len(rows), as_of)).cast(US),
+                        "horizon_days": pa.array(np.full(len(rows), days), pa.int32()),
+                        **columns,
+                        "extrapolated": np.full(len(rows), days > 90),
+                        "value_rank": np.arange(len(rows)),
+                        "value_decile": pa.array(np.ones(len(rows)), pa.int32()),
+                    }
+                )
+            )
+        return pa.concat_tables(tables)
+
+
+def events(*rows: tuple[str, str, float | None]) -> pa.Table:
+    """Purchases (customer, ISO time in UTC, amount)."""
+    time = pa.array([datetime.fromisoformat(text).replace(tzinfo=UTC) for _, text, _ in rows], US)
+    columns = {name: pa.nulls(len(rows), EVENTS.field(name).type) for name in EVENTS.names}
+    columns |= {
+        "customer_id": pa.array([name for name, _, _ in rows]),
+        "event_time": time,
+        "known_at": time,
+        "event_type": pa.array(["purchase"] * len(rows)),
+        "amount": pa.array([amount for _, _, amount in rows], pa.float64()),
+    }
+    return pa.table(columns, schema=EVENTS)
+
+
+STORED = [("A", "2011-05-01T10:00", 20.0), ("A", "2011-06-10T10:00", 30.0), ("B", "2011-06-11T09:00", None)]
+
+
+@pytest.fixture
+def make_predictor() -> type[SmallPredictor]:
+    return SmallPredictor
+
+
+@pytest.fixture
+def predictor() -> SmallPredictor:
+    return SmallPredictor()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    """Customers A (50.00 in two orders) and B (one order without a price)."""
+    store = SqliteStore(tmp_path / "store.sqlite", create=True)
+    store.put_histories(build(events(*STORED), Clock("Europe/London")))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def backend(predictor: SmallPredictor, store: SqliteStore) -> LiveBackend:
+    backend = LiveBackend(store, Batching(wait_s=0.001))
+    backend.install(predictor)
+    predictor.calls.clear()
+    return backend
+
+
+@pytest.fixture
+def connect() -> Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]:
+    """An HTTP client of an application in this process, as a context."""
+
+    def open_client(app: object, **headers: str) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
+
+    return open_client

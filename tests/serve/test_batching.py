@@ -1,0 +1,156 @@
+"""Requests that wait together are scored together, and none of them notices."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from clv.data.clock import Clock
+from clv.data.events import EVENTS, US
+from clv.data.histories import build
+from clv.serve.batching import Batcher, Batching, Overloaded
+
+AS_OF = 1_307_836_800_000_000
+
+
+def history(name: str, amount: float) -> pa.Table:
+    time = pa.array([AS_OF - 10**12]).cast(US)
+    columns = {column: pa.nulls(1, EVENTS.field(column).type) for column in EVENTS.names}
+    columns |= {"customer_id": pa.array([name]), "event_time": time, "known_at": time}
+    columns |= {"event_type": pa.array(["purchase"]), "amount": pa.array([amount])}
+    return build(pa.table(columns, schema=EVENTS), Clock("UTC"))
+
+
+def together(batcher: Batcher, asked: Sequence[tuple[pa.Table, int, tuple[int, ...]]]) -> list[Any]:
+    async def go() -> list[Any]:
+        return await asyncio.gather(*(batcher.score(*one) for one in asked), return_exceptions=True)
+
+    return asyncio.run(go())
+
+
+def totals(table: pa.Table) -> dict[tuple[str, int], float]:
+    rows = table.select(["customer_id", "horizon_days", "value_mean"]).to_pylist()
+    return {(row["customer_id"], row["horizon_days"]): round(row["value_mean"], 6) for row in rows}
+
+
+def test_requests_of_one_moment_share_a_call_and_get_their_own_rows(predictor: Any) -> None:
+    batcher = Batcher(predictor.predict, Batching(wait_s=0.01))
+    found = together(batcher, [(history(f"c{i}", i), AS_OF, (365, 90)) for i in range(20)])
+    assert predictor.calls == [20]
+    for i, table in enumerate(found):
+        assert table["horizon_days"].to_pylist() == [90, 365]
+        assert totals(table)[(f"c{i}", 365)] == (i if i else pytest.approx(float("nan"), nan_ok=True))
+
+
+def test_the_same_customer_in_two_requests_keeps_two_histories(predictor: Any) -> None:
+    batcher = Batcher(predictor.predict, Batching(wait_s=0.01))
+    found = together(batcher, [(history("A", 5.0), AS_OF, (365,)), (history("A", 7.0), AS_OF, (365,))])
+    assert [totals(table) for table in found] == [{("A", 365): 5.0}, {("A", 365): 7.0}]
+    assert predictor.calls == [2]
+
+
+def test_other_times_and_horizons_are_other_calls(predictor: Any) -> None:
+    batcher = Batcher(predictor.predict, Batching(wait_s=0.01))
+    asked = [(AS_OF, (365,)), (AS_OF + 1, (365,)), (AS_OF, (90,)), (AS_OF, (365,))]
+    found = together(batcher, [(history("A", 5.0), *one) for one in asked])
+    assert sorted(predictor.calls) == [1, 1, 2]
+    assert [table["origin"].cast(pa.int64())[0].as_py() - AS_OF for table in found] == [0, 1, 0, 0]
+
+
+def test_a_call_never_exceeds_the_largest_batch(predictor: Any) -> None:
+    batcher = Batcher(predictor.predict, Batching(wait_s=0.01, max_customers=8))
+    together(batcher, [(history(f"c{i}", 1.0), AS_OF, (365,)) for i in range(20)])
+    assert predictor.calls == [8, 8, 4]
+
+
+def test_those_without_an_event_before_are_absent_from_their_own_answer_only(predictor: Any) -> None:
+    batcher = Batcher(predictor.predict, Batching(wait_s=0.01))
+    joined = pa.concat_tables([history("A", 5.0), history("C", 7.0)])
+    early = AS_OF - 10**12
+    found = together(batcher, [(joined, AS_OF, (365,)), (history("B", 1.0), AS_OF, (365,))])
+    assert [sorted(totals(table)) for table in found] == [[("A", 365), ("C", 365)], [("B", 365)]]
+    assert [len(table) for table in together(batcher, [(joined, early, (365,))])] == [0]
+
+
+def test_one_request_that_fails_does_not_fail_its_neighbours(predictor: Any) -> None:
+    def fail_on_13(histories: pa.Table) -> None:
+        if 13.0 in histories["amount"].combine_chunks().flatten().to_pylist():
+            raise RuntimeError("unlucky")
+
+    predictor.before = fail_on_13
+    batcher = Batcher(predictor.predict, Batching(wait_s=0.01))
+    found = together(batcher, [(history(f"c{i}", float(i)), AS_OF, (365,)) for i in (12, 13, 14)])
+    assert isinstance(found[1], RuntimeError)
+    assert [totals(table) for table in (found[0], found[2])] == [{("c12", 365): 12.0}, {("c14", 365): 14.0}]
+
+
+def test_a_full_queue_refuses_but_one_large_request_always_fits(predictor: Any) -> None:
+    batcher = Batcher(predictor.predict, Batching(wait_s=0.01, max_customers=2, max_waiting=2))
+    large = pa.concat_tables([history(f"c{i}", 1.0) for i in range(5)])
+    found = together(batcher, [(large, AS_OF, (365,)), (history("A", 1.0), AS_OF, (365,))])
+    assert len(found[0]) == 5
+    assert isinstance(found[1], Overloaded)
+    assert len(together(batcher, [(history("A", 1.0), AS_OF, (365,))])[0]) == 1, "room again"
+
+
+def test_a_withdrawn_request_is_never_scored(predictor: Any) -> None:
+    release = threading.Event()
+    predictor.before = lambda histories: release.wait(5)
+    batcher = Batcher(predictor.predict, Batching(wait_s=0, max_customers=1))
+
+    async def go() -> None:
+        first = asyncio.create_task(batcher.score(history("A", 1.0), AS_OF, (365,)))
+        await asyncio.sleep(0.05)
+        second = asyncio.create_task(batcher.score(history("B", 1.0), AS_OF, (365,)))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        release.set()
+        assert totals(await first) == {("A", 365): 1.0}
+        with pytest.raises(asyncio.CancelledError, match=""):
+            await second
+        assert totals(await batcher.score(history("C", 1.0), AS_OF, (365,))) == {("C", 365): 1.0}
+
+    asyncio.run(go())
+    assert predictor.calls == [1, 1]
+
+
+@pytest.mark.parametrize("wrong", [{"wait_s": -1}, {"max_customers": 0}, {"max_waiting": 0}])
+def test_senseless_options_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be >="):
+        Batching(**wrong)
+
+
+def test_a_new_bundle_takes_over_and_a_broken_one_does_not(backend: Any, make_predictor: Callable[..., Any]) -> None:
+    async def go() -> list[str]:
+        pointer = iter(["v1", "v2", "broken", "broken", "v3"])
+        seen = []
+
+        def load(version: str) -> Any:
+            if version == "broken":
+                raise ValueError("damaged")
+            return make_predictor(version)
+
+        def pointed() -> str:
+            seen.append(backend.scorer().facts.version)
+            return next(pointer, "v3")
+
+        task = asyncio.create_task(backend.follow(pointed, load, 0.01))
+        while len(seen) < 7:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        return seen
+
+    assert asyncio.run(go())[:7] == ["v1", "v1", "v2", "v2", "v2", "v3", "v3"]
+
+
+def test_a_bundle_that_scores_nobody_is_not_put_in_service(backend: Any, make_predictor: Callable[..., Any]) -> None:
+    predictor = make_predictor("v2")
+    predictor.predict = lambda histories, as_of, horizons: make_predictor().predict(histories, 0, horizons)
+    with pytest.raises(ValueError, match="scored nobody"):
+        backend.install(predictor)
+    assert backend.scorer().facts.version == "v1"
