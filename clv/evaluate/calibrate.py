@@ -1,0 +1,273 @@
+"""Calibration on held-out customers: probabilities, bands for persons and for sums, level of the total.
+
+Fitted on one matured origin that training never saw, stored as JSON, applied to any later prediction. Everything is
+shrunk: few calibration customers leave the model as it is. The distribution is calibrated in two parts, so that the
+mass at zero stays 1 - p_purchase: the probability by Platt scaling, the value of buyers by a monotone remap of levels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+from scipy.stats import gamma
+
+from clv.evaluate import probabilistic
+from clv.evaluate.prediction import Array, Prediction, Quantiles
+
+FORMAT = 1
+GRID: Array = np.linspace(0, 1, 51)  # levels at which the remap of buyers' values is stored
+AGE_EDGES = (90.0, 365.0)  # days since the first purchase
+FREQUENCY_EDGES = (1.0, 3.0)  # repeat purchase days
+NUM_CELLS = (len(AGE_EDGES) + 1) * (len(FREQUENCY_EDGES) + 1)
+PRIOR_BUYERS = 50.0  # so many buyers of a cell weigh as much as the remap of all cells, and so many of all as none
+PRIOR_PLATT = 5.0  # precision of intercepts around 0 and of the slope around 1: about 20 customers at p = .5
+PRIOR_LEVEL = 0.2  # sd of the log level before the data: total misses beyond it are believed only from many customers
+GROUP = 50  # size of the random groups that the bands for sums are fitted on
+
+
+def cells(age_days: ArrayLike, frequency: ArrayLike) -> NDArray[np.int64]:
+    """(n,) number of the age x frequency cell, 0 .. NUM_CELLS - 1; age = T of the sample frame."""
+    age = np.searchsorted(AGE_EDGES, np.asarray(age_days, float), side="right")
+    often = np.searchsorted(FREQUENCY_EDGES, np.asarray(frequency, float), side="right")
+    return np.asarray(age * (len(FREQUENCY_EDGES) + 1) + often, np.int64)
+
+
+def cell_names() -> list[str]:
+    """Names of the cells in plain words, by number."""
+    ages = ("up to 90 days old", "90 days to a year old", "over a year old")
+    return [f"{age}, {often}" for age in ages for often in ("one purchase day", "2-3 purchase days", "4 or more")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What one calibration origin taught about one horizon (`fit_calibration`); identity where nothing was learned."""
+
+    intercept: tuple[float, ...]  # (NUM_CELLS,) logit p' = intercept[cell] + slope logit p
+    slope: float
+    remap: tuple[tuple[float, ...], ...]  # (NUM_CELLS, len(GRID)) level of buyers' values to read for a wanted level
+    level: float  # factor on expected values
+    level_error: float  # relative standard deviation of a total that no number of customers averages away
+    variance_ratio: float  # realised over predicted variance of sums of customers
+    customers: int
+
+    def apply(self, prediction: Prediction, age_days: ArrayLike, frequency: ArrayLike) -> Prediction:
+        """The calibrated prediction; order by value is untouched, quantiles stay monotone, p_zero = 1 - p_purchase."""
+        cell = cells(age_days, frequency)
+        if len(cell) != len(prediction):
+            raise ValueError(
+                f"{len(cell)} ages and frequencies for {len(prediction)} predictions; give one per customer"
+            )
+        p = None if prediction.p_purchase is None else self.probability(prediction.p_purchase, cell)
+        quantiles = prediction.quantiles
+        if quantiles is not None:
+            pay = 1 - quantiles.p_zero
+            quantiles = self._spread(quantiles, self.probability(pay, cell), cell)
+        return Prediction(value=prediction.value * self.level, p_purchase=p, quantiles=quantiles)
+
+    def probability(self, p: Array, cell: NDArray[np.int64]) -> Array:
+        """(n,) calibrated probabilities; exact 0 and 1 stay."""
+        moved = expit(np.asarray(self.intercept)[cell] + self.slope * logit(np.clip(p, 1e-9, 1 - 1e-9)))
+        return np.where((p > 0) & (p < 1), moved, p)
+
+    def _spread(self, q: Quantiles, pay: Array, cell: NDArray[np.int64]) -> Quantiles:
+        """The value of buyers by the cell's remap, above the new mass at zero."""
+        zero = 1 - pay
+        inner = np.divide(q.levels - zero[:, None], pay[:, None], out=np.zeros_like(q.values), where=pay[:, None] > 0)
+        read = np.zeros_like(inner)
+        for number in np.unique(cell):
+            rows = cell == number
+            read[rows] = np.interp(inner[rows], GRID, self.remap[number])
+        values = q.at(q.p_zero[:, None] + (1 - q.p_zero[:, None]) * read)
+        values = np.where(inner > 0, np.maximum.accumulate(values, axis=1), 0.0)
+        return Quantiles(q.levels, values, zero)
+
+    def band_for_sum(
+        self, value: ArrayLike, variance: ArrayLike, group: ArrayLike | None = None, coverage: float = 0.8
+    ) -> tuple[Array, Array, Array]:
+        """(sum, low, high), each (groups,), currency, of calibrated values (n,) with predictive variances (n,).
+
+        `group` numbers the groups from 0; without it all customers are one. A gamma law with the sum's moments:
+        skewed for few customers, normal for many, never negative. The error of the level does not average away.
+        """
+        v, var = np.asarray(value, float), np.asarray(variance, float)
+        number = np.zeros(len(v), np.int64) if group is None else np.asarray(group, np.int64)
+        total, spread = (np.bincount(number, weights=w).astype(float) for w in (v, var))
+        low, high = _gamma_band(total, self.variance_ratio * spread + (self.level_error * total) ** 2, coverage)
+        return total, low, high
+
+    def to_json(self) -> str:
+        """JSON text with the format's number; floats survive exactly."""
+        edges = {"age_edges": AGE_EDGES, "frequency_edges": FREQUENCY_EDGES}
+        return json.dumps({"format": FORMAT} | edges | asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        """The inverse of `to_json`; ValueError for another format or other cells."""
+        content = json.loads(text)
+        found = content.pop("format", None), content.pop("age_edges", None), content.pop("frequency_edges", None)
+        if found != (FORMAT, list(AGE_EDGES), list(FREQUENCY_EDGES)):
+            raise ValueError(f"calibration has format and cells {found}, this version reads {FORMAT}; fit it again")
+        content["intercept"] = tuple(content["intercept"])
+        content["remap"] = tuple(tuple(row) for row in content["remap"])
+        return cls(**content)
+
+
+def identity() -> Calibration:
+    """A calibration that changes nothing."""
+    row = tuple(float(g) for g in GRID)
+    return Calibration(
+        intercept=(0.0,) * NUM_CELLS,
+        slope=1.0,
+        remap=(row,) * NUM_CELLS,
+        level=1.0,
+        level_error=0.0,
+        variance_ratio=1.0,
+        customers=0,
+    )
+
+
+def fit_calibration(
+    prediction: Prediction,
+    y: ArrayLike,
+    orders: ArrayLike,
+    age_days: ArrayLike,
+    frequency: ArrayLike,
+    *,
+    level_drift: float = 0.1,
+    seed: int = 0,
+) -> Calibration:
+    """Calibration of one horizon from held-out predictions and what happened, all (n,), y in currency.
+
+    `level_drift` is the relative change of level from one origin to the next that the caller saw on past origins: one
+    origin alone cannot tell it. Without p_purchase or quantiles those parts stay the identity.
+    """
+    real, hit = np.maximum(np.asarray(y, float), 0.0), np.asarray(orders, float) > 0
+    cell = cells(age_days, frequency)
+    if not len(real) == len(hit) == len(cell) == len(prediction):
+        raise ValueError(
+            f"{len(prediction)} predictions, {len(real)} values, {len(hit)} orders, {len(cell)} cells: unequal"
+        )
+    start = identity()
+    if not len(real):
+        return start
+    level, error = _level(real, prediction.value)
+    intercept, slope = np.zeros(NUM_CELLS), 1.0
+    p = prediction.p_purchase
+    if p is None and prediction.quantiles is not None:
+        p = 1 - prediction.quantiles.p_zero
+    if p is not None:
+        intercept, slope = _platt(p, hit, cell)
+    remap = np.tile(GRID, (NUM_CELLS, 1))
+    if prediction.quantiles is not None:
+        remap = _remap(real, prediction.quantiles, cell, seed)
+    fitted = Calibration(
+        intercept=tuple(float(a) for a in intercept),
+        slope=float(slope),
+        remap=tuple(tuple(float(g) for g in row) for row in remap),
+        level=level,
+        level_error=float(np.hypot(error, level_drift)),
+        variance_ratio=1.0,
+        customers=len(real),
+    )
+    after = fitted.apply(prediction, age_days, frequency)
+    if after.quantiles is None:
+        return fitted
+    return replace(fitted, variance_ratio=_variance_ratio(real, after.value, after.quantiles.variance(), seed))
+
+
+def monotone(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Predictions of ascending horizons made non-decreasing in the horizon: calibrated one by one they might cross."""
+    out: list[Prediction] = []
+    for now in predictions:
+        if out:
+            before = out[-1]
+            p, q = now.p_purchase, now.quantiles
+            if p is not None and before.p_purchase is not None:
+                p = np.maximum(p, before.p_purchase)
+            if q is not None and before.quantiles is not None:
+                low = before.quantiles
+                q = Quantiles(q.levels, np.maximum(q.values, low.values), np.minimum(q.p_zero, low.p_zero))
+            now = Prediction(value=np.maximum(now.value, before.value), p_purchase=p, quantiles=q)
+        out.append(now)
+    return out
+
+
+def _level(y: Array, value: Array) -> tuple[float, float]:
+    """(factor, relative error) of the total, the log factor shrunk by its sampling error."""
+    if y.sum() <= 0 or value.sum() <= 0:
+        return 1.0, 1.0
+    ratio = float(y.sum() / value.sum())
+    error = float(np.sqrt(np.sum((y - ratio * value) ** 2)) / y.sum())
+    trust = PRIOR_LEVEL**2 / (PRIOR_LEVEL**2 + error**2)
+    return float(np.exp(trust * np.log(ratio))), float(np.sqrt(trust) * error)
+
+
+def _platt(p: Array, hit: NDArray[np.bool_], cell: NDArray[np.int64]) -> tuple[Array, float]:
+    """Intercepts of the cells around a common one, and the slope (Platt 1999), by penalised likelihood."""
+    z, y = logit(np.clip(p, 1e-9, 1 - 1e-9)), hit.astype(float)
+
+    def loss(w: Array) -> tuple[float, Array]:
+        common, slope, own = w[0], w[1], w[2:]
+        s = common + own[cell] + slope * z
+        prior = np.r_[common, slope - 1, own]
+        residual = expit(s) - y
+        gradient = np.r_[residual.sum(), residual @ z, np.bincount(cell, weights=residual, minlength=NUM_CELLS)]
+        nll = float(np.sum(np.logaddexp(0.0, s) - y * s))
+        return nll + PRIOR_PLATT / 2 * float(prior @ prior), gradient + PRIOR_PLATT * prior
+
+    w = minimize(loss, np.r_[0.0, 1.0, np.zeros(NUM_CELLS)], jac=True, method="L-BFGS-B", bounds=_bounds()).x
+    return w[0] + w[2:], float(w[1])
+
+
+def _bounds() -> list[tuple[float | None, float | None]]:
+    # A slope near or under zero would turn the order of customers around.
+    return [(None, None), (0.1, 10.0)] + [(None, None)] * NUM_CELLS
+
+
+def _remap(y: Array, quantiles: Quantiles, cell: NDArray[np.int64], seed: int) -> Array:
+    """(NUM_CELLS, grid) quantiles of buyers' PIT above the mass at zero, with the conformal n + 1; shrunk twice."""
+    u, zero = probabilistic.pit(y, quantiles, seed), quantiles.p_zero
+    buyers = (y > 0) & (zero < 1)
+    v = np.clip((u[buyers] - zero[buyers]) / (1 - zero[buyers]), 0, 1)
+    everyone = _shrink(v, GRID)
+    return np.stack([_shrink(v[cell[buyers] == number], everyone) for number in range(NUM_CELLS)])
+
+
+def _shrink(v: Array, towards: Array) -> Array:
+    ranks = np.arange(len(v) + 2) / (len(v) + 1)
+    own = np.interp(GRID, ranks, np.r_[0.0, np.sort(v), 1.0])
+    return np.asarray((len(v) * own + PRIOR_BUYERS * towards) / (len(v) + PRIOR_BUYERS), float)
+
+
+def _gamma_band(total: Array, variance: Array, coverage: float) -> tuple[Array, Array]:
+    some = (total > 0) & (variance > 0)
+    shape = np.divide(total**2, variance, out=np.ones_like(total), where=some)
+    scale = np.divide(variance, total, out=np.ones_like(total), where=some)
+    low, high = (gamma.ppf(q, shape, scale=scale) for q in ((1 - coverage) / 2, (1 + coverage) / 2))
+    return np.where(some, low, total), np.where(some, high, total)
+
+
+def _variance_ratio(y: Array, value: Array, variance: Array, seed: int) -> float:
+    """The factor on predicted variances with which 80 % of random groups fall into their bands.
+
+    Squared residuals would do on paper; here one wholesaler would decide them.
+    """
+    size = min(GROUP, len(y) // 10)
+    if size < 5 or variance.sum() <= 0:
+        return 1.0
+    rng = np.random.default_rng(seed)
+    rows = np.stack([rng.choice(len(y), size, replace=False) for _ in range(400)])
+    real, total, spread = y[rows].sum(axis=1), value[rows].sum(axis=1), variance[rows].sum(axis=1)
+    low, high = np.log(0.05), np.log(20.0)
+    for _ in range(25):
+        middle = (low + high) / 2
+        bottom, top = _gamma_band(total, np.exp(middle) * spread, 0.8)
+        enough = np.mean((real >= bottom) & (real <= top)) >= 0.8
+        low, high = (low, middle) if enough else (middle, high)
+    return float(np.exp(high))

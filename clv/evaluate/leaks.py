@@ -1,0 +1,150 @@
+"""Two checks that a pipeline does not see the future: randomise it and nothing may move; and results too good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+DAY_US = 86_400_000_000
+# Columns of events that must stay together to make sense, and are drawn together; all others are drawn one by one.
+TOGETHER = ({"time", "known_at", "day"}, {"event_time", "known_at"})
+# A model that removes this share of the best peer's remaining error has seen something peers have not.
+SUSPICIOUS_SHARE = 0.5
+
+
+def scramble_future(table: pa.Table, origin_us: int, seed: int = 0) -> pa.Table:
+    """An event or histories table whose every event not visible at the origin is replaced by a random one.
+
+    Visible: event time < origin and known_at < origin (us UTC). The number of future events of a customer, their times
+    (never before the origin), amounts, quantities, items, types and texts are drawn anew, each field on its own, from
+    what the future of the table holds; amounts are also scaled. What was visible keeps its place. A pipeline that is
+    honest about time gives bit-identical features and scores for both tables.
+    """
+    if "event_time" in table.column_names:
+        return _scramble_events(table, origin_us, np.random.default_rng(seed))
+    if "time" in table.column_names:
+        return _scramble_histories(table, origin_us, np.random.default_rng(seed))
+    raise ValueError(f"neither an event table (event_time) nor histories (time): columns {table.column_names}")
+
+
+def _microseconds(column: Any) -> NDArray[np.int64]:
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    stamps = array.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    return np.asarray(stamps.to_numpy(zero_copy_only=False), np.int64)
+
+
+def _draw(columns: list[str], future: NDArray[np.int64], size: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Row numbers of the future to read each column from: one draw for times, an own one for every other column."""
+    times = rng.choice(future, size)
+    group = max((g & set(columns) for g in TOGETHER), key=len)
+    return {name: times if name in group else rng.choice(future, size) for name in columns}
+
+
+def _scale(values: Any, rows: NDArray[np.bool_], rng: np.random.Generator) -> Any:
+    """Amounts of the drawn rows times a lognormal factor; nulls stay null."""
+    factor = np.where(rows, rng.lognormal(0.0, 1.0, len(rows)), 1.0)
+    return pc.multiply(values, pa.array(factor))
+
+
+def _scramble_events(table: pa.Table, origin_us: int, rng: np.random.Generator) -> pa.Table:
+    time = _microseconds(table["event_time"])
+    known = _microseconds(table["known_at"]) if "known_at" in table.column_names else time
+    hidden = np.maximum(time, known) >= origin_us
+    past, future = np.flatnonzero(~hidden), np.flatnonzero(hidden)
+    if not len(future):
+        return table
+    size = int(rng.integers(max(len(future) // 2, 1), len(future) * 3 // 2 + 1))
+    drawn = np.r_[np.zeros(len(past), bool), np.ones(size, bool)]
+    source = _draw(table.column_names, future, size, rng)
+    columns = {name: pc.take(table[name], pa.array(np.r_[past, source[name]])) for name in table.column_names}
+    end = max(int(time.max()), origin_us + DAY_US)
+    when = np.r_[time[past], rng.integers(origin_us, end + 1, size)]
+    columns["event_time"] = pa.array(when).cast(table.schema.field("event_time").type)
+    if "known_at" in columns:
+        delay = np.r_[known[past] - time[past], (known - time)[source["known_at"]]]
+        columns["known_at"] = pa.array(when + np.maximum(delay, 0)).cast(table.schema.field("known_at").type)
+    if "amount" in columns:
+        columns["amount"] = _scale(columns["amount"], drawn, rng)
+    if "event_id" in columns:
+        # Drawn twice, an id would look like a duplicate row and be cleaned away.
+        fresh = pa.array([f"future-{i}" for i in range(size)], table.schema.field("event_id").type)
+        kept = pc.take(table["event_id"], pa.array(past)).combine_chunks()
+        columns["event_id"] = pa.concat_arrays([kept, fresh])
+    return pa.table(columns, schema=table.schema)
+
+
+def _scramble_histories(table: pa.Table, origin_us: int, rng: np.random.Generator) -> pa.Table:
+    table = table.combine_chunks()
+    names = [f.name for f in table.schema if pa.types.is_list(f.type) or pa.types.is_large_list(f.type)]
+    flat = {name: pc.list_flatten(table[name]).combine_chunks() for name in names}
+    count = np.asarray(pc.list_value_length(table["time"]).to_numpy(), np.int64)
+    owner = np.repeat(np.arange(len(table)), count)
+    time = _microseconds(flat["time"])
+    known = _microseconds(flat["known_at"]) if "known_at" in flat else time
+    hidden = np.maximum(time, known) >= origin_us
+    # Times are taken over from other tokens with their local day: only those at or after the origin can be.
+    future = np.flatnonzero(hidden & (time >= origin_us))
+    if not len(future):
+        return table
+    past = np.flatnonzero(~hidden)
+    size = int(rng.integers(max(len(future) // 2, 1), len(future) * 3 // 2 + 1))
+    source = _draw(names, future, size, rng)
+    new_owner = np.r_[owner[past], rng.integers(0, len(table), size)]
+    index = {name: np.r_[past, source[name]] for name in names}
+    order = np.lexsort((known[index["time"]], time[index["time"]], new_owner))
+    drawn = np.r_[np.zeros(len(past), bool), np.ones(size, bool)][order]
+    values = {name: pc.take(flat[name], pa.array(index[name][order])) for name in names}
+    if "amount" in values:
+        values["amount"] = _scale(values["amount"], drawn, rng)
+    new_count = np.bincount(new_owner, minlength=len(table))
+    offsets = pa.array(np.r_[0, np.cumsum(new_count)].astype(np.int32))
+    columns = {name: table[name] for name in table.column_names}
+    for name in names:
+        columns[name] = pa.ListArray.from_arrays(offsets, values[name]).cast(table.schema.field(name).type)
+    when, stop = time[index["time"]][order], np.cumsum(new_count)
+    some = new_count > 0
+    for name, at in (("first_time", stop - new_count), ("last_time", stop - 1)):
+        if name in columns:
+            stamps = np.where(some, when[np.clip(at, 0, len(when) - 1)], 0)
+            columns[name] = pa.array(stamps).cast(table.schema.field(name).type)
+    return pa.table(columns, schema=table.schema).filter(pa.array(some))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether results look like a leak, and the reasons in words."""
+
+    suspicious: bool
+    reasons: tuple[str, ...]
+
+
+def too_good(metrics: Mapping[str, Mapping[str, Any]], model: str = "clv", share: float = SUSPICIOUS_SHARE) -> Verdict:
+    """Judge one origin and horizon: model -> metric -> number, as in metrics.json.
+
+    Suspicious is a model that removes more than `share` of the remaining error of the best peer in ranking (nGini, AUC,
+    Spearman, against 1) or in size (MAE, RMSE, CRPS, against 0). Real progress over fitted peers is some per cent.
+    """
+    if model not in metrics:
+        raise ValueError(f"no metrics of model {model!r}; there are {list(metrics)}")
+    reasons = []
+    for metric in ("ngini", "auc", "spearman", "mae_over_mean", "rmse_over_mean", "crps"):
+        best_is_one = metric in ("ngini", "auc", "spearman")
+        ours = metrics[model].get(metric)
+        theirs = {name: m[metric] for name, m in metrics.items() if name != model and m.get(metric) is not None}
+        if ours is None or not theirs:
+            continue
+        rest = {name: 1 - value if best_is_one else value for name, value in theirs.items()}
+        best = min(rest, key=lambda name: rest[name])
+        left = 1 - ours if best_is_one else ours
+        if rest[best] > 0 and left < (1 - share) * rest[best]:
+            reasons.append(
+                f"{metric} {ours:.3g} against {theirs[best]:.3g} of the best peer {best}: {1 - left / rest[best]:.0%} "
+                f"of the remaining error gone, more than {share:.0%}; look for the future in features or population"
+            )
+    return Verdict(suspicious=bool(reasons), reasons=tuple(reasons))
