@@ -1,0 +1,1 @@
+"""The training side's Ray: sessions, intake, features, embedding, training, scoring."""

@@ -1,0 +1,144 @@
+"""The books: every row read is accepted or rejected for one named reason, and the sums are checked at every stage."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+REJECTS = pa.schema(
+    [
+        pa.field("table", pa.string()),
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("row", pa.int64()),
+        pa.field("record", pa.string()),
+    ]
+)
+
+
+@dataclass
+class Books:
+    """Counts of one stage over one table; `notices` count what was accepted but deserves a look."""
+
+    read: int = 0
+    accepted: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    notices: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Books) -> None:
+        self.read += other.read
+        self.accepted += other.accepted
+        self.rejected.update(other.rejected)
+        self.notices.update(other.notices)
+
+    def check(self, stage: str) -> None:
+        """RuntimeError when rows got lost or doubled: a defect of ours, never of the data."""
+        if self.read != self.accepted + self.rejected.total():
+            raise RuntimeError(
+                f"{stage}: the books do not balance: {self.read} rows read, {self.accepted} accepted,"
+                f" {self.rejected.total()} rejected"
+            )
+
+    @property
+    def rejected_share(self) -> float:
+        return self.rejected.total() / self.read if self.read else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "read": self.read,
+            "accepted": self.accepted,
+            "rejected": dict(self.rejected.most_common()),
+            "notices": dict(self.notices.most_common()),
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Books:
+        return cls(raw["read"], raw["accepted"], Counter(raw["rejected"]), Counter(raw["notices"]))
+
+    def lines(self, title: str) -> list[str]:
+        """The books in plain words, one line each."""
+        out = [f"{title}: {self.read:,} rows read, {self.accepted:,} accepted, {self.rejected.total():,} rejected"]
+        out += [f"  - {count:,} {reason}" for reason, count in self.rejected.most_common()]
+        return out + [f"  ! {count:,} {notice}" for notice, count in self.notices.most_common()]
+
+
+class Verdict:
+    """Why each row of a block is rejected; the first reason given stands."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.code = np.zeros(num_rows, np.int16)
+        self.reasons: list[str] = [""]
+
+    def reject(self, mask: NDArray[np.bool_], reason: str) -> None:
+        hit = mask & (self.code == 0)
+        if hit.any():
+            if reason not in self.reasons:
+                self.reasons.append(reason)
+            self.code[hit] = self.reasons.index(reason)
+
+    @property
+    def accepted(self) -> NDArray[np.bool_]:
+        return np.asarray(self.code == 0)
+
+    def counts(self) -> Counter[str]:
+        counts = np.bincount(self.code, minlength=len(self.reasons))
+        return Counter({reason: int(n) for reason, n in zip(self.reasons[1:], counts[1:], strict=True) if n})
+
+    def rejects(self, rows: pa.Table, table: str, stage: str, source: pa.Array | str, row: pa.Array | None) -> pa.Table:
+        """Rows of schema REJECTS for the rejected rows of `rows`; `row` are their numbers in the source file."""
+        hit = np.flatnonzero(self.code)
+        index = pa.array(hit)
+        count = len(hit)
+        reason = pa.DictionaryArray.from_arrays(pa.array(self.code[hit]), pa.array(self.reasons, pa.string()))
+        columns = [
+            pa.array([table], pa.string()).take(pa.array(np.zeros(count, np.int8))),
+            pa.array([stage], pa.string()).take(pa.array(np.zeros(count, np.int8))),
+            reason.cast(pa.string()),
+            pa.repeat(source, count) if isinstance(source, str) else source.take(index),
+            pa.nulls(count, pa.int64()) if row is None else row.take(index),
+            json_rows(rows.take(index)),
+        ]
+        return pa.table(columns, schema=REJECTS)
+
+
+def malformed_rejects(lines: list[str], table: str, source: str) -> pa.Table:
+    """Rejects for lines that are no rows at all; the record is the line as a JSON string."""
+    count = len(lines)
+    text = pa.table({"line": pa.array(lines, pa.string())})
+    return pa.table(
+        [[table] * count, ["read"] * count, ["malformed row"] * count, [source] * count, pa.nulls(count, pa.int64()),
+         json_rows(text)],
+        schema=REJECTS,
+    )  # fmt: skip
+
+
+def json_rows(table: pa.Table) -> pa.Array:
+    """Each row as a JSON object in a string; columns that are null in a row are left out of it no less than others."""
+    parts: list[Any] = []
+    for position, name in enumerate(table.column_names):
+        column = table[name].combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        text = (
+            column.cast(pa.string()) if not pa.types.is_nested(column.type) else pa.array(map(str, column.to_pylist()))
+        )
+        plain = pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)
+        if pa.types.is_floating(column.type):
+            text = pc.if_else(pc.is_finite(column), text, pc.binary_join_element_wise('"', text, '"', ""))
+        elif not plain:
+            for old, new in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+                text = pc.replace_substring(text, old, new)
+            text = pc.replace_substring_regex(text, "[\x00-\x1f]", " ")
+            text = pc.binary_join_element_wise('"', text, '"', "")
+        label = ("" if position == 0 else ", ") + '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '": '
+        parts += [pa.scalar(label), pc.fill_null(text, "null")]
+    if not len(table) or not parts:
+        return pa.array([], pa.string())
+    return pc.binary_join_element_wise("{", *parts, "}", "")

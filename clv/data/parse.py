@@ -1,0 +1,142 @@
+"""Turns a source's column into ids, numbers or instants; what cannot be read comes back as a mask, never as a guess."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clv.data.clock import DAY_US
+
+Mask = NDArray[np.bool_]
+
+# A shop's log outside these years is a unit mistake (seconds read as milliseconds) or a placeholder.
+EARLIEST_US = 0
+LATEST_US = 47_482 * DAY_US  # 2100-01-01
+_MISSING_NUMBERS = pa.array(["", "na", "n/a", "nan", "null", "none"])
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?)?$"
+
+
+def one_array(column: pa.ChunkedArray | pa.Array) -> Any:
+    """A single plain array: chunks joined, dictionaries and large strings unpacked."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+        column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = column.cast(pa.string())
+    return column
+
+
+def strings(column: pa.ChunkedArray | pa.Array, trim: bool = False) -> Any:
+    """Text of each value; null where missing or empty. A whole number stored as float keeps no ".0"."""
+    array = one_array(column)
+    if not pa.types.is_string(array.type):
+        if pa.types.is_floating(array.type):
+            array = pc.if_else(pc.is_finite(array), array, pa.scalar(None, array.type))
+        array = array.cast(pa.string())
+    if trim:
+        array = pc.utf8_trim_whitespace(array)
+    return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
+
+
+def numbers(column: pa.ChunkedArray | pa.Array, decimal: str = ".") -> tuple[NDArray[np.float64], Mask]:
+    """(values with NaN where missing or unreadable, mask of the unreadable ones)."""
+    array = one_array(column)
+    if not pa.types.is_string(array.type):
+        values = np.asarray(array.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False))
+        return values, np.zeros(len(values), bool)
+    text = pc.utf8_trim_whitespace(array)
+    if decimal == ",":
+        text = pc.replace_substring(pc.replace_substring(text, ".", ""), ",", ".")
+    missing = pc.or_(pc.is_null(text), pc.fill_null(pc.is_in(pc.utf8_lower(text), _MISSING_NUMBERS), True))
+    readable = pc.and_(pc.invert(missing), pc.fill_null(pc.match_substring_regex(text, _NUMBER), False))
+    clean = pc.if_else(readable, text, pa.scalar(None, pa.string())).cast(pa.float64())
+    values = np.asarray(clean.fill_null(np.nan).to_numpy(zero_copy_only=False))
+    unreadable = pc.invert(pc.or_(missing, readable))
+    return values, np.asarray(unreadable.to_numpy(zero_copy_only=False))
+
+
+def times(column: pa.ChunkedArray | pa.Array, form: str, timezone: str) -> tuple[NDArray[np.int64], Mask, Mask, int]:
+    """(microseconds UTC, mask of missing, mask of unreadable or out of 1970..2099, rows in a clock change).
+
+    Naive times are local to `timezone`. A time that the clock shows twice is its first pass; one that it skips is the
+    first instant after the gap.
+    """
+    array = one_array(column)
+    missing = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
+    if pa.types.is_string(array.type):
+        missing |= np.asarray(
+            pc.fill_null(pc.equal(pc.utf8_trim_whitespace(array), ""), True).to_numpy(zero_copy_only=False)
+        )
+    if form in ("unix_s", "unix_ms"):
+        values, _ = numbers(array)
+        scaled = values * (1e6 if form == "unix_s" else 1e3)
+        ok = (scaled >= EARLIEST_US) & (scaled < LATEST_US)
+        scale = 1_000_000 if form == "unix_s" else 1_000
+        whole = np.floor(np.where(ok, values, 0))
+        # Whole and fraction apart: a float of microseconds would lose the last digits.
+        us = whole.astype(np.int64) * scale + np.rint((np.where(ok, values, 0) - whole) * scale).astype(np.int64)
+        return us, missing, ~ok & ~missing, 0
+    shifted = 0
+    if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
+        if pa.types.is_date(array.type) or array.type.tz is None:
+            stamps, shifted = _localised(array.cast(pa.timestamp("us"), safe=False), timezone)
+        else:
+            stamps = array.cast(pa.timestamp("us", tz="UTC"), safe=False)
+    elif form == "iso":
+        stamps, shifted = _iso(pc.utf8_trim_whitespace(array), timezone)
+    else:
+        stamps, shifted = _pattern(array.cast(pa.string()), form, timezone)
+    us = np.asarray(stamps.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False))
+    ok = (us >= EARLIEST_US) & (us < LATEST_US)
+    return np.where(ok, us, 0), missing, ~ok & ~missing, shifted
+
+
+def _localised(naive: pa.Array, timezone: str) -> tuple[Any, int]:
+    if timezone == "UTC":
+        return naive.cast(pa.timestamp("us", tz="UTC")), 0
+    inside = pc.and_(
+        pc.greater_equal(naive.cast(pa.int64()), -DAY_US), pc.less(naive.cast(pa.int64()), LATEST_US + DAY_US)
+    )
+    naive = pc.if_else(inside, naive, pa.scalar(None, naive.type))
+    first = pc.assume_timezone(naive, timezone, ambiguous="earliest", nonexistent="latest")
+    other = pc.assume_timezone(naive, timezone, ambiguous="latest", nonexistent="earliest")
+    changed = pc.sum(pc.not_equal(first, other)).as_py() or 0
+    return first.cast(pa.timestamp("us", tz="UTC")), int(changed)
+
+
+def _iso(text: pa.Array, timezone: str) -> tuple[Any, int]:
+    null = pa.scalar(None, pa.string())
+    plain = pc.fill_null(pc.match_substring_regex(text, _ISO), False)
+    naive_text = pc.if_else(plain, text, null)
+    try:
+        naive = naive_text.cast(pa.timestamp("us"))
+    except pa.ArrowInvalid:
+        naive = _pandas_times(naive_text, "ISO8601", utc=False)
+    stamps, shifted = _localised(naive, timezone)
+    zoned = pc.if_else(plain, null, text)
+    if zoned.null_count < len(zoned):
+        has_zone = pc.fill_null(pc.match_substring_regex(zoned, r"(Z|z|[+-]\d{2}:?\d{0,2})$"), False)
+        parsed = _pandas_times(pc.if_else(has_zone, zoned, null), "ISO8601", utc=True)
+        stamps = pc.coalesce(stamps, parsed)
+    return stamps, shifted
+
+
+def _pattern(text: pa.Array, form: str, timezone: str) -> tuple[Any, int]:
+    if "%z" in form:
+        return _pandas_times(text, form, utc=True), 0
+    return _localised(_pandas_times(text, form, utc=False), timezone)
+
+
+def _pandas_times(text: pa.Array, form: str, utc: bool) -> Any:
+    parsed = pd.to_datetime(text.to_pandas().astype(object), format=form, errors="coerce", utc=utc)
+    us = parsed.dt.tz_localize(None) if utc else parsed
+    values = us.to_numpy().astype("datetime64[us]")
+    return pa.array(values, pa.timestamp("us")).cast(pa.timestamp("us", tz="UTC" if utc else None))

@@ -1,0 +1,90 @@
+"""Prepare: event log in, histories out. `python -m ray_jobs.prepare --dataset SPEC.yaml --out HISTORIES`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from clv.data.spec import DatasetSpec, SpecError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Reads a dataset, cleans it and writes one row per customer (histories), with the books of every row."""
+
+    dataset: Path
+    """Dataset file (YAML), such as ray_jobs/datasets/cdnow.yaml."""
+    out: Path | None = None
+    """Folder to write; needed unless --check."""
+    check: bool = False
+    """Only try the first 10,000 rows of each table, without Ray, and print the books."""
+    partitions: int | None = None
+    """Number of shards; by default one for about 500,000 events."""
+    workers: int | None = None
+    """Tasks that run at once; by default as many as the cluster has CPUs."""
+    object_store_mb: int = 512
+    """Object store of a Ray started here; the tables never pass through it."""
+    overwrite: bool = False
+    """Replace an existing histories folder."""
+    max_rejected_share: float | None = None
+    """Overrides the dataset's limit."""
+
+
+def run(options: Options) -> None:
+    """Raises SpecError for a wrong dataset file or target, ValueError for data past the limit of rejects."""
+    place = str(options.dataset)
+    spec = DatasetSpec.load(options.dataset)
+    if options.max_rejected_share is not None:
+        spec = DatasetSpec.model_validate(spec.model_dump() | {"max_rejected_share": options.max_rejected_share})
+    if options.check:
+        from clv.data.check import check
+
+        check(spec, place, say)
+        return
+    if options.out is None:
+        raise SpecError("--out is missing: name the folder to write, or add --check to write nothing")
+    # Everything that a wrong file can cause is found before Ray starts.
+    from clv.cluster import intake, session
+    from clv.data.check import check_sources
+
+    intake.check_target(options.out, options.overwrite)
+    check_sources(spec, place)
+    with session.ray_session(num_cpus=options.workers, object_store_mb=options.object_store_mb):
+        cpus = options.workers or session.cluster_cpus()
+        intake.prepare(
+            spec,
+            place,
+            options.out.absolute(),
+            run=partial(intake.run_on_ray, workers=options.workers),
+            cpus=cpus,
+            partitions=options.partitions,
+            overwrite=options.overwrite,
+            say=say,
+        )
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    try:
+        run(options)
+    except SpecError as error:
+        sys.exit(_fail(error, 2))
+    except ValueError as error:
+        sys.exit(_fail(error, 1))
+
+
+def _fail(error: ValueError, code: int) -> int:
+    print(f"prepare: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()
