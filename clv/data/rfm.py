@@ -26,13 +26,8 @@ def frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
     `has_purchase`, `value_past` (shop currency), `orders_past`; features `f_*` (NaN where undefined); and, if the cut
     has labels, `value_<h>`, `orders_<h>`, `days_<h>`, `mature_<h>` for its horizons.
     """
-    h = cut.histories
-    columns: dict[str, object] = {
-        "customer_id": h.customer_id.to_numpy(zero_copy_only=False)[cut.customer],
-        "origin_day": cut.origin_day,
-    }
     past = _Past(cut)
-    columns |= past.rfm()
+    columns = _base(cut, past)
     columns |= past.windows()
     columns |= past.rhythm()
     columns |= past.last_year(horizons_days)
@@ -40,16 +35,29 @@ def frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
     columns |= past.baskets()
     angle = 2 * np.pi * (cut.origin_day % 365.2425) / 365.2425
     columns |= {"f_doy_sin": np.sin(angle), "f_doy_cos": np.cos(angle)}
+    for name, values in cut.histories.attributes.items():
+        columns[ATTRIBUTE_PREFIX + name] = values[cut.customer]
+    return pd.DataFrame(columns)
+
+
+def purchases(cut: Cut) -> pd.DataFrame:
+    """The sample frame without features: all that an anchor needs."""
+    return pd.DataFrame(_base(cut, _Past(cut)))
+
+
+def _base(cut: Cut, past: _Past) -> dict[str, object]:
+    columns: dict[str, object] = {
+        "customer_id": cut.histories.customer_id.to_numpy(zero_copy_only=False)[cut.customer],
+        "origin_day": cut.origin_day,
+    }
+    columns |= past.rfm()
     if cut.labels is not None:
         for i, days in enumerate(cut.labels.horizons):
             columns[f"value_{days}"] = cut.labels.value[:, i]
             columns[f"orders_{days}"] = cut.labels.orders[:, i]
             columns[f"days_{days}"] = cut.labels.days[:, i]
             columns[f"mature_{days}"] = cut.labels.mature[:, i]
-    table = pd.DataFrame(columns)
-    for name, values in h.attributes.items():
-        table[ATTRIBUTE_PREFIX + name] = values[cut.customer]
-    return table
+    return columns
 
 
 def feature_names(table: pd.DataFrame) -> list[str]:
@@ -109,6 +117,8 @@ class _Past:
             "has_purchase": has,
             "value_past": self.spent,
             "orders_past": self.orders,
+            "f_event_recency": -self.largest(-self.age, np.ones(len(self.age), bool)),
+            "f_events": np.diff(self.cut.offsets).astype(np.float64),
         }
 
     def windows(self) -> dict[str, Floats]:
@@ -151,8 +161,7 @@ class _Past:
         return out
 
     def other_events(self) -> dict[str, Floats]:
-        newest = -self.largest(-self.age, np.ones(len(self.age), bool))
-        out: dict[str, Floats] = {"f_event_recency": newest, "f_events": np.diff(self.cut.offsets).astype(np.float64)}
+        out: dict[str, Floats] = {}
         present = np.unique(self.cut.histories.type)
         for name, code in TYPES.items():
             if code == PURCHASE or code not in present:

@@ -1,4 +1,4 @@
-"""`cut` separates past from future. Features, tokens and labels all derive from what it returns, and from nothing else."""
+"""`cut` separates past from future: features, tokens and labels all derive from what it returns."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Cut:
         return worth(self.histories, self.value)
 
     def newest(self, num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(offsets, index) of the newest `num_tokens` tokens of each row's past."""
+        """(offsets, places in `index`) of the newest `num_tokens` tokens of each row's past."""
         start = np.maximum(self.offsets[:-1], self.offsets[1:] - num_tokens)
-        return np.append(0, np.cumsum(self.offsets[1:] - start)), self.index[ranges(start, self.offsets[1:])]
+        return np.append(0, np.cumsum(self.offsets[1:] - start)), ranges(start, self.offsets[1:])
 
     def take(self, rows: NDArray[np.int64]) -> Cut:
         """The cut of the given rows, in the given order."""

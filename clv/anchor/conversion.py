@@ -1,0 +1,92 @@
+"""The baseline of visitors: customers who have looked but not bought have no purchase process to extrapolate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RECENCY_EDGES = (1.5, 3.5, 7.5, 30.5, 90.5)  # days since the last event
+EVENTS_EDGES = (1.5, 4.5, 19.5)
+PRIOR_VISITORS = 50.0  # a cell is shrunk towards the mean of all as if it held this many visitors of the mean kind
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Conversion hazard, orders and value per visitor by (recency x number of events) cell and horizon, (C, H)."""
+
+    horizons: tuple[int, ...]
+    hazard: Floats
+    orders: Floats
+    value: Floats
+
+    @classmethod
+    def fit(cls, table: pd.DataFrame, horizons: Sequence[int]) -> Self:
+        """`table`: sample frame rows without a purchase, of matured and other origins; immature horizons are skipped."""
+        horizons = tuple(horizons)
+        shape = ((len(RECENCY_EDGES) + 1) * (len(EVENTS_EDGES) + 1), len(horizons))
+        hazard, orders, value = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        cells = _cell(table) if len(table) else np.zeros(0, np.int64)
+        for i, days in enumerate(horizons):
+            ripe = table[f"mature_{days}"].to_numpy(bool) if len(table) else np.zeros(0, bool)
+            if not ripe.any():
+                continue
+            count = np.bincount(cells[ripe], minlength=shape[0])
+            outcome = {
+                "p": (table[f"orders_{days}"].to_numpy()[ripe] > 0).astype(float),
+                "orders": table[f"orders_{days}"].to_numpy()[ripe],
+                "value": table[f"value_{days}"].to_numpy()[ripe],
+            }
+            rates = {}
+            for name, values in outcome.items():
+                total = np.bincount(cells[ripe], weights=values, minlength=shape[0])
+                rates[name] = (total + PRIOR_VISITORS * values.mean()) / (count + PRIOR_VISITORS)
+            hazard[:, i] = -np.log1p(-np.clip(rates["p"], 0, 1 - 1e-9))
+            orders[:, i], value[:, i] = rates["orders"], rates["value"]
+        return cls(horizons, *(_fill_immature(a, horizons) for a in (hazard, orders, value)))
+
+    def curves(self, table: pd.DataFrame, horizons: Sequence[int]) -> tuple[Floats, Floats, Floats]:
+        """(hazard, orders, value), (S, H): linear between the fitted horizons and in proportion beyond them."""
+        cells = _cell(table)
+        known = np.array((0, *self.horizons), float)
+        out = []
+        for rates in (self.hazard, self.orders, self.value):
+            padded = np.concatenate([np.zeros((len(rates), 1)), rates], axis=1)
+            columns = []
+            for days in horizons:
+                right = int(np.clip(np.searchsorted(known, days), 1, len(known) - 1))
+                share = (days - known[right - 1]) / (known[right] - known[right - 1])
+                beyond = days > known[-1]
+                line = padded[:, right - 1] + share * (padded[:, right] - padded[:, right - 1])
+                columns.append(padded[:, -1] * days / known[-1] if beyond else line)
+            out.append(np.stack(columns, axis=1)[cells])
+        return out[0], out[1], out[2]
+
+    def to_json(self) -> dict[str, Any]:
+        arrays = {name: getattr(self, name).tolist() for name in ("hazard", "orders", "value")}
+        return {"horizons": list(self.horizons)} | arrays
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Self:
+        return cls(tuple(plain["horizons"]), *(np.array(plain[name]) for name in ("hazard", "orders", "value")))
+
+
+def _cell(table: pd.DataFrame) -> NDArray[np.int64]:
+    recency = np.searchsorted(RECENCY_EDGES, table["f_event_recency"].to_numpy())
+    events = np.searchsorted(EVENTS_EDGES, table["f_events"].to_numpy())
+    return np.asarray(recency * (len(EVENTS_EDGES) + 1) + events)
+
+
+def _fill_immature(rates: Floats, horizons: tuple[int, ...]) -> Floats:
+    """A horizon that has never matured grows with the length of the last that has."""
+    out = rates.copy()
+    for i in range(1, len(horizons)):
+        if not out[:, i].any():
+            out[:, i] = out[:, i - 1] * horizons[i] / horizons[i - 1]
+    return out

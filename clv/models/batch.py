@@ -1,0 +1,131 @@
+"""Batches: rows of a cut as padded tensors. Flat arrays in, one fancy index per tensor, no Python loop over customers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clv.data.histories import ranges
+from clv.models.features import NUM_SCALARS, TokenArrays
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Outcomes per horizon, (B, H); value in units of the model's money scale; mature is 0 where nothing is known."""
+
+    value: Tensor
+    orders: Tensor
+    mature: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B customers at their origins, T tokens (oldest first, padded at the end).
+
+    base_*: what the anchor expects by each horizon, cumulative, (B, H): hazard = -log P(no purchase),
+    repeats = E[(orders - 1)+], value in units of the model's money scale.
+    """
+
+    scalars: Tensor  # (B, T, 9)
+    codes: Tensor  # (B, T, 6)
+    mask: Tensor  # (B, T), 1 for a token
+    item: Tensor  # (L,) item indices of all lines
+    item_bag: Tensor  # (L,) which of the B * T places a line belongs to
+    wide: Tensor  # (B, F)
+    base_hazard: Tensor
+    base_repeats: Tensor
+    base_value: Tensor
+    targets: Targets | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        targets = moved.pop("targets")
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in moved.items()}
+        if targets is not None:
+            targets = Targets(*(getattr(targets, f.name).to(device, non_blocking=True) for f in fields(targets)))
+        return Batch(**moved, targets=targets)
+
+    def __len__(self) -> int:
+        return len(self.wide)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Everything a model needs of S rows, as numpy: `batch(rows)` pads and converts some of them."""
+
+    tokens: TokenArrays
+    wide: NDArray[np.float32]
+    base_hazard: NDArray[np.float32]
+    base_repeats: NDArray[np.float32]
+    base_value: NDArray[np.float32]
+    value: NDArray[np.float32] | None = None
+    orders: NDArray[np.float32] | None = None
+    mature: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.wide)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.tokens.offsets)
+
+    def batch(self, rows: NDArray[np.int64], *, drop: float = 0.0, seed: int | None = None) -> Batch:
+        """Padded batch of `rows`. `drop` > 0 leaves out each token but the newest with that probability, and truncates
+        one row in four to a random number of its newest tokens; both drawn from `seed`."""
+        t = self.tokens
+        start, stop = t.offsets[rows], t.offsets[rows + 1]
+        index = ranges(start, stop)
+        place = np.repeat(np.arange(len(rows)), stop - start)
+        if drop > 0 and len(index):
+            rng = np.random.default_rng(seed)
+            newest = index == np.repeat(stop - 1, stop - start)
+            keep = rng.random(len(index)) >= drop
+            shorten = rng.random(len(rows)) < 0.25
+            num_kept = np.where(shorten, np.ceil(rng.random(len(rows)) * (stop - start)), stop - start)
+            keep &= (np.repeat(stop, stop - start) - index) <= num_kept[place]
+            index, place = index[keep | newest], place[keep | newest]
+        length = np.bincount(place, minlength=len(rows))
+        column = np.arange(len(index)) - np.repeat(np.cumsum(length) - length, length)
+        width = max(int(length.max(initial=0)), 1)
+
+        scalars = np.zeros((len(rows), width, NUM_SCALARS), np.float32)
+        codes = np.zeros((len(rows), width, t.codes.shape[1]), np.int64)
+        mask = np.zeros((len(rows), width), np.float32)
+        scalars[place, column] = t.scalars[index]
+        codes[place, column] = t.codes[index]
+        mask[place, column] = 1.0
+        lines = ranges(t.item_offsets[index], t.item_offsets[index + 1])
+        bag = np.repeat(place * width + column, t.item_offsets[index + 1] - t.item_offsets[index])
+        targets = None
+        if self.value is not None and self.orders is not None and self.mature is not None:
+            targets = Targets(
+                torch.from_numpy(self.value[rows]),
+                torch.from_numpy(self.orders[rows]),
+                torch.from_numpy(self.mature[rows].astype(np.float32)),
+            )
+        return Batch(
+            scalars=torch.from_numpy(scalars),
+            codes=torch.from_numpy(codes),
+            mask=torch.from_numpy(mask),
+            item=torch.from_numpy(t.item[lines]),
+            item_bag=torch.from_numpy(bag.astype(np.int64)),
+            wide=torch.from_numpy(self.wide[rows]),
+            base_hazard=torch.from_numpy(self.base_hazard[rows]),
+            base_repeats=torch.from_numpy(self.base_repeats[rows]),
+            base_value=torch.from_numpy(self.base_value[rows]),
+            targets=targets,
+        )
+
+    def in_order_of_length(self, batch_size: int) -> Iterator[NDArray[np.int64]]:
+        """Rows in batches of similar length, for prediction; every row once."""
+        order = np.argsort(self.lengths, kind="stable")
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
+
+    def without_labels(self) -> Samples:
+        return replace(self, value=None, orders=None, mature=None)

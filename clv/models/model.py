@@ -1,0 +1,71 @@
+"""The model: token embedding, backbone, wide part, heads. Architecture only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from clv.models import encoders
+from clv.models.batch import Batch
+from clv.models.embed import TokenEmbedding
+from clv.models.encoders import BackboneConfig
+from clv.models.features import FeatureSpace
+from clv.models.heads import Heads, Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """`use_wide` and `use_sequence` switch the two halves off for ablations."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    hidden: int = 128
+    dropout: float = 0.2
+    num_components: int = 3
+    use_wide: bool = True
+    use_sequence: bool = True
+
+
+class CustomerModel(nn.Module):
+    """Batch -> Outputs. `encode` alone gives the customer's vector z."""
+
+    def __init__(self, config: ModelConfig, space: FeatureSpace, num_horizons: int) -> None:
+        super().__init__()
+        self.config = config
+        width = config.backbone.width
+        self.embedding = TokenEmbedding(space, width, config.backbone.dropout)
+        self.backbone = encoders.build(config.backbone)
+        self.pool = nn.Sequential(nn.Linear(2 * width, config.hidden), nn.GELU())
+        num_inputs = config.hidden * config.use_sequence + config.hidden * config.use_wide
+        if num_inputs == 0:
+            raise ValueError("use_wide and use_sequence are both off: the model would see nothing")
+        # Beside the features, the wide part sees the three curves of the anchor.
+        num_wide = space.width + 3 * num_horizons
+        self.wide = nn.Sequential(nn.Linear(num_wide, config.hidden), nn.GELU(), nn.Dropout(config.dropout))
+        self.join = nn.Sequential(
+            nn.LayerNorm(num_inputs),
+            nn.Dropout(config.dropout),
+            nn.Linear(num_inputs, config.hidden),
+            nn.GELU(),
+            nn.LayerNorm(config.hidden),
+            nn.Dropout(config.dropout),
+        )
+        self.heads = Heads(config.hidden, num_horizons, config.num_components)
+
+    def encode(self, batch: Batch) -> Tensor:
+        parts = []
+        if self.config.use_sequence:
+            x = self.backbone(self.embedding(batch), batch.mask)
+            mask = batch.mask.unsqueeze(-1)
+            mean = (x * mask).sum(1) / mask.sum(1).clamp(min=1)
+            last = (batch.mask.sum(1).long() - 1).clamp(min=0)
+            newest = x[torch.arange(len(x), device=x.device), last]
+            parts.append(self.pool(torch.cat([mean, newest], 1)))
+        if self.config.use_wide:
+            parts.append(self.wide(batch.wide))
+        return self.join(torch.cat(parts, 1))  # type: ignore[no-any-return]
+
+    def forward(self, batch: Batch) -> Outputs:
+        z = self.encode(batch)
+        return self.heads(z, batch.base_hazard, batch.base_repeats, batch.base_value)  # type: ignore[no-any-return]

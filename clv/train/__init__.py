@@ -1,0 +1,1 @@
+"""Training arithmetic: plain torch and DeepSpeed, no Ray."""

@@ -1,0 +1,73 @@
+"""Settings of a training run. Presets are values; the command line is made from these fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
+
+from clv.models import encoders
+from clv.models.losses import LossConfig
+from clv.models.model import ModelConfig
+
+OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Learning rates rise linearly over `warmup` of the steps and fall to 5 % along a cosine."""
+
+    name: OptimizerName = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    warmup: float = 0.1
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """`kind` torch needs nothing but torch; deepspeed shards optimizer (1), gradients (2) and parameters (3)."""
+
+    kind: Literal["torch", "deepspeed"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Precision = "auto"
+    accumulation: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run.
+
+    batch_size: customers per step over all workers. samples_per_epoch: (customer, origin) pairs drawn per epoch.
+    ema_decay: decay per step of the averaged weights that are kept; 0 turns averaging off.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    epochs: int = 4
+    samples_per_epoch: int = 24_000
+    batch_size: int = 256
+    token_dropout: float = 0.1
+    ema_decay: float = 0.99
+    num_origins: int = 40
+    min_history_days: int = 28
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "samples_per_epoch", "batch_size", "num_origins"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """Settings for a backbone of `clv.models.encoders.PRESETS`."""
+        backbone = encoders.resolve_preset(name)
+        rate = {"tiny": 1e-3, "minilm": 2e-4, "base": 1e-4, "large": 5e-5}[name]
+        return cls(model=ModelConfig(backbone=backbone), optimizer=OptimizerConfig(learning_rate=rate))
+
+    def with_engine(self, **changes: object) -> Self:
+        return replace(self, engine=replace(self.engine, **changes))  # type: ignore[arg-type]

@@ -1,0 +1,91 @@
+"""Fitting at a cut: everything that a bundle holds, from histories known before one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clv.anchor.baseline import Baseline
+from clv.data import rfm
+from clv.data.clock import Clock
+from clv.data.histories import Histories
+from clv.data.windows import Value, cut
+from clv.models import encoders
+from clv.models.features import FeatureSpace, Items
+from clv.models.model import CustomerModel
+from clv.models.samples import Assembler, money_scale, origin_grid
+from clv.train.config import TrainConfig
+from clv.train.loop import RandomOrigins
+
+NUM_SPACE_ORIGINS = 4
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A dataset in memory and what its spec says of it."""
+
+    histories: Histories
+    clock: Clock
+    value: Value
+    horizons: tuple[int, ...]
+    items: Items
+    data_through: int  # us: the end of the log
+
+    @property
+    def first_day(self) -> int:
+        return int(self.histories.day.min())
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is fitted before the network: anchor, level, feature space; and the past origins to train at."""
+
+    assembler: Assembler
+    days: NDArray[np.int32]
+    cutoff: int
+
+    def source(self, shop: Shop, config: TrainConfig) -> RandomOrigins:
+        return RandomOrigins(
+            self.assembler, shop.histories, self.days, self.cutoff, config.samples_per_epoch, config.seed
+        )
+
+    def model(self, config: TrainConfig) -> CustomerModel:
+        """A fresh model, seeded; pretrained weights where the backbone names some."""
+        torch.manual_seed(config.seed)
+        model = CustomerModel(config.model, self.assembler.space, len(self.assembler.horizons))
+        if config.model.backbone.pretrained:
+            encoders.load_pretrained(model.backbone, config.model.backbone.pretrained)
+        return model
+
+
+def prepare(shop: Shop, cutoff: int, config: TrainConfig) -> Setup:
+    """Fit anchor, level and feature space on what was known before `cutoff` (us)."""
+    h, clock = shop.histories, shop.clock
+    cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
+    grid = origin_grid(shop.first_day, cutoff_day, config.num_origins, config.min_history_days)
+    baseline = Baseline.fit(h, cutoff, shop.horizons, clock, value=shop.value, origin_days=grid)
+    days = grid[grid + min(shop.horizons) <= cutoff_day]
+    chosen = np.unique(np.linspace(0, len(grid) - 1, NUM_SPACE_ORIGINS).astype(int)) if len(grid) else []
+    origins = [*clock.start_of(grid[chosen]).tolist(), cutoff] if len(grid) else [cutoff]
+    past = cut(h, np.array(origins), shop.horizons, clock, value=shop.value)
+    space = FeatureSpace.fit(past, rfm.frame(past, shop.horizons), shop.items)
+    assembler = Assembler(
+        clock=clock,
+        value=shop.value,
+        horizons=shop.horizons,
+        baseline=baseline,
+        space=space,
+        money=money_scale(past),
+        max_tokens=config.model.backbone.max_tokens,
+    )
+    return Setup(assembler, days, cutoff)
+
+
+def primary_horizon(horizons: Sequence[int], log_days: int) -> int:
+    """The horizon that models are chosen and calibrated by: the longest up to 90 days that fits the log three times."""
+    fitting = [h for h in horizons if h <= 90 and 3 * h <= log_days]
+    return max(fitting) if fitting else min(horizons)

@@ -1,0 +1,189 @@
+"""The training loop: draws samples, steps the engine, averages weights, watches a held-out origin, saves, resumes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clv.data.histories import Histories
+from clv.models import losses
+from clv.models.batch import Batch, Samples
+from clv.models.samples import Assembler
+from clv.train.config import OptimizerConfig, TrainConfig
+from clv.train.engine import Engine
+
+Ints = NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Where the samples of an epoch come from; the same (epoch, seed) gives the same samples on every worker."""
+
+    def epoch(self, epoch: int) -> Samples: ...
+
+
+@dataclass(frozen=True)
+class RandomOrigins:
+    """Random (customer, origin) pairs of the grid; the season of the cut, a year earlier, is drawn more often."""
+
+    assembler: Assembler
+    histories: Histories
+    days: NDArray[np.int32]
+    cutoff: int
+    num_samples: int
+    seed: int
+    season_bonus: float = 1.0
+
+    def epoch(self, epoch: int) -> Samples:
+        rng = np.random.default_rng((self.seed, epoch))
+        h = self.histories
+        first = h.day[h.offsets[:-1]]
+        known = np.searchsorted(np.sort(first), self.days)  # customers known at each origin
+        cutoff_day = int(self.assembler.clock.day_of(np.array([self.cutoff]))[0])
+        off_season = np.abs((cutoff_day - self.days + 182) % 365 - 182)
+        weight = known * (1 + self.season_bonus * (off_season <= 30))
+        if weight.sum() == 0:
+            raise ValueError("no past origin has a matured label: the log is too short for the horizons of the spec")
+        origin = rng.choice(len(self.days), self.num_samples, p=weight / weight.sum())
+        by_first = np.argsort(first, kind="stable")
+        customer = by_first[(rng.random(self.num_samples) * known[origin]).astype(np.int64)]
+        pairs = np.unique(customer * len(self.days) + origin)
+        return self.assembler.train(h, pairs // len(self.days), self.days[pairs % len(self.days)], self.cutoff)
+
+
+def steps_of(samples: Samples, config: TrainConfig, rank: int, world_size: int, epoch: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each step for one worker.
+
+    Rows are shuffled, sorted by length within large windows so that little is padded, and dealt so that every worker
+    and micro-batch gets its share of the same global batch.
+    """
+    rng = np.random.default_rng((config.seed, epoch, 1))
+    order = rng.permutation(len(samples))
+    window = config.batch_size * 16
+    order = np.concatenate(
+        [chunk[np.argsort(samples.lengths[chunk], kind="stable")] for chunk in np.split(order, range(window, len(order), window))]
+    )
+    num_batches = max(len(order) // config.batch_size, 1)
+    starts = rng.permutation(num_batches) * config.batch_size
+    num_parts = world_size * config.engine.accumulation
+    for step, start in enumerate(starts):
+        rows = order[start : start + config.batch_size]
+        parts = [rows[i::num_parts] for i in range(num_parts)][rank::world_size]
+        seed = hash((config.seed, epoch, step, rank)) % 2**32
+        yield [samples.batch(part, drop=config.token_dropout, seed=seed + i) for i, part in enumerate(parts)]
+
+
+def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
+    warm = max(1, int(config.warmup * num_steps))
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    share = (step - warm) / max(1, num_steps - warm)
+    return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+
+
+@dataclass
+class Average:
+    """Exponential moving average of the weights, started from a plain mean so that early steps do not linger."""
+
+    decay: float
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    def update(self, weights: dict[str, Tensor]) -> None:
+        self.count += 1
+        keep = min(self.decay, 1 - 1 / self.count)
+        if not self.weights:
+            self.weights = {name: value.detach().clone() for name, value in weights.items()}
+            return
+        for name, value in weights.items():
+            if value.is_floating_point():
+                self.weights[name].mul_(keep).add_(value.detach().float().cpu(), alpha=1 - keep)
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What `on_epoch` is told: the epoch (from 1), mean loss, weights to keep, seconds."""
+
+    epoch: int
+    step: int
+    loss: float
+    weights: dict[str, Tensor]
+    seconds: float
+    waiting: float
+
+
+def run(
+    engine: Engine,
+    source: Source,
+    config: TrainConfig,
+    *,
+    start_epoch: int = 0,
+    average: Average | None = None,
+    on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
+    on_epoch: Callable[[EpochEnd, Average], bool] = lambda end, average: True,
+) -> dict[str, Tensor]:
+    """Train for `config.epochs`; stops early when `on_epoch` returns False. Returns the averaged weights.
+
+    Raises FloatingPointError when the loss is no longer finite.
+    """
+    num_steps = config.epochs * max(1, config.samples_per_epoch // config.batch_size)
+    average = average or Average(config.ema_decay)
+    for epoch in range(start_epoch, config.epochs):
+        began, waited, loss_sum, num = time.perf_counter(), 0.0, 0.0, 0
+        torch.manual_seed(config.seed * 1000 + epoch)  # dropout: the same after a resume
+        engine.module.train()
+        samples = source.epoch(epoch)
+        waited += time.perf_counter() - began
+        batches = steps_of(samples, config, engine.rank, engine.world_size, epoch)
+        mark = time.perf_counter()
+        for micro in batches:
+            waited += time.perf_counter() - mark
+            rate = learning_rate(engine.step_count, num_steps, config.optimizer)
+            loss = engine.train_step(micro, rate)
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"loss is {loss} at step {engine.step_count}: lower optimizer.learning_rate")
+            if config.ema_decay:
+                average.update(_live(engine))
+            on_step(engine.step_count, loss, rate)
+            loss_sum, num = loss_sum + loss, num + 1
+            mark = time.perf_counter()
+        weights = average.weights if config.ema_decay else engine.weights()
+        seconds = time.perf_counter() - began
+        end = EpochEnd(epoch + 1, engine.step_count, loss_sum / max(num, 1), weights, seconds, waited / seconds)
+        if not on_epoch(end, average):
+            break
+    return average.weights if config.ema_decay else engine.weights()
+
+
+def sum_loss(config: TrainConfig, has_value: bool) -> Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]:
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert batch.targets is not None
+        return losses.total(model(batch), batch.targets, config.loss, has_value)
+
+    return loss
+
+
+def save(engine: Engine, folder: Path, epoch: int, average: Average) -> None:
+    """Checkpoint after `epoch` epochs; every worker calls it."""
+    extra: dict[str, Any] = {"epoch": epoch, "average": average.weights, "count": average.count}
+    engine.save(folder, extra)
+
+
+def resume(engine: Engine, folder: Path, config: TrainConfig) -> tuple[int, Average]:
+    """(epochs done, averaged weights) of a checkpoint, loaded into the engine."""
+    extra = engine.load(folder)
+    return int(extra["epoch"]), Average(config.ema_decay, extra["average"], int(extra["count"]))
+
+
+def _live(engine: Engine) -> dict[str, Tensor]:
+    if engine.zero_stage == 3:
+        return engine.weights()
+    return dict(engine.module.state_dict())
