@@ -215,13 +215,13 @@ class Anchor:
         out = np.zeros((len(frame), 4))
         if buys.any():
             rows = frame[buys]
-            history = tuple(rows[name].to_numpy(np.float64) for name in ("frequency", "recency", "T"))
-            days = np.minimum(self.counts.expected_purchases(*history, horizon_days), horizon_days)
+            x, t_x, T = (rows[name].to_numpy(np.float64) for name in ("frequency", "recency", "T"))
+            days = np.minimum(self.counts.expected_purchases(x, t_x, T, horizon_days), horizon_days)
             out[buys, 0] = days
-            out[buys, 1] = self.counts.p_purchase(*history, horizon_days)
+            out[buys, 1] = self.counts.p_purchase(x, t_x, T, horizon_days)
             out[buys, 2] = days * self.orders_per_day
             if self.spend is not None:
-                out[buys, 3] = days * self.spend.expected_value(history[0], rows["monetary"].to_numpy())
+                out[buys, 3] = days * self.spend.expected_value(x, rows["monetary"].to_numpy())
         return pd.DataFrame(out, columns=["days", "p_purchase", "orders", "value"], index=frame.index)
 
     def to_json(self) -> str:

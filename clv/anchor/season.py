@@ -1,0 +1,217 @@
+"""The level: how far realised totals will stand above or below the anchor's, learned from its errors at past origins.
+
+log(realised / expected) of a window [o, o + h) is modelled as the window's mean of a yearly season plus a slow drift
+plus noise; both are Gaussian processes around 0, so the forecast is a precision-weighted mean of the same season a
+year before, of the newest matured origins, and of "the anchor is right" (level 1). Their spreads are not fixed but
+averaged over by how well they explain the past (empirical Bayes): where the log shows no season, none is forecast.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import cho_factor, cho_solve
+
+from clv.anchor.btyd import Anchor, Kind
+
+Floats = NDArray[np.float64]
+Measure = Literal["value", "orders", "days"]
+
+MIN_LOG_DAYS = 180  # a younger log has no anchor worth learning from
+YEAR_DAYS = 365.2425
+_SEASON_DAYS = 25.0  # a day of the year tells about the days within some weeks of it, and nothing about other seasons
+_HARMONICS = np.arange(0, 9)
+_HARMONIC_SHARE = np.where(_HARMONICS, 2, 1) * np.exp(-((2 * np.pi * _HARMONICS * _SEASON_DAYS / YEAR_DAYS) ** 2) / 2)
+_DRIFT_MEMORY_DAYS = 120.0
+_SHARED = 0.5  # of the variance is common to all horizons; the rest is each horizon's own
+_SEASON_SPREADS = (0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviation of the log level of a day
+_DRIFT_SPREADS = (0.0, 0.05, 0.1, 0.2, 0.4)
+_SEASON_PRIOR = (0.25, 0.8)  # median and log spread: most shops have a season; the lognormal doubts a flat year
+_DRIFT_PRIOR = 0.1  # half-normal
+_ROW_ERROR = 0.04  # what no sampling error covers: promotions, weather, the anchor's own fit
+_YOUNG_ERROR = 0.1  # extra log error of an anchor that has seen no full year, falling to 0 at a year
+_MAX_LOG_LEVEL = 1.5
+
+
+@dataclass(frozen=True)
+class SeasonalIndex:
+    """Past errors of the anchor that were known on `known_day`; `level` forecasts the next."""
+
+    known_day: int
+    origin_day: Floats  # (K,) local days since 1970-01-01
+    horizon_days: Floats  # (K,)
+    log_ratio: Floats  # (K,) log(realised / expected)
+    log_error: Floats  # (K,) its standard error
+
+    @classmethod
+    def fit(cls, errors: pd.DataFrame, known_day: int) -> Self:
+        """Keep what was known on `known_day`: rows with origin + horizon <= known_day and >= 180 days of log before.
+
+        `errors`: origin_day, horizon_days, expected and realised (sums over customers), log_error (see `log_error`),
+        log_days (days of log before the origin); one row per origin and horizon.
+        """
+        missing = [name for name in ERRORS if name not in errors]
+        if missing:
+            raise ValueError(f"the table of anchor errors lacks {', '.join(missing)}: it needs {', '.join(ERRORS)}")
+        table = errors[list(ERRORS)].astype(np.float64)
+        known = table["origin_day"] + table["horizon_days"] <= known_day
+        usable = (table["log_days"] >= MIN_LOG_DAYS) & (table["expected"] > 0) & (table["realised"] > 0)
+        table = table[known & usable & np.isfinite(table["log_error"])].sort_values(["origin_day", "horizon_days"])
+        young = _YOUNG_ERROR * np.clip(1 - (table["log_days"] - MIN_LOG_DAYS) / (YEAR_DAYS - MIN_LOG_DAYS), 0, 1)
+        return cls(
+            int(known_day),
+            table["origin_day"].to_numpy(),
+            table["horizon_days"].to_numpy(),
+            np.log(table["realised"] / table["expected"]).to_numpy(),
+            np.hypot(table["log_error"], young).to_numpy(),
+        )
+
+    def level(self, origin_day: float, horizon_days: float) -> tuple[float, float]:
+        """(multiplier of the anchor's total of [origin, origin + horizon), standard error of its log)."""
+        levels, errors = self.levels([origin_day], [horizon_days])
+        return float(levels[0]), float(errors[0])
+
+    def levels(self, origin_day: ArrayLike, horizon_days: ArrayLike) -> tuple[Floats, Floats]:
+        """`level` of many (origin, horizon) pairs, broadcast, each (N,)."""
+        origin, horizon = np.broadcast_arrays(
+            np.atleast_1d(np.asarray(origin_day, np.float64)), np.atleast_1d(np.asarray(horizon_days, np.float64))
+        )
+        mean, second = np.zeros(len(origin)), np.zeros(len(origin))
+        season = _season_kernel(origin, horizon, self.origin_day, self.horizon_days)
+        drift = _drift_kernel(origin, horizon, self.origin_day, self.horizon_days)
+        own = _season_variance(horizon)
+        for share, s, d, factor, weights in self._posterior:
+            cross = s**2 * season + d**2 * drift
+            value = cross @ weights
+            variance = s**2 * own + d**2 + _ROW_ERROR**2
+            if len(self.origin_day):
+                variance = variance - np.einsum("ij,ji->i", cross, cho_solve(factor, cross.T))
+            mean += share * value
+            second += share * (np.maximum(variance, _ROW_ERROR**2) + value**2)
+        error = np.sqrt(np.maximum(second - mean**2, _ROW_ERROR**2))
+        return np.exp(np.clip(mean, -_MAX_LOG_LEVEL, _MAX_LOG_LEVEL)), error
+
+    @cached_property
+    def _posterior(self) -> list[tuple[float, float, float, tuple[Floats, bool], Floats]]:
+        """(weight, season spread, drift spread, Cholesky factor, K⁻¹ y) of each pair of spreads worth keeping."""
+        season = _season_kernel(self.origin_day, self.horizon_days, self.origin_day, self.horizon_days)
+        drift = _drift_kernel(self.origin_day, self.horizon_days, self.origin_day, self.horizon_days)
+        noise = _noise(self.origin_day, self.horizon_days, self.log_error)
+        (median, spread), found, scores = _SEASON_PRIOR, [], []
+        for s, d in product(_SEASON_SPREADS, _DRIFT_SPREADS):
+            factor = cho_factor(s**2 * season + d**2 * drift + noise, lower=True)
+            weights = cho_solve(factor, self.log_ratio)
+            log_det = 2 * np.log(np.diag(factor[0])).sum()
+            prior = -((np.log(s / median) / spread) ** 2 + (d / _DRIFT_PRIOR) ** 2) / 2
+            found.append((s, d, factor, weights))
+            scores.append(prior - (self.log_ratio @ weights + log_det) / 2)
+        share = np.exp(np.array(scores) - max(scores))
+        share /= share.sum()
+        return [(float(w), *rest) for w, rest in zip(share, found, strict=True) if w > 1e-4]
+
+    def to_json(self) -> str:
+        columns = ("origin_day", "horizon_days", "log_ratio", "log_error")
+        return json.dumps({"known_day": self.known_day} | {name: getattr(self, name).tolist() for name in columns})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote; ValueError if it is something else."""
+        fields = json.loads(text)
+        columns = ("origin_day", "horizon_days", "log_ratio", "log_error")
+        if not isinstance(fields, dict) or set(fields) != {"known_day", *columns}:
+            raise ValueError("this is no seasonal index written by to_json: known_day and four columns are needed")
+        return cls(int(fields["known_day"]), *(np.array(fields[name], np.float64) for name in columns))
+
+
+ERRORS = ("origin_day", "horizon_days", "expected", "realised", "log_error", "log_days")
+
+
+def log_error(expected: ArrayLike, realised: ArrayLike) -> float:
+    """Standard error of log(Σ realised / Σ expected) over customers, (N,) each; inf where nothing was realised.
+
+    That of a ratio estimate: the spread of realised − ratio · expected (Cochran 1977, eq. 6.4).
+    """
+    y, e = np.asarray(realised, np.float64), np.asarray(expected, np.float64)
+    if y.sum() <= 0 or e.sum() <= 0:
+        return float("inf")
+    return float(np.sqrt(((y - e * (y.sum() / e.sum())) ** 2).sum()) / y.sum())
+
+
+def anchor_errors(
+    frames: Mapping[int, pd.DataFrame] | pd.DataFrame,
+    horizons_days: Sequence[int],
+    *,
+    kind: Kind = "bgnbd",
+    measure: Measure = "value",
+) -> pd.DataFrame:
+    """Fit an anchor at each origin of the sample frames and set its totals beside the realised ones.
+
+    Returns the table `SeasonalIndex.fit` reads, one row per origin and matured horizon. `log_days` is the age of the
+    oldest customer at the origin.
+    """
+    if isinstance(frames, pd.DataFrame):
+        frames = {int(day): frames[frames["origin_day"] == day] for day in frames["origin_day"].unique()}
+    rows: list[tuple[float, ...]] = []
+    for day, frame in sorted(frames.items()):
+        buyers = frame[frame["has_purchase"].to_numpy(bool)]
+        if buyers.empty:
+            continue
+        anchor = Anchor.fit(buyers, kind)
+        for horizon in horizons_days:
+            mature = buyers[f"mature_{horizon}"].to_numpy(bool)
+            if not mature.all():
+                continue
+            expected = anchor.predict(buyers, horizon)[measure].to_numpy()
+            realised = buyers[f"{measure}_{horizon}"].to_numpy(np.float64)
+            error = log_error(expected, realised)
+            rows.append((day, horizon, expected.sum(), realised.sum(), error, float(buyers["T"].max())))
+    return pd.DataFrame(rows, columns=list(ERRORS))
+
+
+def _season_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:
+    """Covariance (N, M) of the window means of a yearly season whose day has variance 1.
+
+    A Gaussian of `_SEASON_DAYS` wrapped around the year, as a sum over harmonics; the mean of harmonic k over h days
+    keeps sinc(k h / year) of it and sits at mid-window.
+    """
+    lag = (origin + horizon / 2)[:, None] - (other + other_horizon / 2)[None, :]
+    out = np.zeros_like(lag)
+    for k, share in zip(_HARMONICS, _HARMONIC_SHARE / _HARMONIC_SHARE.sum(), strict=True):
+        kept = np.outer(np.sinc(k * horizon / YEAR_DAYS), np.sinc(k * other_horizon / YEAR_DAYS))
+        out += share * kept * np.cos(2 * np.pi * k * lag / YEAR_DAYS)
+    return out * _between_horizons(horizon, other_horizon)
+
+
+def _season_variance(horizon: Floats) -> Floats:
+    share = _HARMONIC_SHARE / _HARMONIC_SHARE.sum()
+    return np.asarray(share @ np.sinc(_HARMONICS[:, None] * horizon / YEAR_DAYS) ** 2)
+
+
+def _drift_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:
+    lag = (origin + horizon / 2)[:, None] - (other + other_horizon / 2)[None, :]
+    return np.asarray(np.exp(-np.abs(lag) / _DRIFT_MEMORY_DAYS) * _between_horizons(horizon, other_horizon))
+
+
+def _between_horizons(horizon: Floats, other: Floats) -> Floats:
+    """A long window is not the sum of short ones: by the next origin the anchor has digested what it had missed.
+
+    So a share of the errors belongs to the horizon, fading as horizons differ (by their log).
+    """
+    apart = np.log(horizon)[:, None] - np.log(other)[None, :]
+    return np.asarray(_SHARED + (1 - _SHARED) * np.exp(-((apart / 0.3) ** 2) / 2))
+
+
+def _noise(origin: Floats, horizon: Floats, error: Floats) -> Floats:
+    """Sampling covariance: windows that overlap count the same purchases, so twelve of them are not twelve facts."""
+    end = origin + horizon
+    overlap = np.minimum(end[:, None], end[None, :]) - np.maximum(origin[:, None], origin[None, :])
+    shared = np.clip(overlap, 0, None) / np.sqrt(horizon[:, None] * horizon[None, :])
+    return np.asarray(shared * np.outer(error, error) + np.eye(len(origin)) * _ROW_ERROR**2)
