@@ -48,7 +48,7 @@ class SmallPredictor:
         for days in horizons or self.horizons:
             rate = orders[rows] * days / 365
             value = np.where(spend[rows] == 0, np.nan, spend[rows] * days / 365)
-            columns = {name: value for name in NUMBERS}
+            columns = dict.fromkeys(NUMBERS, value)
             columns |= {"p_purchase": 1 - np.exp(-rate), "churn_probability": np.exp(-rate), "orders_mean": rate}
             tables.append(
                 pa.table(

@@ -111,8 +111,7 @@ def test_a_withdrawn_request_is_never_scored(predictor: Any) -> None:
         second.cancel()
         release.set()
         assert totals(await first) == {("A", 365): 1.0}
-        with pytest.raises(asyncio.CancelledError, match=""):
-            await second
+        assert isinstance((await asyncio.gather(second, return_exceptions=True))[0], asyncio.CancelledError)
         assert totals(await batcher.score(history("C", 1.0), AS_OF, (365,))) == {("C", 365): 1.0}
 
     asyncio.run(go())

@@ -1,0 +1,141 @@
+"""The application on Ray Serve: every replica answers HTTP and scores in the same process.
+
+A second hop to a model deployment costs more than the scoring itself on CPUs; the ingress is what scales.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from clv.registry import Registry
+from clv.serve.backend import LiveBackend, Predicts
+from clv.serve.batching import Batching
+from clv.serve.guard import Metrics
+from clv.serve.routes import routes
+from clv.serve.security import Keys, check_exposure
+from clv.serve.store import SqliteStore
+
+LOG = logging.getLogger(__name__)
+
+
+class AppArgs(BaseModel):
+    """`args:` of the application in a Serve file. Keys are not here: Ray shows arguments to everybody who may look."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: Path | None = Field(None, description="A bundle folder. Default: CLV_BUNDLE.")
+    registry: Path | None = Field(None, description="A registry, whose production version is served and followed.")
+    store: Path | None = Field(
+        None, description="The online store. Default: CLV_STORE; without one, inline events only."
+    )
+    device: str = "cpu"
+    cpu_threads: int = Field(
+        1, ge=1, description="Threads of torch and Arrow in a replica; match ray_actor_options.num_cpus."
+    )
+    deadline_s: float = Field(30.0, gt=0, description="A request not answered by then gets 503.")
+    batch_wait_ms: float = Field(2.0, ge=0, le=1_000)
+    max_batch_customers: int = Field(4_096, ge=1)
+    max_waiting_customers: int = Field(20_000, ge=1, description="More waiting in one replica are refused with 429.")
+    follow_registry_s: float = Field(5.0, gt=0, description="How often a replica looks at the production pointer.")
+
+    @classmethod
+    def complete(cls, args: AppArgs, env: Mapping[str, str]) -> AppArgs:
+        """`args` with what they leave open taken from CLV_BUNDLE or CLV_REGISTRY, and CLV_STORE; paths made absolute,
+        since a replica runs in another folder. ValueError unless exactly one of bundle and registry results."""
+        found: dict[str, Path | None] = {"bundle": args.bundle, "registry": args.registry, "store": args.store}
+        open_names = ["store"] if args.bundle or args.registry else ["store", "bundle", "registry"]
+        for name in open_names:
+            if found[name] is None and (value := env.get(f"CLV_{name.upper()}")):
+                found[name] = Path(value)
+        if (found["bundle"] is None) == (found["registry"] is None):
+            named = [f"{name} {path}" for name, path in found.items() if path and name != "store"]
+            raise ValueError(
+                "give the application either a bundle (args.bundle or CLV_BUNDLE) or a registry (args.registry or "
+                f"CLV_REGISTRY), not {' and '.join(named) or 'neither'}"
+            )
+        return args.model_copy(update={name: path and path.expanduser().resolve() for name, path in found.items()})
+
+
+class Replica:
+    """What one replica holds: keys, store, the bundle behind its batcher, and the routes over them."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self.args = AppArgs.model_validate(args)
+        self.keys = Keys.from_env(os.environ)
+        self.metrics = Metrics()
+        self.backend = LiveBackend(
+            SqliteStore(self.args.store) if self.args.store else None,
+            Batching(
+                wait_s=self.args.batch_wait_ms / 1000,
+                max_customers=self.args.max_batch_customers,
+                max_waiting=self.args.max_waiting_customers,
+            ),
+            self.metrics,
+        )
+        self._following: asyncio.Task[None] | None = None
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve once. Until it returns the replica gets no requests: ready means loaded and warmed up."""
+        check_exposure(self.keys, await http_host())
+        await asyncio.to_thread(self._start)
+        if self.args.registry:
+            registry = Registry(self.args.registry)
+            follow = self.backend.follow(
+                pointed=lambda: registry.production().name,
+                load=lambda version: self.load(registry.path(version)),
+                every_s=self.args.follow_registry_s,
+            )
+            self._following = asyncio.create_task(follow)
+        # Serve's proxy writes the X-Request-ID header itself.
+        return routes(
+            self.backend, self.keys, metrics=self.metrics, deadline_s=self.args.deadline_s, echo_request_id=False
+        )
+
+    def load(self, bundle: Path) -> Predicts:
+        """The predictor of a bundle folder; raises what a damaged or foreign bundle raises."""
+        from clv.predict import Predictor
+
+        return Predictor(bundle, device=self.args.device)
+
+    def _start(self) -> None:
+        # Here and not above: whoever only builds the application, as `serve deploy` does, needs no torch.
+        import torch
+
+        torch.set_num_threads(self.args.cpu_threads)
+        pa.set_cpu_count(self.args.cpu_threads)
+        bundle = self.args.bundle or Registry(self.args.registry or Path()).production()
+        self.backend.install(self.load(bundle))
+
+    def check_health(self) -> None:
+        """Called by Serve: raises, and so has the replica replaced, when the store cannot be read."""
+        self.backend.data_through()
+
+
+async def http_host() -> str | None:
+    """The address Serve's proxies listen on, asked of the running controller; None when it does not tell.
+
+    Serve has no public call for it. A guess from our own arguments would be worse: they can differ from what runs.
+    """
+    try:
+        from ray.serve.context import _get_global_client
+
+        client = _get_global_client()
+        options = await client._controller.get_http_config.remote()
+        host: str | None = options.host
+    except Exception:
+        LOG.exception("Serve does not tell the address it listens on")
+        return None
+    return host
+
+
+ClvService = serve.deployment(name="clv")(serve.ingress()(Replica))

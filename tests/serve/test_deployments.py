@@ -1,0 +1,113 @@
+"""The application on Ray Serve, over real HTTP."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ray import cloudpickle, serve
+
+from clv.serve.client import Client, ClvError
+from clv.serve.deployments import Replica
+from clv.serve.store import SqliteStore
+
+pytestmark = pytest.mark.ray
+
+AS_OF = "2011-06-12"
+
+
+def small_service(predictor: Callable[..., Any], **options: Any) -> Any:
+    """The deployment with a predictor that needs no bundle: the folder's name is its version."""
+
+    class SmallReplica(Replica):
+        def load(self, bundle: Path) -> Any:
+            if bundle.name == "broken":
+                raise ValueError("this bundle is damaged")
+            made = predictor(bundle.name)
+            made.before = lambda histories: time.sleep(0.02)
+            return made
+
+    cloudpickle.register_pickle_by_value(sys.modules[predictor.__module__])
+    return serve.deployment(name="clv", ray_actor_options={"num_cpus": 0.5}, **options)(serve.ingress()(SmallReplica))
+
+
+@pytest.fixture
+def address(ray_cluster: None, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Serve on a free port; on all interfaces where the test asks for it."""
+    host = getattr(request, "param", "127.0.0.1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": host, "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def test_the_application_answers_scales_its_batches_and_survives_a_dead_replica(
+    address: str, make_predictor: Callable[..., Any], store: SqliteStore, tmp_path: Path
+) -> None:
+    args = {"bundle": str(tmp_path / "v7"), "store": str(store.path), "batch_wait_ms": 20}
+    serve.run(small_service(make_predictor, num_replicas=2).bind(args), route_prefix="/")
+
+    body = {"as_of": AS_OF, "horizons_days": [365], "customers": [{"customer_id": "A"}, {"customer_id": "nobody"}]}
+    answer = httpx.post(f"{address}/v1/predict", json=body, headers={"X-Request-ID": "abc-1"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers.get_list("x-request-id") == ["abc-1"]
+    assert answer.json()["model"]["version"] == "v7"
+    assert answer.json()["results"][0]["scores"][0]["value_mean"] == 50.0
+    assert answer.json()["results"][1]["status"] == "unknown_customer"
+
+    wrong = httpx.post(f"{address}/v1/predict", json=body | {"horizons_days": [0]})
+    assert (wrong.status_code, wrong.headers["content-type"]) == (422, "application/problem+json")
+    assert wrong.json()["errors"][0]["field"] == "horizons_days[0]"
+    assert wrong.json()["request_id"] == wrong.headers["x-request-id"]
+    assert httpx.get(f"{address}/v1/customers/nobody").status_code == 404
+    assert httpx.get(f"{address}/readyz").json() == {"status": "ready", "version": "v7"}
+
+    with Client(address, retries=8) as client:
+
+        def call(_: int) -> float | None:
+            return client.predict(["A"], as_of=AS_OF, horizons_days=[365]).results[0].scores[0].value_mean
+
+        with ThreadPoolExecutor(8) as callers:
+            assert set(callers.map(call, range(48))) == {50.0}
+            assert "clv_batch_customers_bucket" in httpx.get(f"{address}/metrics").text
+            assert "clv_requests_total" in httpx.get(f"{address}/metrics").text
+
+            import ray
+            from ray.util.state import list_actors
+
+            replicas = [a for a in ray.util.list_named_actors(all_namespaces=True) if "SERVE_REPLICA" in a["name"]]
+            assert len(replicas) == 2
+            del list_actors
+            during = callers.map(call, range(200))
+            victim = ray.get_actor(replicas[0]["name"], namespace=replicas[0]["namespace"])
+            ray.kill(victim)
+            assert set(during) == {50.0}, "the client asks again for what the dead replica held"
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0"], indirect=True)
+def test_without_keys_no_replica_starts_on_a_public_address(
+    address: str, make_predictor: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = small_service(make_predictor, max_constructor_retry_count=1)
+    with pytest.raises(RuntimeError, match="DEPLOY_FAILED|failed"):
+        serve.run(service.bind({"bundle": str(tmp_path / "v7")}), route_prefix="/")
+    status = serve.status().applications["default"].deployments["clv"]
+    assert "refusing to serve on '0.0.0.0' without API keys" in status.message
+    assert httpx.get(f"{address}/v1/model").status_code >= 400
+
+    keys = {"env_vars": {"CLV_API_KEYS": "a-key-of-twenty-char"}}
+    options = {"num_cpus": 0.5, "runtime_env": keys}
+    serve.run(service.options(ray_actor_options=options).bind({"bundle": str(tmp_path / "v7")}), route_prefix="/")
+    with Client(address, "a-key-of-twenty-char") as client:
+        assert client.model().model.version == "v7"
+    with Client(address) as client, pytest.raises(ClvError, match="HTTP 401"):
+        client.model()
