@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 from ray import cloudpickle, serve
 
 from clv.serve.client import Client, ClvError
@@ -81,12 +82,8 @@ def test_the_application_answers_scales_its_batches_and_survives_a_dead_replica(
             assert "clv_batch_customers_bucket" in httpx.get(f"{address}/metrics").text
             assert "clv_requests_total" in httpx.get(f"{address}/metrics").text
 
-            import ray
-            from ray.util.state import list_actors
-
             replicas = [a for a in ray.util.list_named_actors(all_namespaces=True) if "SERVE_REPLICA" in a["name"]]
             assert len(replicas) == 2
-            del list_actors
             during = callers.map(call, range(200))
             victim = ray.get_actor(replicas[0]["name"], namespace=replicas[0]["namespace"])
             ray.kill(victim)
@@ -98,7 +95,7 @@ def test_without_keys_no_replica_starts_on_a_public_address(
     address: str, make_predictor: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = small_service(make_predictor, max_constructor_retry_count=1)
-    with pytest.raises(RuntimeError, match="DEPLOY_FAILED|failed"):
+    with pytest.raises(RuntimeError, match="failed"):
         serve.run(service.bind({"bundle": str(tmp_path / "v7")}), route_prefix="/")
     status = serve.status().applications["default"].deployments["clv"]
     assert "refusing to serve on '0.0.0.0' without API keys" in status.message
