@@ -8,7 +8,6 @@ ROOT/log.jsonl            every promotion, refusal and rollback, with its reason
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 
+from clv import bundle as bundles
 from clv.evaluate.bootstrap import bootstrap, interval
 from clv.evaluate.prediction import Prediction
 
@@ -32,7 +32,7 @@ DRAWS = 1_000
 
 
 class RegistryError(ValueError):
-    """A version that is missing, damaged, or not allowed into production."""
+    """A version that is missing or not allowed into production. (A damaged one is a BundleError.)"""
 
 
 @dataclass(frozen=True)
@@ -106,24 +106,16 @@ class BundleInfo:
     cut: datetime
 
 
-def inspect(bundle: Path) -> BundleInfo:
-    """Version and cut of a bundle whose files all have the sha256 of its manifest; RegistryError otherwise."""
-    try:
-        manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-        version, files = manifest["version"], manifest["sha256"]
-        cut = datetime.fromisoformat(manifest["cut"])
-    except FileNotFoundError:
-        raise RegistryError(f"{bundle} is not a bundle: it has no manifest.json") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise RegistryError(f"{bundle}/manifest.json is damaged: {error}") from error
-    for name, expected in files.items():
-        path = bundle / name
-        if not path.is_file():
-            raise RegistryError(f"{bundle} is damaged: {name} is missing")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                raise RegistryError(f"{bundle} is damaged: {name} does not have the sha256 of its manifest")
-    return BundleInfo(version, cut if cut.tzinfo else cut.replace(tzinfo=UTC))
+def inspect(folder: Path) -> BundleInfo:
+    """Version and cut of a bundle whose every file has the hash it was written with; BundleError otherwise."""
+    manifest = bundles.verify(folder)
+    return BundleInfo(str(manifest["version"]), _instant(str(manifest["cut"])))
+
+
+def _instant(text: str) -> datetime:
+    """An ISO time; without an offset it is taken as UTC."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 class Registry:
@@ -245,8 +237,7 @@ class Registry:
                 f"the comparison is of {comparison.candidate} with {comparison.current}, not of {info.version} "
                 f"with {current}: compare again"
             )
-        origin = datetime.fromisoformat(comparison.origin)
-        origin = origin if origin.tzinfo else origin.replace(tzinfo=UTC)
+        origin = _instant(comparison.origin)
         for version, cut in ((info.version, info.cut), (current, inspect(self.path(current)).cut)):
             if cut > origin:
                 return f"{version} was trained on data up to {cut.isoformat()}, after the origin {comparison.origin}"

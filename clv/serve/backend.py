@@ -37,6 +37,7 @@ class Predicts(Protocol):
     def horizons(self) -> tuple[int, ...]: ...
     @property
     def clock(self) -> Clock: ...
+    def check_origin(self, as_of: int) -> int: ...
     def predict(self, histories: pa.Table, as_of: int, horizons: Sequence[int] | None = None) -> pa.Table: ...
 
 
@@ -54,6 +55,9 @@ class BatchedScorer:
         )
         self._predictor = predictor
         self._batcher = Batcher(predictor.predict, batching, metrics.batch.observe)
+
+    def check(self, as_of: int) -> None:
+        self._predictor.check_origin(as_of)
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
         return await self._batcher.score(histories, as_of, horizons)

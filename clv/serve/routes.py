@@ -61,6 +61,9 @@ class Scorer(Protocol):
     @property
     def facts(self) -> Facts: ...
 
+    def check(self, as_of: int) -> None:
+        """ValueError for an instant this bundle must not be asked about: before its cut, or too long after its data."""
+
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
         """SCORES, by customer and horizon; customers without an event before `as_of` are absent."""
 
@@ -99,26 +102,32 @@ class _Question:
     data_through: int
 
 
-def _question(body: bytes, facts: Facts, backend: Backend) -> _Question:
+def _question(body: bytes, scorer: Scorer, backend: Backend) -> _Question:
     try:
         asked = PredictRequest.model_validate_json(body)
     except ValidationError as error:
         raise _invalid(error.errors(include_url=False, include_input=False)) from None
+    facts = scorer.facts
     through = backend.data_through() or facts.data_through
     given = inline.gather(asked.customers, backend.stored, facts.clock)
-    as_of = _as_of(asked, facts, max(through, given.newest or through))
+    if asked.as_of is None:
+        as_of = default_as_of(facts, max(through, given.newest or through), _now())
+    else:
+        as_of = int(inline.to_us([asked.as_of], facts.clock)[0])
+    _check(scorer, as_of)
     horizons = tuple(sorted(set(asked.horizons_days))) if asked.horizons_days else facts.horizons
     return _Question([c.customer_id for c in asked.customers], given.histories, as_of, horizons, through)
 
 
-def _as_of(asked: PredictRequest, facts: Facts, newest: int) -> int:
-    if asked.as_of is None:
-        return default_as_of(facts, newest, time.time_ns() // 1000)
-    as_of = int(inline.to_us([asked.as_of], facts.clock)[0])
-    if as_of < facts.cut:
-        message = f"lies before the bundle's cut {answers.iso(facts.cut)}: it has learned from what happened after"
-        raise ProblemError(422, f"as_of {message}.", errors=[FieldError(field="as_of", message=message)])
-    return as_of
+def _check(scorer: Scorer, as_of: int) -> None:
+    try:
+        scorer.check(as_of)
+    except ValueError as error:
+        raise ProblemError(422, f"as_of: {error}.", errors=[FieldError(field="as_of", message=str(error))]) from None
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
 
 
 def _header(facts: Facts, as_of: int, data_through: int) -> dict[str, Any]:
@@ -183,7 +192,7 @@ def routes(
         body = await request.body()
         async with _deadline(deadline_s):
             scorer = in_service()
-            q = await asyncio.to_thread(_question, body, scorer.facts, backend)
+            q = await asyncio.to_thread(_question, body, scorer, backend)
             table = await scored(scorer, q.histories, q.as_of, q.horizons) if len(q.histories) else None
             content, known = await asyncio.to_thread(_answer, q, scorer.facts, table)
         metrics.customers.labels("ok").inc(known)
@@ -200,7 +209,8 @@ def routes(
             if not len(histories):
                 raise ProblemError(404, "The store holds no customer of this id.")
             through = await asyncio.to_thread(backend.data_through) or facts.data_through
-            as_of = default_as_of(facts, through, time.time_ns() // 1000)
+            as_of = default_as_of(facts, through, _now())
+            _check(scorer, as_of)
             scores = answers.scores_of(await scored(scorer, histories, as_of, facts.horizons))
         answer = _header(facts, as_of, through) | _summary(histories) | {"scores": scores.get(customer_id, [])}
         return Response(answers.to_json(answer), media_type="application/json")
@@ -210,7 +220,7 @@ def routes(
         """The bundle in service and the data behind it."""
         facts = in_service().facts
         through = await asyncio.to_thread(backend.data_through) or facts.data_through
-        answer = _header(facts, default_as_of(facts, through, time.time_ns() // 1000), through) | {
+        answer = _header(facts, default_as_of(facts, through, _now()), through) | {
             "timezone": facts.clock.timezone,
             "horizons_days": list(facts.horizons),
             "customers_stored": await asyncio.to_thread(backend.count),

@@ -26,6 +26,7 @@ _LAYOUT: list[tuple[str, np.dtype[Any]]] = sorted(
     [*_NUMPY.items(), ("items", np.dtype("int64")), ("item_counts", np.dtype("int32"))],
     key=lambda column: (-column[1].itemsize, column[0]),
 )
+FILE = "store.sqlite"
 FORMAT = json.dumps([1, [[name, kind.str] for name, kind in _LAYOUT]])
 
 
@@ -52,12 +53,15 @@ class Store(Protocol):
 
 
 class SqliteStore:
-    """A `Store` in one SQLite file (WAL): many reading processes, one writing; a put that returned survives a crash."""
+    """A `Store` in one SQLite file (WAL) of a folder: many processes read while one writes; a put that returned
+    survives a crash."""
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        if not create and not path.is_file():
-            raise ValueError(f"no store at {path}: fill one with python -m ray_jobs.load_store --store {path}")
-        self.path = path
+    def __init__(self, folder: Path, *, create: bool = False) -> None:
+        self.path = path = folder / FILE
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif not path.is_file():
+            raise ValueError(f"no store in {folder}: fill one with python -m ray_jobs.load_store --store {folder}")
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()

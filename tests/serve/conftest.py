@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clv.data.clock import Clock
+from clv.data.clock import DAY_US, Clock
 from clv.data.events import EVENTS, US
 from clv.data.histories import Histories, build
-from clv.serve.backend import LiveBackend
+from clv.serve.backend import LiveBackend, to_us
 from clv.serve.batching import Batching
 from clv.serve.store import SqliteStore
 
@@ -34,6 +34,13 @@ class SmallPredictor:
         self.currency, self.horizons, self.clock = "GBP", (30, 90), Clock(timezone)
         self.calls: list[int] = []
         self.before: Callable[[pa.Table], object] = lambda histories: None
+
+    def check_origin(self, as_of: int) -> int:
+        if as_of < to_us(self.cut):
+            raise ValueError("origin lies before the bundle's cut")
+        if as_of > to_us(self.data_through) + 90 * DAY_US:
+            raise ValueError("origin lies more than 90 days past the data")
+        return as_of
 
     def predict(self, histories: pa.Table, as_of: int, horizons: Sequence[int] | None = None) -> pa.Table:
         self.calls.append(len(histories))
@@ -96,7 +103,7 @@ def predictor() -> SmallPredictor:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqliteStore]:
     """Customers A (50.00 in two orders) and B (one order without a price)."""
-    store = SqliteStore(tmp_path / "store.sqlite", create=True)
+    store = SqliteStore(tmp_path / "store", create=True)
     store.put_histories(build(events(*STORED), Clock("Europe/London")))
     yield store
     store.close()

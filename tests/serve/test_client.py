@@ -56,7 +56,7 @@ def test_ids_events_and_the_model_over_a_real_connection(backend: Any) -> None:
 
 def test_a_refusal_names_the_field_and_the_request(backend: Any) -> None:
     with served(routes(backend)) as url, Client(url) as client:
-        with pytest.raises(ClvError, match=r"HTTP 422: as_of lies before") as refused:
+        with pytest.raises(ClvError, match=r"HTTP 422: as_of: origin lies before") as refused:
             client.predict(["A"], as_of="2001-01-01")
         assert refused.value.problem is not None
         assert refused.value.problem.errors[0].field == "as_of"

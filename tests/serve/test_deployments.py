@@ -54,7 +54,7 @@ def address(ray_cluster: None, request: pytest.FixtureRequest) -> Iterator[str]:
 def test_the_application_answers_scales_its_batches_and_survives_a_dead_replica(
     address: str, make_predictor: Callable[..., Any], store: SqliteStore, tmp_path: Path
 ) -> None:
-    args = {"bundle": str(tmp_path / "v7"), "store": str(store.path), "batch_wait_ms": 20}
+    args = {"bundle": str(tmp_path / "v7"), "store": str(store.path.parent), "batch_wait_ms": 20}
     serve.run(small_service(make_predictor, num_replicas=2).bind(args), route_prefix="/")
 
     body = {"as_of": AS_OF, "horizons_days": [365], "customers": [{"customer_id": "A"}, {"customer_id": "nobody"}]}

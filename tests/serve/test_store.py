@@ -19,7 +19,7 @@ import pytest
 from clv.data.clock import Clock
 from clv.data.events import EVENTS, US
 from clv.data.histories import HISTORIES, build
-from clv.serve.store import SqliteStore, Store
+from clv.serve.store import FILE, SqliteStore, Store
 
 BEGIN = 1_300_000_000_000_000
 
@@ -58,7 +58,7 @@ def same(left: pa.Table, right: pa.Table) -> bool:
 
 @pytest.fixture(params=["sqlite"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    store = SqliteStore(tmp_path / "store.sqlite", create=True)
+    store = SqliteStore(tmp_path / "store", create=True)
     yield store
     store.close()
 
@@ -169,7 +169,7 @@ def test_readers_see_whole_puts_while_a_writer_writes(store: Store) -> None:
 
 
 def test_a_put_that_returned_survives_kill_minus_nine(tmp_path: Path) -> None:
-    path = tmp_path / "store.sqlite"
+    path = tmp_path / "store"
     program = (
         "import importlib.util, sys, pathlib\n"
         "spec = importlib.util.spec_from_file_location('t', sys.argv[1]); t = importlib.util.module_from_spec(spec)\n"
@@ -195,23 +195,23 @@ def test_a_put_that_returned_survives_kill_minus_nine(tmp_path: Path) -> None:
 
 def test_a_missing_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ray_jobs\.load_store"):
-        SqliteStore(tmp_path / "none.sqlite")
-    assert not (tmp_path / "none.sqlite").exists()
+        SqliteStore(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_foreign_file_and_a_foreign_database_are_refused(tmp_path: Path) -> None:
-    text = tmp_path / "text"
-    text.write_text("not a database" * 1000)
+    path = tmp_path / FILE
+    path.write_text("not a database" * 1000)
     with pytest.raises(ValueError, match="cannot be used as a store"):
-        SqliteStore(text)
-    other = tmp_path / "other.sqlite"
-    sqlite3.connect(other).execute("CREATE TABLE t (x)").connection.close()
+        SqliteStore(tmp_path)
+    path.unlink()
+    sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close()
     with pytest.raises(ValueError, match="not a store of this version"):
-        SqliteStore(other)
+        SqliteStore(tmp_path)
 
 
 def test_a_truncated_blob_is_an_error_and_not_a_wrong_history(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "store.sqlite", create=True)
+    store = SqliteStore(tmp_path / "store", create=True)
     store.put_histories(histories(2))
     damage = sqlite3.connect(store.path)
     with damage:
