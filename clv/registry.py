@@ -108,8 +108,9 @@ class BundleInfo:
 
 def inspect(folder: Path) -> BundleInfo:
     """Version and cut of a bundle whose every file has the hash it was written with; BundleError otherwise."""
-    manifest = bundles.verify(folder)
-    return BundleInfo(str(manifest["version"]), _instant(str(manifest["cut"])))
+    version = str(bundles.verify(folder)["version"])
+    cut_us = json.loads((folder / "config.json").read_text(encoding="utf-8"))["cut_us"]
+    return BundleInfo(version, datetime.fromtimestamp(cut_us / 1e6, UTC))
 
 
 def _instant(text: str) -> datetime:

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
     def make(version: str, cut: str = "2011-03-01T00:00:00+00:00", content: float = 0.0) -> Path:
         folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "bundle"
         empty: dict[str, Any] = {"vocab": {}, "anchor": {}, "calibration": {}, "metrics": {}, "items": {}}
-        config = {"cut": cut, "dataset": "shop"}
+        config = {"cut_us": int(datetime.fromisoformat(cut).timestamp() * 1e6), "dataset": "shop"}
         bundles.save(bundles.Bundle(config=config, weights={"w": np.array([content])}, **empty), folder)
         manifest = json.loads((folder / bundles.MANIFEST).read_text())
         (folder / bundles.MANIFEST).write_text(json.dumps(manifest | {"version": version}))
