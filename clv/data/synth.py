@@ -4,8 +4,9 @@ Every customer buys first at a random instant, then as a renewal process in *ope
     u(t) = λ [S(min(t, c)) − S(t₀) + f (S(t) − S(c))⁺],   S(t) = ∫ season · drift,
 with rate λ ~ Gamma(r, α), gaps Erlang(k) of mean 1 in u, a life change at c (exponential, factor f), and leaves after
 a repeat purchase with probability p ~ Beta(a, b). Spend per order is Gamma-Gamma, its level tied to λ. What RFM
-cannot see and a sequence model can: gaps are regular (k), baskets from 60 days before c on come from other categories
-according to f, and views come before purchases. With `exact_btyd=True` all that is off and BG/NBD + Gamma-Gamma is the truth.
+cannot see and a sequence model can: gaps are regular (k), baskets from 60 days before c on come from other
+categories according to f, and views come before purchases. With `exact_btyd=True` all that is off and
+BG/NBD + Gamma-Gamma is the truth.
 """
 
 from __future__ import annotations
