@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import tyro
 
 from clv.data.spec import DatasetSpec, SpecError
+from ray_jobs import record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Raises SpecError for a wrong dataset file or target, ValueError for data past the limit of rejects."""
+    begun = datetime.now(UTC)
     place = str(options.dataset)
     spec = DatasetSpec.load(options.dataset)
     if options.max_rejected_share is not None:
@@ -65,6 +68,7 @@ def run(options: Options) -> None:
             overwrite=options.overwrite,
             say=say,
         )
+    record.write(options.out, options, begun)
 
 
 def say(line: str) -> None:
@@ -77,11 +81,11 @@ def main() -> None:
         run(options)
     except SpecError as error:
         sys.exit(_fail(error, 2))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(_fail(error, 1))
 
 
-def _fail(error: ValueError, code: int) -> int:
+def _fail(error: Exception, code: int) -> int:
     print(f"prepare: {error}", file=sys.stderr)
     return code
 

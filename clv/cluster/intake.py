@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import clv
 from clv.data import histories, intake, items, quality, quality_page, shuffle, sources
 from clv.data.books import Books
-from clv.data.check import check_sources
+from clv.data.check import check_share, check_sources
 from clv.data.events import EVENTS, type_code
 from clv.data.histories import ATTRIBUTE_PREFIX
 from clv.data.sources import Unit
@@ -40,10 +40,6 @@ Runner = Callable[[Task, int], Iterator[dict[str, Any]]]
 Say = Callable[[str], None]
 
 
-class TooManyRejectsError(ValueError):
-    """More rows were rejected than the spec allows."""
-
-
 def run_here(task: Task, count: int) -> Iterator[dict[str, Any]]:
     """Runs the tasks one after the other in this process."""
     yield from map(task, range(count))
@@ -55,25 +51,28 @@ def run_on_ray(task: Task, count: int, workers: int | None = None) -> Iterator[d
 
     if not count:
         return
-    compute = ray.data.TaskPoolStrategy(size=workers) if workers else None
+    # Default resources on purpose: only then does Ray fuse the range with the map into one task each.
+    options = {"compute": ray.data.TaskPoolStrategy(size=workers)} if workers else {}
     rows = ray.data.range(count, override_num_blocks=count).map_batches(
-        partial(_call, task), batch_size=1, batch_format="numpy", compute=compute, num_cpus=1
+        partial(_call, task), batch_size=1, batch_format="numpy", **options
     )
-    try:
-        for row in rows.iter_rows():
-            yield json.loads(row["result"])
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            for candidate in (cause, getattr(cause, "cause", None)):
-                if isinstance(candidate, ValueError | RuntimeError) and type(candidate).__module__.startswith("clv"):
-                    raise candidate from None
-            cause = cause.__cause__
-        raise
+    for row in rows.iter_rows():
+        result = json.loads(row["result"])
+        if "failed" in result:
+            raise (SpecError if result["failed"] == "SpecError" else OSError)(result["message"])
+        yield result
 
 
 def _call(task: Task, batch: dict[str, Any]) -> dict[str, Any]:
-    return {"result": np.array([json.dumps(task(int(number))) for number in batch["id"]], dtype=object)}
+    out = []
+    for number in batch["id"]:
+        try:
+            result = task(int(number))
+        except (SpecError, OSError) as error:
+            # What the user can mend travels as a result: raised here, Ray would wrap it in pages of its own traceback.
+            result = {"failed": type(error).__name__, "message": str(error)}
+        out.append(json.dumps(result))
+    return {"result": np.array(out, dtype=object)}
 
 
 def prepare(
@@ -103,7 +102,7 @@ def prepare(
     try:
         books = _first_pass(spec, place, units, work, partitions, run, say)
         parts = _second_pass(spec, units, work, partitions, run, say)
-        manifest = _finish(spec, units, folder, partitions, books, parts, begun, say)
+        manifest = _finish(spec, place, units, folder, partitions, books, parts, begun, say)
         shutil.rmtree(work)
         _publish(folder, out)
     except BaseException:
@@ -147,20 +146,8 @@ def _first_pass(
             say(f"pass 1: {done}/{len(units)} units, {events.read:,} events read, {time.monotonic() - begun:.1f} s")
     for table, books in total.items():
         books.check(f"pass 1, {table}")
-    _check_share(spec, place, total["events"], work)
+    check_share(total["events"], spec, place, _examples(work))
     return total
-
-
-def _check_share(spec: DatasetSpec, place: str, books: Books, work: Path) -> None:
-    if (books.read and not books.accepted) or books.rejected_share > spec.max_rejected_share:
-        lines = "\n".join(books.lines("events")[1:])
-        raise TooManyRejectsError(
-            f"{place}: {books.rejected.total():,} of {books.read:,} events ({books.rejected_share:.1%}) were rejected,"
-            f" max_rejected_share is {spec.max_rejected_share:.1%}:\n{lines}\n{_examples(work)}"
-            "correct the spec, or raise max_rejected_share if this is how the data are"
-        )
-    if not books.read:
-        raise SpecError(f"{place}: the event sources hold no rows; there is nothing to prepare")
 
 
 def _examples(work: Path) -> str:
@@ -271,10 +258,11 @@ def _filled_attributes(spec: DatasetSpec, table: pa.Table) -> pa.Table:
 
 
 def _finish(
-    spec: DatasetSpec, units: list[Unit], folder: Path, partitions: int, books: dict[str, Books],
+    spec: DatasetSpec, place: str, units: list[Unit], folder: Path, partitions: int, books: dict[str, Books],
     parts: list[dict[str, Any]], begun: float, say: Say,
 ) -> dict[str, Any]:  # fmt: skip
     _close_books(books, parts)
+    check_share(books["events"], spec, place, _examples(folder / "work"))
     types = sorted({name for part in parts for name in part.get("types", [])})
     _check_type_codes(types)
     num_items = _join_items(folder, partitions)

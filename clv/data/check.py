@@ -16,6 +16,23 @@ from clv.data.spec import DatasetSpec, SpecError
 CHECK_ROWS = 10_000
 
 
+class TooManyRejectsError(ValueError):
+    """More rows were rejected than the spec allows."""
+
+
+def check_share(books: Books, spec: DatasetSpec, place: str, examples: str = "") -> None:
+    """TooManyRejectsError, with the reasons, past `max_rejected_share` or when no event at all was accepted."""
+    if not books.read:
+        raise SpecError(f"{place}: the event sources hold no rows; there is nothing to prepare")
+    if not books.accepted or books.rejected_share > spec.max_rejected_share:
+        reasons = "".join(f"{line}\n" for line in books.lines("events")[1:])
+        raise TooManyRejectsError(
+            f"{place}: {books.rejected.total():,} of {books.read:,} events ({books.rejected_share:.1%}) were rejected,"
+            f" max_rejected_share is {spec.max_rejected_share:.1%}:\n{reasons}{examples}"
+            "correct the spec, or raise max_rejected_share if this is how the data are"
+        )
+
+
 def check_sources(spec: DatasetSpec, place: str) -> list[sources.Unit]:
     """The plan, after every file has been looked at: SpecError for a wrong column or a source without a row."""
     units = sources.plan(spec, place)
@@ -37,7 +54,7 @@ def check_sources(spec: DatasetSpec, place: str) -> list[sources.Unit]:
 
 
 def check(spec: DatasetSpec, place: str, say: Callable[[str], None], num_rows: int = CHECK_ROWS) -> dict[str, Books]:
-    """Tries the first `num_rows` rows of each table and says the books; raises SpecError like prepare."""
+    """Tries the first `num_rows` rows of each table and says the books; raises the errors that prepare would."""
     units = check_sources(spec, place)
     total: dict[str, Books] = {}
     for table, number, source, key in sources.tables_of(spec):
@@ -65,6 +82,11 @@ def check(spec: DatasetSpec, place: str, say: Callable[[str], None], num_rows: i
         for line in books.lines(name):
             say(line)
     say(f"checked the first {num_rows:,} rows of each table; nothing was written")
+    events_books = Books()
+    for name, books in total.items():
+        if name.startswith("events"):
+            events_books.add(books)
+    check_share(events_books, spec, place)
     return total
 
 

@@ -62,22 +62,27 @@ class Block:
 
 def expand(path: str, key: str, place: str) -> list[str]:
     """Files of a source path, sorted. SpecError for an unset ${VAR}, an absent package, or a glob without a match."""
-
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if not os.environ.get(name):
-            raise SpecError(
-                f"{place}: {key}: the environment variable {name} is not set; `export {name}=...` to fill {path}"
-            )
-        return os.environ[name]
-
-    filled = re.sub(r"\$\{(\w+)\}", value, path)
+    filled = fill_variables(path, key, place)
     if filled.startswith("pkg://"):
         filled = _in_package(filled.removeprefix("pkg://"), key, place)
     found = _glob_remote(filled) if filled.startswith(_REMOTE) else _glob_local(filled)
     if not found:
         raise SpecError(f"{place}: {key}: no file matches {filled}; correct the path")
     return found
+
+
+def fill_variables(text: str, key: str, place: str) -> str:
+    """The text with every ${VAR} replaced from the environment; SpecError for one that is not set."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if not os.environ.get(name):
+            raise SpecError(
+                f"{place}: {key}: the environment variable {name} is not set; `export {name}=...` to fill {text}"
+            )
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", value, text)
 
 
 def _in_package(inside: str, key: str, place: str) -> str:
@@ -114,6 +119,13 @@ def opened(path: str) -> tuple[fs.FileSystem, str]:
         filesystem, inside = fs.FileSystem.from_uri(path)
         return filesystem, inside
     return fs.LocalFileSystem(), path
+
+
+def head_of(path: str, num_bytes: int = 1 << 18) -> bytes:
+    """First bytes of a file, unpacked if its name says that it is compressed."""
+    filesystem, inside = opened(path)
+    with filesystem.open_input_stream(inside) as stream:
+        return bytes(stream.read(num_bytes))
 
 
 def format_of(source: Source, path: str, key: str, place: str) -> str:
@@ -187,8 +199,8 @@ def _parquet_pieces(filesystem: fs.FileSystem, path: str, where: str) -> Iterato
 
 def column_types(source: Source, path: str, key: str, place: str) -> dict[str, pa.DataType]:
     """Columns of a file and their types, from its footer or its first block."""
-    filesystem, inside = opened(path)
-    if format_of(source, path, key, place) == "parquet":
+    if source.sql is None and format_of(source, path, key, place) == "parquet":
+        filesystem, inside = opened(path)
         with pq.ParquetFile(inside, filesystem=filesystem) as file:
             schema = file.schema_arrow
         return dict(zip(schema.names, schema.types, strict=True))
@@ -200,7 +212,10 @@ def column_types(source: Source, path: str, key: str, place: str) -> dict[str, p
 def read(source: Source, unit: Unit, place: str, key: str) -> Iterator[Block]:
     """The rows of a unit, in blocks of bounded size, columns as they are called in the source."""
     if source.sql is not None:
-        yield from textfiles.query(source.sql.url, source.sql.query, f"{place}: {key}.sql")
+        # The address is filled here and not in the plan: it may hold a password, and a unit's path is written down.
+        url = fill_variables(source.sql.url, f"{key}.sql.url", place)
+        for rows, first_row, _ in textfiles.query(url, source.sql.query, f"{place}: {key}.sql"):
+            yield Block(rows, first_row)
         return
     filesystem, path = opened(unit.path)
     if format_of(source, unit.path, key, place) == "parquet":

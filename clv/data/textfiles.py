@@ -9,16 +9,13 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 
 from clv.data.spec import Source, SpecError
-
-if TYPE_CHECKING:
-    from clv.data.sources import Block
 
 BLOCK_BYTES = 16 << 20
 _HEAD_BYTES = 1 << 20
@@ -224,10 +221,8 @@ def _json_slowly(content: bytes, schema: pa.Schema) -> tuple[pa.Table, list[str]
     return pa.table(columns, names=schema.names), malformed
 
 
-def query(url: str, sql: str, where: str) -> Iterator[Block]:
+def query(url: str, sql: str, where: str) -> Iterator[Piece]:
     """Rows of an SQL query, 50,000 at a time. sqlite:///file only; other servers come with the cluster's readers."""
-    from clv.data.sources import Block
-
     if not url.startswith("sqlite:///"):
         raise SpecError(
             f"{where}: {url.split('://')[0]!r} is not supported yet; use sqlite:///file or export to Parquet"
@@ -243,7 +238,7 @@ def query(url: str, sql: str, where: str) -> Iterator[Block]:
         row = 0
         while rows := cursor.fetchmany(50_000):
             columns = [_sql_column(list(values)) for values in zip(*rows, strict=True)]
-            yield Block(pa.table(columns, names=names), row)
+            yield pa.table(columns, names=names), row, []
             row += len(rows)
     finally:
         connection.close()
