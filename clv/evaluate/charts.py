@@ -15,14 +15,16 @@ from clv.evaluate.prediction import Array, Prediction
 OURS, REALISED, PEER_COLOURS = "#2457d6", "#f2994a", ("#6b7280", "#0f9d76", "#a855c7", "#b8860b")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
+ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
-def _html(figure: go.Figure, name: str, x: str, y: str, height: int = 340) -> str:
+
+def _html(figure: go.Figure, name: str, x: str, y: str, height: int = 340, legend: Mapping[str, object] = ABOVE) -> str:
     figure.update_layout(
         template="plotly_white",
         height=height,
         margin={"l": 64, "r": 16, "t": 12, "b": 52},
         font={"family": FONT, "size": 13, "color": "#1f2937"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        legend=dict(legend),
         xaxis_title=x,
         yaxis_title=y,
         bargap=0.25,
@@ -43,7 +45,8 @@ def lift(name: str, y: ArrayLike, shown: Mapping[str, Prediction], labels: Mappi
     dashed = {"color": "#9ca3af", "width": 1.2, "dash": "dot"}
     figure.add_scatter(x=100 * fraction, y=100 * share, name="perfect order", line=dashed, mode="lines")
     figure.add_scatter(x=[0, 100], y=[0, 100], name="no order", line=dashed | {"dash": "dash"}, mode="lines")
-    return _html(figure, name, "customers contacted, best first (%)", "spend captured (%)")
+    inside = {"orientation": "v", "x": 0.99, "xanchor": "right", "y": 0.02, "yanchor": "bottom", "font": {"size": 12}}
+    return _html(figure, name, "customers contacted, best first (%)", "spend captured (%)", legend=inside)
 
 
 def deciles(name: str, y: ArrayLike, prediction: Prediction, unit: str) -> str:

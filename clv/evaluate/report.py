@@ -114,7 +114,7 @@ def _section(
     cohort = np.repeat("all customers", len(y)) if panel.cohort is None else panel.cohort
     found = metrics_of([panel], seed)[panel.origin][str(panel.horizon_days)]
     names = {name: verdict.label(name) for name in panel.predictions}
-    capture = found[model]["top_decile_capture"]
+    ranking = interval(replicates[model]["ngini"])
     return {
         "id": f"s{number}",
         "origin": panel.origin,
@@ -124,10 +124,8 @@ def _section(
         "realised": float(y.sum()),
         "predicted": float(ours.value.sum()),
         "bias": found[model]["bias"],
-        "capture": capture,
-        "sufficiency": verdict.sufficiency(
-            orders, panel.horizon_days, panel.log_days, interval(replicates[model]["ngini"])
-        ),
+        "capture": found[model]["top_decile_capture"],
+        "sufficiency": verdict.sufficiency(orders, panel.horizon_days, panel.log_days, ranking),
         "comparisons": comparisons,
         "best": _recommendation(comparisons),
         "ladder": _ladder(panel, model, replicates, scores, names),
@@ -147,9 +145,9 @@ def _recommendation(comparisons: Sequence[verdict.Comparison]) -> str:
         return "No other model ran, so there is nothing to compare with."
     if worse:
         best = max(worse, key=lambda c: len(c.losses) - len(c.gains))
-        return f"Use {verdict.label(best.peer)} here: it is better than this model on more measures than it is worse."
+        return f"Use {verdict.label(best.peer)} here: significantly better than this model on more measures than worse."
     better = sum(c.outcome == "better" for c in comparisons)
-    return f"Use this model: better than {better} of {len(comparisons)} alternatives, worse than none."
+    return f"Use this model: on balance better than {better} of {len(comparisons)} alternatives, worse than none."
 
 
 def _ladder(
@@ -166,7 +164,7 @@ def _ladder(
         known = {n: d for n, d in known.items() if np.isfinite(d)}
         if len(known) > 1:
             best[metric] = min(known, key=lambda n: known[n])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in sorted(replicates, key=lambda n: (-scores[n], n)):
         cells: list[dict[str, Any] | None] = []
         for metric in COLUMNS:

@@ -1,0 +1,81 @@
+import time
+
+import numpy as np
+import pytest
+
+from clv.evaluate import bootstrap, metrics
+from clv.evaluate.prediction import Prediction, hurdle_lognormal
+
+
+@pytest.fixture
+def shop(rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Prediction]]:
+    """(y, predictions): a sharp model with a distribution, and a blunt one with many ties."""
+    n = 1500
+    p, mu = rng.beta(1, 2, n), rng.normal(3, 0.8, n)
+    y = np.where(rng.random(n) < p, np.exp(mu + 0.5 * rng.normal(size=n)), 0.0)
+    value = p * np.exp(mu + 0.125)
+    sharp = Prediction(value=value, p_purchase=p, quantiles=hurdle_lognormal(p, mu, np.full(n, 0.5)))
+    return y, {"sharp": sharp, "blunt": Prediction(value=np.round(value / 15) * 15)}
+
+
+def test_every_replicate_equals_the_metric_of_the_resampled_customers(
+    shop: tuple[np.ndarray, dict[str, Prediction]],
+) -> None:
+    y, predictions = shop
+    found = bootstrap.bootstrap(y, y > 0, predictions, draws=4, seed=3)
+    for number, rows in enumerate(bootstrap._indices(len(y), 4, 3)):
+        for name, prediction in predictions.items():
+            wanted = metrics.evaluate(y[rows], y[rows] > 0, prediction.take(rows), seed=3)
+            for metric, values in found[name].items():
+                if metric == "pit80" and number > 0:
+                    continue  # its random numbers belong to customers, not to draws
+                assert values[number] == pytest.approx(wanted[metric], rel=1e-9), (metric, name, number)
+
+
+def test_the_named_and_the_general_bootstrap_agree(shop: tuple[np.ndarray, dict[str, Prediction]]) -> None:
+    y, p = shop
+    fast = bootstrap.paired_bootstrap("ngini", y, p["sharp"], p["blunt"], B=60, seed=1)
+    slow = bootstrap.paired_bootstrap(metrics.ngini, y, p["sharp"], p["blunt"], B=60, seed=1)
+    assert (fast.estimate, fast.low, fast.high) == pytest.approx((slow.estimate, slow.low, slow.high))
+    assert fast.significant
+    assert fast.low > 0
+
+
+def test_a_model_against_itself_differs_by_nothing(shop: tuple[np.ndarray, dict[str, Prediction]]) -> None:
+    y, p = shop
+    same = bootstrap.paired_bootstrap("mae_over_mean", y, p["blunt"], p["blunt"], B=50)
+    assert (same.low, same.estimate, same.high) == (0, 0, 0)
+    assert not same.significant
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(rng: np.random.Generator) -> None:
+    covered = 0
+    for seed in range(60):
+        y = rng.gamma(2.0, 10.0, 400)
+        # True MAE / mean of the constants 20 and 30 under Gamma(2, 10).
+        found = bootstrap.paired_bootstrap("bias", y, np.full(400, 22.0), np.full(400, 20.0), B=200, seed=seed)
+        covered += found.low <= 0.1 <= found.high
+    assert 50 <= covered <= 60
+
+
+def test_shops_without_buyers_or_customers_give_nan_and_no_warning() -> None:
+    found = bootstrap.bootstrap(np.zeros(5), np.zeros(5), {"a": Prediction(value=np.ones(5))}, draws=10)
+    assert np.isnan(found["a"]["ngini"]).all()
+    nobody = bootstrap.bootstrap(np.zeros(0), np.zeros(0), {"a": Prediction(value=np.zeros(0))}, draws=10)
+    assert np.isnan(bootstrap.interval(nobody["a"]["bias"]).low)
+
+
+def test_metrics_that_only_one_model_has_cannot_be_compared(shop: tuple[np.ndarray, dict[str, Prediction]]) -> None:
+    y, p = shop
+    with pytest.raises(ValueError, match="'crps' is undefined for"):
+        bootstrap.paired_bootstrap("crps", y, p["sharp"], p["blunt"], B=5)
+    with pytest.raises(ValueError, match="predicts 3 customers"):
+        bootstrap.bootstrap(y, y > 0, {"short": Prediction(value=np.ones(3))}, draws=5)
+
+
+def test_ten_models_of_a_middling_shop_take_seconds(rng: np.random.Generator) -> None:
+    y = np.where(rng.random(5000) < 0.3, rng.gamma(1.0, 50.0, 5000), 0.0)
+    models = {str(i): Prediction(value=rng.gamma(1.0, 10.0, 5000)) for i in range(10)}
+    start = time.process_time()
+    bootstrap.bootstrap(y, y > 0, models, draws=200)
+    assert time.process_time() - start < 10

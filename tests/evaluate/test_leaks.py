@@ -1,0 +1,103 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from clv.data import histories, rfm, windows
+from clv.data.clock import Clock
+from clv.data.events import EVENTS
+from clv.evaluate import leaks
+
+CLOCK = Clock("Europe/London")
+ORIGIN = CLOCK.parse("2011-06-12")
+DAY = 86_400_000_000
+
+
+def events(n: int = 600, late: bool = True) -> pa.Table:
+    rng = np.random.default_rng(0)
+    time = ORIGIN + rng.integers(-200 * DAY, 90 * DAY, n)
+    known = time + (rng.random(n) < 0.2) * rng.integers(0, 30 * DAY, n) * int(late)
+    columns = {
+        "event_id": [f"e{i}" for i in range(n)],
+        "customer_id": [f"c{i}" for i in rng.integers(0, 40, n)],
+        "event_time": pa.array(time).cast(EVENTS.field("event_time").type),
+        "known_at": pa.array(known).cast(EVENTS.field("known_at").type),
+        "event_type": rng.choice(["purchase", "view"], n),
+        "order_id": [f"o{i}" for i in range(n)],
+        "item_id": rng.choice(["a", "b", "c"], n),
+        "quantity": np.ones(n),
+        "amount": rng.gamma(2.0, 10.0, n),
+        "amount_filled": np.zeros(n, bool),
+        "text": pa.nulls(n, pa.string()),
+        "channel": pa.nulls(n, pa.string()),
+    }
+    return pa.table({name: columns[name] for name in EVENTS.names}).cast(EVENTS)
+
+
+def features(table: pa.Table) -> "rfm.pd.DataFrame":
+    cut = windows.cut(histories.Histories.from_table(table), [ORIGIN], [30], CLOCK)
+    frame = rfm.frame(cut, (30,))
+    return frame.sort_values("customer_id").reset_index(drop=True)
+
+
+def visible(table: pa.Table) -> pa.Table:
+    when = pc.max_element_wise(table["event_time"].cast(pa.int64()), table["known_at"].cast(pa.int64()))
+    return table.filter(pc.less(when, ORIGIN))
+
+
+def test_visible_events_stay_and_all_others_change() -> None:
+    before = events()
+    after = leaks.scramble_future(before, ORIGIN, seed=1)
+    assert after.schema == before.schema
+    assert visible(after).equals(visible(before))
+    hidden = after.slice(len(visible(before)))
+    assert len(hidden) > 50
+    assert pc.min(hidden["event_time"].cast(pa.int64())).as_py() >= ORIGIN
+    assert not set(hidden["event_id"].to_pylist()) & set(before["event_id"].to_pylist())
+    assert not after.equals(leaks.scramble_future(before, ORIGIN, seed=2))
+    assert after.equals(leaks.scramble_future(before, ORIGIN, seed=1))
+
+
+def test_features_of_scrambled_events_are_bit_identical() -> None:
+    before = events()
+    after = leaks.scramble_future(before, ORIGIN, seed=1)
+    first, second = (features(histories.build(t, CLOCK)) for t in (before, after))
+    assert first.equals(second)
+
+
+def test_features_of_scrambled_histories_are_bit_identical() -> None:
+    before = histories.build(events(), CLOCK)
+    after = leaks.scramble_future(before, ORIGIN, seed=1)
+    assert after.schema == before.schema
+    assert features(before).equals(features(after))
+    assert not after.equals(before)
+    amounts = [pc.sum(pc.list_flatten(t["amount"])).as_py() for t in (before, after)]
+    assert amounts[0] != amounts[1]
+    first = pc.list_element(after["time"], 0).cast(pa.int64())
+    assert first.equals(after["first_time"].cast(pa.int64()))
+
+
+def test_scrambling_histories_catches_a_pipeline_that_looks_ahead() -> None:
+    before = histories.build(events(), CLOCK)
+    after = leaks.scramble_future(before, ORIGIN, seed=1)
+    leaky = [dict(zip(t["customer_id"].to_pylist(), t["last_time"].to_pylist(), strict=True)) for t in (before, after)]
+    assert leaky[0] != leaky[1]
+
+
+def test_a_table_without_a_future_stays_and_a_foreign_one_is_refused() -> None:
+    table = events(late=False)
+    assert leaks.scramble_future(table, ORIGIN + 1000 * DAY).equals(table)
+    with pytest.raises(ValueError, match="neither an event table"):
+        leaks.scramble_future(pa.table({"x": [1]}), ORIGIN)
+
+
+def test_results_far_above_every_peer_are_suspicious() -> None:
+    peers = {"bgnbd_gg": {"ngini": 0.855, "auc": 0.82, "mae_over_mean": 0.84}, "seasonal_naive": {"not_run": "short"}}
+    good = {"clv": {"ngini": 0.875, "auc": 0.84, "mae_over_mean": 0.79, "crps": None}}
+    leak = {"clv": {"ngini": 0.99, "auc": 0.84, "mae_over_mean": 0.3}}
+    assert not leaks.too_good(peers | good).suspicious
+    found = leaks.too_good(peers | leak)
+    assert found.suspicious
+    assert any("bgnbd_gg" in reason and "ngini" in reason for reason in found.reasons)
+    with pytest.raises(ValueError, match="no metrics of model 'clv'"):
+        leaks.too_good(peers)

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from clv.evaluate import probabilistic
+from clv.evaluate.prediction import LEVELS, Prediction, Quantiles, from_samples, hurdle_lognormal
+
+
+@pytest.fixture
+def hurdle(rng: np.random.Generator) -> tuple[np.ndarray, Quantiles, np.ndarray]:
+    """(y, true distribution, draws (n, 4000)) of a shop where seven of ten buy nothing."""
+    n = 3000
+    p, mu = rng.beta(1, 2.5, n), rng.normal(3, 0.7, n)
+    draws = np.where(rng.random((n, 401)) < p[:, None], np.exp(mu[:, None] + 0.8 * rng.normal(size=(n, 401))), 0.0)
+    return draws[:, 0], hurdle_lognormal(p, mu, np.full(n, 0.8)), draws[:, 1:]
+
+
+def test_crps_equals_the_monte_carlo_formula(hurdle: tuple[np.ndarray, Quantiles, np.ndarray]) -> None:
+    y, quantiles, draws = hurdle
+    # E|X - y| - E|X - X'| / 2 (Gneiting and Raftery 2007, eq. 21)
+    wanted = np.abs(draws - y[:, None]).mean(axis=1) - np.abs(draws[:, :200] - draws[:, 200:]).mean(axis=1) / 2
+    assert probabilistic.crps(y, quantiles).mean() == pytest.approx(wanted.mean(), rel=0.02)
+
+
+def test_crps_of_a_point_forecast_is_its_absolute_error() -> None:
+    point = Quantiles(LEVELS, np.full((3, len(LEVELS)), 5.0))
+    assert probabilistic.crps([0.0, 5.0, 9.0], point) == pytest.approx([5.0, 0.0, 4.0], rel=1e-3)
+
+
+def test_crps_is_lowest_for_the_true_distribution(hurdle: tuple[np.ndarray, Quantiles, np.ndarray]) -> None:
+    y, quantiles, _ = hurdle
+    right = probabilistic.crps(y, quantiles).mean()
+    assert right < probabilistic.crps(y, Quantiles(LEVELS, quantiles.values * 1.5)).mean()
+    assert right < probabilistic.crps(y, Quantiles(LEVELS, quantiles.values * 0.5)).mean()
+
+
+def test_pinball_by_hand() -> None:
+    assert probabilistic.pinball([10.0, 2.0], [4.0, 4.0], 0.9) == pytest.approx([5.4, 0.2])
+
+
+def test_pit_of_the_true_distribution_is_uniform_despite_the_zeros(
+    hurdle: tuple[np.ndarray, Quantiles, np.ndarray],
+) -> None:
+    y, quantiles, draws = hurdle
+    u = probabilistic.pit(y, quantiles, seed=1)
+    assert stats.kstest(u, "uniform").pvalue > 0.01
+    assert probabilistic.pit80(u) == pytest.approx(0.8, abs=0.03)
+    # A plain interval covers far too often here, which is why the PIT judges.
+    assert probabilistic.coverage_and_width(y, quantiles)[0] > 0.9
+    assert probabilistic.pit80(probabilistic.pit(y, from_samples(draws), seed=1)) == pytest.approx(0.8, abs=0.03)
+
+
+def test_pit_tells_narrow_bands_and_wide_bands(rng: np.random.Generator) -> None:
+    n = 2000
+    y = np.exp(rng.normal(3, 1.0, n))
+    shares = [
+        probabilistic.pit80(probabilistic.pit(y, hurdle_lognormal(np.ones(n), np.full(n, 3.0), np.full(n, s))))
+        for s in (0.4, 1.0, 2.0)
+    ]
+    assert shares[0] < 0.5 < 0.77 < shares[1] < 0.83 < 0.95 < shares[2]
+
+
+def test_pit_is_seeded_and_stays_inside_the_unit_interval(hurdle: tuple[np.ndarray, Quantiles, np.ndarray]) -> None:
+    y, quantiles, _ = hurdle
+    assert np.array_equal(probabilistic.pit(y, quantiles, 3), probabilistic.pit(y, quantiles, 3))
+    for values in (y, y * 1000, np.zeros_like(y), -y):
+        u = probabilistic.pit(values, quantiles)
+        assert u.min() >= 0
+        assert u.max() <= 1
+
+
+def test_quantiles_of_the_hurdle_equal_scipy() -> None:
+    q = hurdle_lognormal([0.4], [2.0], [0.5])
+    assert q.at(0.5)[0, 0] == 0
+    assert q.at(0.9)[0, 0] == pytest.approx(stats.lognorm.ppf(0.75, 0.5, scale=np.exp(2.0)))
+    assert q.mean()[0] == pytest.approx(0.4 * np.exp(2.125), rel=0.01)
+    assert q.p_zero[0] == pytest.approx(0.6)
+
+
+def test_a_probability_of_zero_or_one_is_fine() -> None:
+    q = hurdle_lognormal([0.0, 1.0], [2.0, 2.0], [0.5, 0.5])
+    assert np.all(q.values[0] == 0)
+    assert np.all(q.values[1] > 0)
+    assert probabilistic.pit([0.0, np.exp(2.0)], q)[1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_cells_report_their_own_coverage(hurdle: tuple[np.ndarray, Quantiles, np.ndarray]) -> None:
+    y, quantiles, _ = hurdle
+    cell = np.where(np.arange(len(y)) % 2 == 0, "even", "odd")
+    found = probabilistic.by_cell(y, quantiles, cell)
+    assert found["even"]["customers"] == 1500
+    assert found["odd"]["pit80"] == pytest.approx(0.8, abs=0.04)
+
+
+def test_ence_is_zero_for_true_spreads_and_one_half_for_doubled_ones(rng: np.random.Generator) -> None:
+    sd = rng.uniform(1, 5, 40_000)
+    y = sd * rng.normal(size=len(sd))
+    assert probabilistic.ence(y, np.zeros_like(y), sd) == pytest.approx(0, abs=0.03)
+    assert probabilistic.ence(y, np.zeros_like(y), 2 * sd) == pytest.approx(0.5, abs=0.03)
+    assert np.isnan(probabilistic.ence([], [], []))
+
+
+def test_malformed_distributions_are_refused() -> None:
+    with pytest.raises(ValueError, match="ascend"):
+        Quantiles([0.5, 0.2], [[1.0, 2.0]])
+    with pytest.raises(ValueError, match="row 1"):
+        Quantiles([0.2, 0.5], [[1.0, 2.0], [2.0, 1.0]])
+    with pytest.raises(ValueError, match="rows of quantiles"):
+        Prediction(value=np.ones(2), quantiles=Quantiles([0.5], [[1.0]]))
+    with pytest.raises(ValueError, match="1 of 2 are not"):
+        Prediction(value=np.array([1.0, np.inf]))
