@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -126,3 +127,67 @@ def connect() -> Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]:
         return httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers)
 
     return open_client
+
+
+@pytest.fixture(scope="session")
+def shop_histories() -> pa.Table:
+    """300 customers of a London shop from 2010-01-01 to 2011-06-04, some with a town."""
+    rng = np.random.default_rng(7)
+    clock = Clock("Europe/London")
+    first, gap = rng.integers(0, 400, 300), rng.gamma(2.0, 25.0, 300)
+    days = first[:, None] + np.cumsum(np.c_[np.zeros(300), rng.exponential(gap[:, None], (300, 60))], axis=1)
+    customer, order = np.nonzero(days < 519)
+    num = len(customer)
+    time = pa.array(clock.parse("2010-01-01") + (days[customer, order] * DAY_US).astype(np.int64)).cast(US)
+    columns = {name: pa.nulls(num, EVENTS.field(name).type) for name in EVENTS.names}
+    columns |= {
+        "customer_id": pa.array([f"{i:05d}" for i in customer]),
+        "event_time": time,
+        "known_at": time,
+        "event_type": pa.array(["purchase"] * num),
+        "item_id": pa.array([f"i{i}" for i in rng.integers(30, size=num)]),
+        "amount": pa.array(rng.lognormal(3, 0.5, num)),
+    }
+    towns = pa.table({"customer_id": [f"{i:05d}" for i in range(300)], "attr_town": ["Leeds", "York", None] * 100})
+    return build(pa.table(columns, schema=EVENTS), clock, towns)
+
+
+@pytest.fixture(scope="session")
+def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a real bundle, cut 2011-06-12: anchor and feature space fitted, the network's weights drawn by a seed."""
+    from clv import bundle as bundles
+    from clv.models.features import Items
+    from clv.predict import Adjustment
+    from clv.train.config import TrainConfig
+    from clv.train.fit import Shop, prepare
+
+    h = Histories.from_table(shop_histories)
+    clock = Clock("Europe/London")
+    end = clock.parse("2011-06-12")
+    config = dataclasses.replace(TrainConfig.preset("tiny"), num_origins=4)
+    setup = prepare(Shop(h, clock, "gross", (30, 90), Items.empty(), end), end, config)
+    vocab, items = setup.assembler.space.to_arrays()
+    facts = {"currency": "GBP", "timezone": "Europe/London", "horizons": [30, 90], "value": "gross"}
+
+    def make(seed: int = 0) -> Path:
+        model = setup.model(dataclasses.replace(config, seed=seed))
+        made = bundles.Bundle(
+            config={
+                "cut_us": end,
+                "data_through_us": int(h.time.max()),
+                "model": bundles.as_json(config.model),
+                "money": setup.assembler.money,
+                "dataset_facts": {**facts, "discount_rate_annual": 0.1},
+            },
+            vocab=vocab,
+            anchor=setup.assembler.baseline.to_json(),
+            calibration=Adjustment.none(2).to_json(),
+            metrics={},
+            weights={name: tensor.numpy() for name, tensor in model.state_dict().items()},
+            items=items,
+        )
+        folder = tmp_path_factory.mktemp("bundle") / f"seed-{seed}"
+        bundles.save(made, folder)
+        return folder
+
+    return make

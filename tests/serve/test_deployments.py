@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 import ray
 from ray import cloudpickle, serve
 
+from clv.predict import Predictor
+from clv.registry import Registry
+from clv.serve.app import build_app
 from clv.serve.client import Client, ClvError
-from clv.serve.deployments import Replica
+from clv.serve.deployments import AppArgs, Replica
 from clv.serve.store import SqliteStore
 
 pytestmark = pytest.mark.ray
@@ -88,6 +92,38 @@ def test_the_application_answers_scales_its_batches_and_survives_a_dead_replica(
             victim = ray.get_actor(replicas[0]["name"], namespace=replicas[0]["namespace"])
             ray.kill(victim)
             assert set(during) == {50.0}, "the client asks again for what the dead replica held"
+
+
+def test_the_built_application_serves_the_production_bundle_and_follows_the_pointer(
+    address: str, make_shop_bundle: Callable[..., Path], shop_histories: pa.Table, tmp_path: Path
+) -> None:
+    registry = Registry(tmp_path / "registry")
+    first, second = (registry.publish(make_shop_bundle(seed)) for seed in range(2))
+    registry.promote(first)
+    store = SqliteStore(tmp_path / "store", create=True)
+    store.put_histories(shop_histories)
+    args = AppArgs(registry=registry.root, store=tmp_path / "store", follow_registry_s=0.5)
+    serve.run(build_app(args), route_prefix="/")
+
+    with Client(address) as client:
+        names = shop_histories["customer_id"].to_pylist()
+        answer = client.predict([*names, "nobody"])
+        assert (answer.model.version, answer.currency) == (first, "GBP")
+        assert [result.status for result in answer.results] == ["ok"] * len(names) + ["unknown_customer"]
+        predictor = Predictor(registry.path(first))
+        expected = predictor.predict(shop_histories, answer.as_of)["value_mean"].to_numpy()
+        found = [score.value_mean for result in answer.results for score in result.scores]
+        assert found == pytest.approx(expected, rel=1e-5)
+
+        registry.promote(second, reason="a test has nothing held out")
+        seen, until = [], time.monotonic() + 60
+        while second not in seen and time.monotonic() < until:
+            seen.append(client.predict(names[:2]).model.version)
+        assert list(dict.fromkeys(seen)) == [first, second]
+        registry.rollback()
+        while client.model().model.version != first and time.monotonic() < until:
+            time.sleep(0.1)
+        assert client.model().model.version == first
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0"], indirect=True)
