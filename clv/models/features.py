@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from clv.data.clock import DAY_US
@@ -37,6 +38,21 @@ class Items:
     @classmethod
     def empty(cls) -> Self:
         return cls(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), np.zeros(0, np.int64))
+
+    @classmethod
+    def from_tables(cls, items: pa.Table, vectors: pa.Table | None) -> Self:
+        """From the items table of a prepared dataset (`clv.data.items.ITEMS`) and its text vectors, if embedded."""
+        keys = items["item_key"].to_numpy()
+        top = items["category"].to_pandas().fillna("").astype(str).str.split(" / ").str[0]
+        names = sorted(set(top) - {""})
+        category = pd.Index(names).get_indexer(top) + 1
+        if vectors is None or len(vectors) == 0:
+            return cls(keys, np.zeros((len(keys), 0), np.float32), category, tuple(names))
+        column = vectors["vector"].combine_chunks()
+        matrix = column.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1).astype(np.float32)
+        place = pd.Index(vectors["text_key"].to_numpy()).get_indexer(items["text_key"].to_numpy())
+        found = np.where((place >= 0)[:, None], matrix[place], np.float32(0))
+        return cls(keys, found, category, tuple(names))
 
 
 @dataclass(frozen=True)
@@ -182,7 +198,9 @@ class FeatureSpace:
         ).astype(np.int64)
         start, stop = h.item_offsets[index], h.item_offsets[index + 1]
         lines = h.items[ranges(start, stop)]
-        return TokenArrays(offsets, scalars, codes, np.append(0, np.cumsum(stop - start)), _position(self.item_keys, lines))
+        return TokenArrays(
+            offsets, scalars, codes, np.append(0, np.cumsum(stop - start)), _position(self.item_keys, lines)
+        )
 
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """(JSON-able part, array part); `from_arrays` is the inverse."""

@@ -139,7 +139,9 @@ class DeepSpeedEngine(Engine):
         # Ours is built by hand: a name in the JSON would make DeepSpeed compile a fused optimizer of its own.
         optimizer = make_optimizer(self.config.optimizer, self.module)
         self.model, self.optimizer, _, _ = deepspeed.initialize(
-            model=self.module, optimizer=optimizer, config=deepspeed_config(self.config, self.precision, self.world_size)
+            model=self.module,
+            optimizer=optimizer,
+            config=deepspeed_config(self.config, self.precision, self.world_size),
         )
         self.zero_stage = int(self.model.zero_optimization_stage())
 

@@ -89,3 +89,49 @@ def primary_horizon(horizons: Sequence[int], log_days: int) -> int:
     """The horizon that models are chosen and calibrated by: the longest up to 90 days that fits the log three times."""
     fitting = [h for h in horizons if h <= 90 and 3 * h <= log_days]
     return max(fitting) if fitting else min(horizons)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The two fits of a run: `trial` knows nothing after the calibration origin, which it is judged at; `final` all.
+
+    trial is None where the log is too short to hold an origin out; `notices` say so in plain words.
+    """
+
+    trial: Setup | None
+    final: Setup
+    primary: int  # days
+    notices: tuple[str, ...]
+
+
+def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
+    """Fit anchors, levels and feature spaces of both phases. Raises ValueError for a cut outside the log."""
+    clock = shop.clock
+    cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
+    log_days = cutoff_day - shop.first_day
+    if log_days < 2:
+        raise ValueError(
+            f"origin {clock.format(cutoff)} leaves {log_days} days of log before it (it starts on "
+            f"{clock.format(int(clock.start_of(shop.first_day)))}); choose a later --origin"
+        )
+    if cutoff > shop.data_through:
+        raise ValueError(f"origin {clock.format(cutoff)} lies after the log ends, {clock.format(shop.data_through)}")
+    primary = primary_horizon(shop.horizons, log_days)
+    notices = [
+        f"horizon {h} days: no past origin of the log has matured for it, so it follows the anchor"
+        for h in shop.horizons
+        if h + config.min_history_days >= log_days
+    ]
+    final = prepare(shop, cutoff, config)
+    held_out = cutoff_day - primary
+    trial = None
+    if held_out - primary - config.min_history_days > shop.first_day:
+        trial = prepare(shop, int(clock.start_of(held_out)), config)
+        if len(trial.days) == 0:
+            trial = None
+    if trial is None:
+        notices.append(
+            f"the log is too short ({log_days} days) to hold an origin out: no calibration, no early stopping; "
+            "the model keeps half way to the anchor"
+        )
+    return Phases(trial, final, primary, tuple(notices))

@@ -69,7 +69,10 @@ def steps_of(samples: Samples, config: TrainConfig, rank: int, world_size: int, 
     order = rng.permutation(len(samples))
     window = config.batch_size * 16
     order = np.concatenate(
-        [chunk[np.argsort(samples.lengths[chunk], kind="stable")] for chunk in np.split(order, range(window, len(order), window))]
+        [
+            chunk[np.argsort(samples.lengths[chunk], kind="stable")]
+            for chunk in np.split(order, range(window, len(order), window))
+        ]
     )
     num_batches = max(len(order) // config.batch_size, 1)
     starts = rng.permutation(num_batches) * config.batch_size
@@ -125,18 +128,22 @@ def run(
     source: Source,
     config: TrainConfig,
     *,
+    num_epochs: int | None = None,
+    schedule_epochs: int | None = None,
     start_epoch: int = 0,
     average: Average | None = None,
     on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
     on_epoch: Callable[[EpochEnd, Average], bool] = lambda end, average: True,
 ) -> dict[str, Tensor]:
-    """Train for `config.epochs`; stops early when `on_epoch` returns False. Returns the averaged weights.
+    """Train for `num_epochs` of a learning-rate schedule over `schedule_epochs` (both `config.epochs` by default).
+
+    Stops early when `on_epoch` returns False. Returns the averaged weights.
 
     Raises FloatingPointError when the loss is no longer finite.
     """
-    num_steps = config.epochs * max(1, config.samples_per_epoch // config.batch_size)
+    num_steps = (schedule_epochs or config.epochs) * max(1, config.samples_per_epoch // config.batch_size)
     average = average or Average(config.ema_decay)
-    for epoch in range(start_epoch, config.epochs):
+    for epoch in range(start_epoch, num_epochs or config.epochs):
         began, waited, loss_sum, num = time.perf_counter(), 0.0, 0.0, 0
         torch.manual_seed(config.seed * 1000 + epoch)  # dropout: the same after a resume
         engine.module.train()

@@ -1,0 +1,133 @@
+"""A bundle: one folder that holds a trained model and everything that was fitted with it. No pickle in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+import clv
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+JSON_PARTS = ("config", "vocab", "anchor", "calibration", "metrics")
+
+
+class BundleError(ValueError):
+    """The folder is not a bundle that this version can trust."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Contents of a bundle. `config`: settings and facts of the dataset; the other parts as their owners write them."""
+
+    config: dict[str, Any]
+    vocab: dict[str, Any]
+    anchor: dict[str, Any]
+    calibration: dict[str, Any]
+    metrics: dict[str, Any]
+    weights: dict[str, NDArray[Any]]
+    items: dict[str, NDArray[Any]]
+    texts: Mapping[str, str] = field(default_factory=dict)  # report.html, card.md
+    version: str = ""
+
+
+def save(bundle: Bundle, folder: Path) -> str:
+    """Write beside the target, then rename: nobody sees half a bundle. Returns its version.
+
+    Raises ValueError if `folder` holds something that is not a bundle.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} exists and is not a bundle; choose another --out")
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    aside.mkdir(parents=True)
+    try:
+        for name in JSON_PARTS:
+            (aside / f"{name}.json").write_text(json.dumps(getattr(bundle, name), indent=1, allow_nan=False))
+        save_file(_contiguous(bundle.weights), str(aside / "weights.safetensors"))
+        save_file(_contiguous(bundle.items), str(aside / "items.safetensors"))
+        for name, text in bundle.texts.items():
+            (aside / name).write_text(text)
+        hashes = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
+        version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+        manifest = {
+            "format": FORMAT,
+            "version": version,
+            "library": clv.__version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "dataset": bundle.config.get("dataset"),
+            "cut": bundle.config.get("cut"),
+            "sha256": hashes,
+        }
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return version
+
+
+def load(folder: Path | str) -> Bundle:
+    """Read and verify; raises BundleError for a damaged, foreign or newer folder."""
+    folder = Path(folder)
+    manifest = verify(folder)
+    parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in JSON_PARTS}
+    texts = {name: (folder / name).read_text() for name in manifest["sha256"] if name.endswith((".html", ".md"))}
+    return Bundle(
+        weights=load_file(str(folder / "weights.safetensors")),
+        items=load_file(str(folder / "items.safetensors")),
+        texts=texts,
+        version=manifest["version"],
+        **parts,
+    )
+
+
+def verify(folder: Path | str) -> dict[str, Any]:
+    """The manifest of a bundle whose every file has the hash it was written with."""
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        known, hashes = manifest["format"], manifest["sha256"]
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from None
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+        raise BundleError(
+            f"{folder}/{MANIFEST} is damaged or not that of a bundle; train again or restore it"
+        ) from None
+    if known != FORMAT:
+        raise BundleError(f"{folder} has bundle format {known}, this version of clv reads {FORMAT}; upgrade clv")
+    wanted = {f"{name}.json" for name in JSON_PARTS} | {"weights.safetensors", "items.safetensors"}
+    for name in sorted(wanted | set(hashes)):
+        path = folder / name
+        if name not in hashes or not path.is_file():
+            raise BundleError(f"{folder}: {name} is missing; restore the bundle or train again")
+        if _sha256(path) != hashes[name]:
+            raise BundleError(f"{folder}: {name} differs from its sha256 in {MANIFEST}; the bundle is damaged")
+    return dict(manifest)
+
+
+def as_json(settings: Any) -> Any:
+    """A dataclass as plain JSON values."""
+    return json.loads(json.dumps(asdict(settings)))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _contiguous(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}

@@ -1,0 +1,327 @@
+"""The predictor: the one code path of batch scoring, serving and notebooks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from clv import bundle as bundles
+from clv.anchor.baseline import Baseline, Curves, levelled
+from clv.data.clock import Clock
+from clv.data.histories import Histories
+from clv.evaluate.calibrate import GRID, Calibration, cells, identity
+from clv.evaluate.prediction import LEVELS, Prediction, Quantiles
+from clv.models.encoders import BackboneConfig
+from clv.models.features import FeatureSpace
+from clv.models.infer import Forecast, forecast
+from clv.models.model import CustomerModel, ModelConfig
+from clv.models.samples import Assembled, Assembler
+
+Floats = NDArray[np.float64]
+
+MAX_DAYS_AHEAD = 90
+BAND = np.array([0.1, 0.5, 0.9])
+TAIL_YEARS = 10
+
+SCORES = pa.schema(
+    [
+        pa.field("customer_id", pa.string(), nullable=False),
+        pa.field("origin", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("horizon_days", pa.int32(), nullable=False),
+        *(
+            pa.field(name, pa.float64())
+            for name in ("p_purchase", "churn_probability", "orders_mean", "aov", "value_mean", "value_median")
+        ),
+        *(pa.field(name, pa.float64()) for name in ("value_p10", "value_p90", "clv_mean", "anchor_value_mean")),
+        pa.field("extrapolated", pa.bool_()),
+        pa.field("value_rank", pa.int64()),
+        pa.field("value_decile", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What the held-out origin taught, per learned horizon: the weight of the model against the anchor, the factor
+    that brings its total to the level, and the calibration of probabilities and bands."""
+
+    gate_purchase: tuple[float, ...]
+    gate_value: tuple[float, ...]
+    scale: tuple[float, ...]
+    calibration: tuple[Calibration, ...]
+
+    @classmethod
+    def none(cls, num_horizons: int, gate: float = 1.0) -> Self:
+        ones = (1.0,) * num_horizons
+        return cls((gate,) * num_horizons, (gate,) * num_horizons, ones, (identity(),) * num_horizons)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "gate_purchase": list(self.gate_purchase),
+            "gate_value": list(self.gate_value),
+            "scale": list(self.scale),
+            "calibration": [json.loads(c.to_json()) for c in self.calibration],
+        }
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Self:
+        return cls(
+            tuple(plain["gate_purchase"]),
+            tuple(plain["gate_value"]),
+            tuple(plain["scale"]),
+            tuple(Calibration.from_json(json.dumps(c)) for c in plain["calibration"]),
+        )
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Adjusted forecast of S rows at the learned horizons, and what is needed to read any horizon off it."""
+
+    forecast: Forecast
+    base: Curves
+    remap: Floats  # (S, H, GRID): the level to read for a wanted level of a buyer's value
+
+    def quantiles(self, levels: Floats) -> Floats:
+        """(S, H, Q) in shop currency, non-decreasing in level and in horizon."""
+        p = self.forecast.p_purchase[..., None]
+        inner = (levels - (1 - p)) / p
+        shape = np.broadcast_shapes(inner.shape, (*p.shape[:2], len(levels)))
+        inner = np.broadcast_to(inner, shape)
+        place = np.clip(inner, 0, 1) * (len(GRID) - 1)
+        left = np.minimum(place.astype(np.int64), len(GRID) - 2)
+        low = np.take_along_axis(self.remap, left, 2)
+        high = np.take_along_axis(self.remap, left + 1, 2)
+        read = low + (place - left) * (high - low)
+        values = self.forecast.quantile(np.where(inner > 0, 1 - p + p * np.clip(read, 1e-4, 1 - 1e-4), 0.0))
+        return np.maximum.accumulate(np.maximum.accumulate(values, axis=2), axis=1)
+
+    def prediction(self, horizon: int) -> Prediction:
+        """The outlook at the learned horizon of that index, as the metrics take it."""
+        p = self.forecast.p_purchase[:, horizon]
+        values = self.quantiles(LEVELS)[:, horizon]
+        return Prediction(
+            value=self.forecast.value[:, horizon], p_purchase=p, quantiles=Quantiles(LEVELS, values, p_zero=1 - p)
+        )
+
+
+def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, level_error: Floats, adjustment: Adjustment) -> Outlook:
+    """Gate, scale and calibrate; the uncertainty of the level widens every customer's distribution."""
+    gate = np.array(adjustment.gate_purchase), np.array(adjustment.gate_value)
+    buys = table["has_purchase"].to_numpy(bool)
+    out = raw.gated(base, gate[0], gate[1])
+    value = out.value * np.where(buys[:, None], np.array(adjustment.scale), 1.0)
+    cell = cells(table["T"].to_numpy(), table["frequency"].to_numpy())
+    p = out.p_purchase
+    for i, calibration in enumerate(adjustment.calibration):
+        p[:, i] = np.where(buys, calibration.probability(p[:, i], cell), p[:, i])
+    hazard = np.maximum.accumulate(-np.log1p(-np.clip(p, 1e-12, 1 - 1e-12)), axis=1)
+    out = out.moved(hazard, np.maximum.accumulate(value, axis=1))
+    wide = np.sqrt(out.sigma**2 + (level_error**2)[:, None])
+    out = replace(out, sigma=wide, location=out.location + (out.sigma**2 - wide**2) / 2)
+    remap = np.stack([np.asarray(c.remap)[cell] for c in adjustment.calibration], axis=1)
+    return Outlook(out, base, remap)
+
+
+def at_horizons(
+    outlook: Outlook, learned: tuple[int, ...], plain: tuple[int, ...], base: Curves
+) -> tuple[Outlook, NDArray[np.bool_]]:
+    """The outlook at other horizons `plain` (ascending) whose anchor curves are `base`; and which are extrapolated.
+
+    Between learned horizons the anchor's own growth spreads the increment; beyond the last its tail is scaled.
+    """
+    f = outlook.forecast
+    known = np.array(learned)
+    right = np.minimum(np.searchsorted(known, plain), len(known) - 1)
+    beyond = np.array(plain) > known[-1]
+
+    def read(model: Floats, anchor: Floats, wanted: Floats) -> Floats:
+        zero = np.zeros((len(model), 1))
+        model, anchor = np.concatenate([zero, model], 1), np.concatenate([zero, anchor], 1)
+        low, high = anchor[:, right], anchor[:, right + 1]
+        share = np.clip((wanted - low) / np.maximum(high - low, 1e-12), 0, 1)
+        between = model[:, right] + share * (model[:, right + 1] - model[:, right])
+        ratio = np.clip(model[:, -1:] / np.maximum(anchor[:, -1:], 1e-12), 0.02, 50.0)
+        tail = model[:, -1:] + ratio * np.maximum(wanted - anchor[:, -1:], 0)
+        return np.maximum.accumulate(np.where(beyond, tail, between), axis=1)
+
+    hazard = np.maximum(read(f.hazard, outlook.base.hazard, base.hazard), 1e-12)
+    moved = replace(
+        f,
+        repeats=read(f.repeats, outlook.base.repeats, base.repeats),
+        hazard=f.hazard[:, right],
+        value=f.value[:, right],
+        log_weight=f.log_weight[:, right],
+        location=f.location[:, right],
+        sigma=f.sigma[:, right],
+    ).moved(hazard, np.maximum(read(f.value, outlook.base.value, base.value), 1e-12))
+    return Outlook(moved, base, outlook.remap[:, right]), beyond
+
+
+class Predictor:
+    """Scores customers from their histories with one bundle. Loading verifies the bundle."""
+
+    def __init__(self, bundle: Path | str | bundles.Bundle, device: str = "cpu") -> None:
+        b = bundle if isinstance(bundle, bundles.Bundle) else bundles.load(bundle)
+        facts = b.config["dataset_facts"]
+        self.version, self.currency, self.timezone = b.version, facts["currency"], facts["timezone"]
+        self.horizons = tuple(int(h) for h in facts["horizons"])
+        self.clock = Clock(self.timezone)
+        self.cut = _utc(b.config["cut_us"])
+        self.data_through = _utc(b.config["data_through_us"])
+        self.metrics = b.metrics
+        self._discount = float(facts["discount_rate_annual"])
+        self._device = device
+        settings = dict(b.config["model"])
+        settings["backbone"] = BackboneConfig(**settings["backbone"])
+        space = FeatureSpace.from_arrays(b.vocab, b.items)
+        self._model = CustomerModel(ModelConfig(**settings), space, len(self.horizons))
+        self._model.load_state_dict({name: torch.from_numpy(array) for name, array in b.weights.items()})
+        self._model.to(device).eval()
+        self._assembler = Assembler(
+            clock=self.clock,
+            value=facts["value"],
+            horizons=self.horizons,
+            baseline=Baseline.from_json(b.anchor),
+            space=space,
+            money=float(b.config["money"]),
+            max_tokens=settings["backbone"].max_tokens,
+        )
+        self._adjustment = Adjustment.from_json(b.calibration)
+
+    def predict(self, histories: pa.Table, as_of: datetime | int, horizons: Sequence[int] | None = None) -> pa.Table:
+        """SCORES of everybody in `histories` with an event before `as_of`, one row per customer and horizon.
+
+        Ranks and deciles are within the table. Raises ValueError for an origin before the bundle's cut or more than
+        90 days past the data it was trained on, and for a horizon that is not a positive number of days.
+        """
+        origin = self.check_origin(as_of)
+        wanted = tuple(sorted({int(h) for h in horizons or self.horizons}))
+        if wanted[0] < 1 or wanted[-1] > 3650:
+            raise ValueError(f"horizons_days {list(wanted)} must lie between 1 and 3650")
+        rows, outlook = self._outlook(Histories.from_table(histories), origin)
+        if rows is None or outlook is None:
+            return SCORES.empty_table()
+        table, beyond = rows.table, np.zeros(len(wanted), bool)
+        clv = self._lifetime(outlook, rows, origin)
+        if wanted != self.horizons:
+            outlook, beyond = at_horizons(outlook, self.horizons, wanted, self._base(rows.table, origin, wanted))
+        return _scores(table["customer_id"], origin, wanted, outlook, clv, beyond)
+
+    def embed(self, histories: pa.Table, as_of: datetime | int) -> pa.Table:
+        """`customer_id` and the customer's vector `z`."""
+        rows, outlook = self._outlook(Histories.from_table(histories), self.check_origin(as_of))
+        width = self._model.config.hidden
+        if rows is None or outlook is None:
+            return pa.table(
+                {"customer_id": pa.array([], pa.string()), "z": pa.array([], pa.list_(pa.float32(), width))}
+            )
+        z = pa.FixedSizeListArray.from_arrays(pa.array(outlook.forecast.z.ravel(), pa.float32()), width)
+        return pa.table({"customer_id": pa.array(rows.table["customer_id"], pa.string()), "z": z})
+
+    def outlook(self, histories: Histories, origin: int, known_before: int | None = None) -> tuple[Assembled, Outlook]:
+        """Sample frame (with labels if `known_before`) and adjusted forecast at the learned horizons."""
+        rows, outlook = self._outlook(histories, origin, known_before)
+        if rows is None or outlook is None:
+            raise ValueError("nobody has an event before the origin")
+        return rows, outlook
+
+    def check_origin(self, as_of: datetime | int) -> int:
+        """The origin in us; ValueError outside [cut, data_through + 90 days]."""
+        origin = as_of if isinstance(as_of, int) else int(pd.Timestamp(as_of).tz_convert("UTC").value // 1000)
+        cut, end = _us(self.cut), _us(self.data_through) + MAX_DAYS_AHEAD * 86_400_000_000
+        if origin < cut:
+            raise ValueError(
+                f"origin {self.clock.format(origin)} lies before the bundle's cut {self.clock.format(cut)}: it was "
+                "trained on what happened after it; choose a later origin or train with --origin"
+            )
+        if origin > end:
+            raise ValueError(
+                f"origin {self.clock.format(origin)} lies more than {MAX_DAYS_AHEAD} days past the data "
+                f"(through {self.clock.format(_us(self.data_through))}); prepare newer events and train again"
+            )
+        return origin
+
+    def _outlook(
+        self, histories: Histories, origin: int, known_before: int | None = None
+    ) -> tuple[Assembled | None, Outlook | None]:
+        if len(histories) == 0:
+            return None, None
+        rows = self._assembler.at(histories, origin, known_before)
+        if len(rows.table) == 0:
+            return None, None
+        raw = forecast(self._model, rows.samples, self._assembler.money, device=self._device)
+        _, _, error = self._assembler.baseline.forecast_level(self._day(origin))
+        return rows, adjust(raw, rows.base, rows.table, error, self._adjustment)
+
+    def _base(self, table: pd.DataFrame, origin: int, horizons: tuple[int, ...]) -> Curves:
+        baseline = self._assembler.baseline
+        orders, value, _ = baseline.forecast_level(self._day(origin), horizons)
+        return levelled(baseline.curves(table, horizons), orders, value)
+
+    def _lifetime(self, outlook: Outlook, rows: Assembled, origin: int) -> Floats:
+        """(S,) discounted value: the learned increments at their mid-points, then the anchor's tail by years."""
+        last = self.horizons[-1]
+        tail = tuple(last + 365 * year for year in range(1, TAIL_YEARS + 1))
+        base = self._base(rows.table, origin, tail)
+        far, _ = at_horizons(outlook, self.horizons, tail, base)
+        value = np.concatenate([outlook.forecast.value, far.forecast.value], axis=1)
+        ends = np.array((*self.horizons, *tail), float)
+        middle = (np.append(0.0, ends[:-1]) + ends) / 2
+        factor = (1 + self._discount) ** (-middle / 365.0)
+        return np.asarray(np.diff(value, axis=1, prepend=0.0) @ factor)
+
+    def _day(self, origin: int) -> int:
+        return int(self.clock.day_of(np.array([origin]))[0])
+
+
+def _scores(
+    ids: pd.Series[str],
+    origin: int,
+    horizons: tuple[int, ...],
+    outlook: Outlook,
+    clv: Floats,
+    beyond: NDArray[np.bool_],
+) -> pa.Table:
+    f, num = outlook.forecast, len(ids)
+    p, orders, value = f.p_purchase, f.orders, f.value
+    band = outlook.quantiles(BAND)
+    rank = np.empty((num, len(horizons)), np.int64)
+    order = np.lexsort((np.arange(num)[:, None].repeat(len(horizons), 1), -value), axis=0)
+    np.put_along_axis(rank, order, np.arange(1, num + 1)[:, None], 0)
+    columns: dict[str, Any] = {
+        "customer_id": np.repeat(ids.to_numpy(object), len(horizons)),
+        "origin": pa.array(np.full(num * len(horizons), origin), pa.int64()).cast(pa.timestamp("us", tz="UTC")),
+        "horizon_days": np.tile(np.array(horizons, np.int32), num),
+        "p_purchase": p.ravel(),
+        "churn_probability": (1 - p).ravel(),
+        "orders_mean": orders.ravel(),
+        "aov": (value / orders).ravel(),
+        "value_mean": value.ravel(),
+        "value_median": band[..., 1].ravel(),
+        "value_p10": band[..., 0].ravel(),
+        "value_p90": band[..., 2].ravel(),
+        "clv_mean": np.repeat(clv, len(horizons)),
+        "anchor_value_mean": outlook.base.value.ravel(),
+        "extrapolated": np.tile(beyond, num),
+        "value_rank": rank.ravel(),
+        "value_decile": (1 + (rank - 1) * 10 // max(num, 1)).astype(np.int32).ravel(),
+    }
+    return pa.table({f.name: pa.array(columns[f.name]).cast(f.type) for f in SCORES}, schema=SCORES)
+
+
+def _utc(us: int) -> datetime:
+    return datetime.fromtimestamp(us / 1e6, UTC)
+
+
+def _us(when: datetime) -> int:
+    return int(pd.Timestamp(when).value // 1000)

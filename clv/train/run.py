@@ -1,0 +1,199 @@
+"""A whole training run inside one group of workers: trial, judgement, final fit. Knows no Ray; hooks do the talking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from clv.models.infer import forecast
+from clv.models.model import CustomerModel
+from clv.predict import Adjustment
+from clv.train import loop
+from clv.train.config import TrainConfig
+from clv.train.engine import Engine, make_engine
+from clv.train.fit import Phases, Setup, Shop
+from clv.train.selection import HeldOut, choose_gate, held_out_metrics, judge, total_scale
+
+Row = dict[str, float | int | str]
+UNJUDGED_GATE = 0.5
+PATIENCE = 2
+
+
+@dataclass
+class Hooks:
+    """What the surroundings do with a run's events; every worker calls them."""
+
+    on_step: Callable[[Row], None] = lambda row: None
+    on_epoch: Callable[[Row, Callable[[Path], None]], None] = lambda row, save: None
+
+
+@dataclass
+class Progress:
+    """What a resumed run must know; travels in every checkpoint."""
+
+    phase: str = "trial"
+    epoch: int = 0
+    best_epoch: int = 0
+    best_score: float = -np.inf
+    gate: tuple[float, float] = (UNJUDGED_GATE, UNJUDGED_GATE)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    history: list[Row] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The end of a run: weights of the final fit, its adjustment, the held-out metrics, one row per epoch."""
+
+    weights: dict[str, Tensor]
+    adjustment: Adjustment
+    metrics: dict[str, Any]
+    history: list[Row]
+
+
+def train(
+    shop: Shop,
+    phases: Phases,
+    config: TrainConfig,
+    *,
+    device: str = "cpu",
+    hooks: Hooks | None = None,
+    checkpoint: Path | None = None,
+) -> Fitted:
+    """Train both phases; called alike by every worker of a process group, or without one. Resumes a checkpoint."""
+    hooks = hooks or Hooks()
+    progress = _read_progress(checkpoint)
+    has_value = shop.value != "none"
+    held_out: HeldOut | None = None
+    epochs = config.epochs
+    if phases.trial is not None:
+        held_out = _hold_out(shop, phases.trial, phases.final, phases.primary)
+        if progress.phase == "trial":
+            _run_phase(shop, phases.trial, config, has_value, device, hooks, progress, checkpoint, held_out)
+            progress.phase, progress.epoch, checkpoint = "final", 0, None
+        epochs = max(progress.best_epoch, 1)
+    else:
+        progress.phase = "final"
+    final_config = replace(config, epochs=epochs)
+    weights = _run_phase(shop, phases.final, final_config, has_value, device, hooks, progress, checkpoint, None, config)
+
+    num = len(shop.horizons)
+    adjustment, metrics = Adjustment.none(num, gate=UNJUDGED_GATE), {}
+    if held_out is not None and phases.trial is not None:
+        model = _load(phases.trial, config, progress.best_weights, device)
+        raw = forecast(model, held_out.rows.samples, phases.trial.assembler.money, device=device)
+        adjustment, outlook = judge(held_out, raw, progress.gate)
+        metrics = held_out_metrics(held_out, outlook)
+    scale = _final_scale(shop, phases.final, config, weights, adjustment, device)
+    return Fitted(weights, replace(adjustment, scale=scale), metrics, progress.history)
+
+
+def _run_phase(
+    shop: Shop,
+    setup: Setup,
+    config: TrainConfig,
+    has_value: bool,
+    device: str,
+    hooks: Hooks,
+    progress: Progress,
+    checkpoint: Path | None,
+    held_out: HeldOut | None,
+    schedule: TrainConfig | None = None,
+) -> dict[str, Tensor]:
+    """Train one phase; with `held_out`, watch it and note the best epoch, weights and gate in `progress`."""
+    model = setup.model(config)
+    engine = make_engine(model, loop.sum_loss(config, has_value), config, torch.device(device))
+    start, average = 0, None
+    if checkpoint is not None:
+        start, average = loop.resume(engine, checkpoint, config)
+    watcher = CustomerModel(config.model, setup.assembler.space, len(shop.horizons)) if held_out else None
+    if watcher is not None:
+        watcher.to(device)
+
+    def on_step(step: int, loss: float, rate: float) -> None:
+        hooks.on_step({"phase": progress.phase, "step": step, "loss": loss, "learning_rate": rate})
+
+    def on_epoch(end: loop.EpochEnd, average: loop.Average) -> bool:
+        row: Row = {"phase": progress.phase, "epoch": end.epoch, "step": end.step, "loss": end.loss}
+        row |= {"seconds": end.seconds, "waiting": end.waiting}
+        progress.epoch = end.epoch
+        if held_out is not None and watcher is not None:
+            gate = None
+            if engine.rank == 0:
+                watcher.load_state_dict(end.weights)
+                gate = choose_gate(
+                    held_out, forecast(watcher, held_out.rows.samples, setup.assembler.money, device=device)
+                )
+            purchase, value, score = _broadcast(gate)
+            row |= {"held_out_score": score, "gate_purchase": purchase, "gate_value": value}
+            if score > progress.best_score:
+                progress.best_score, progress.best_epoch, progress.gate = score, end.epoch, (purchase, value)
+                progress.best_weights = {name: w.clone() for name, w in end.weights.items()}
+        progress.history.append(row)
+        hooks.on_epoch(row, lambda folder: _save(engine, folder, progress, average))
+        return held_out is None or end.epoch - progress.best_epoch < PATIENCE
+
+    return loop.run(
+        engine,
+        setup.source(shop, config),
+        config,
+        num_epochs=config.epochs,
+        schedule_epochs=(schedule or config).epochs,
+        start_epoch=start,
+        average=average,
+        on_step=on_step,
+        on_epoch=on_epoch,
+    )
+
+
+def _hold_out(shop: Shop, trial: Setup, final: Setup, primary: int) -> HeldOut:
+    rows = trial.assembler.at(shop.histories, trial.cutoff, known_before=final.cutoff)
+    day = int(shop.clock.day_of(np.array([trial.cutoff]))[0])
+    _, _, error = trial.assembler.baseline.forecast_level(day)
+    return HeldOut(rows, shop.horizons.index(primary), error)
+
+
+def _final_scale(
+    shop: Shop, setup: Setup, config: TrainConfig, weights: dict[str, Tensor], adjustment: Adjustment, device: str
+) -> tuple[float, ...]:
+    """The scale at the cut needs no label: it compares two predictions for the customers known there."""
+    rows = setup.assembler.at(shop.histories, setup.cutoff)
+    raw = forecast(_load(setup, config, weights, device), rows.samples, setup.assembler.money, device=device)
+    buyers = rows.table["has_purchase"].to_numpy(bool)
+    return tuple(total_scale(raw, rows.base, buyers, adjustment.gate_value[0]).tolist())
+
+
+def _load(setup: Setup, config: TrainConfig, weights: dict[str, Tensor], device: str) -> CustomerModel:
+    model = CustomerModel(config.model, setup.assembler.space, len(setup.assembler.horizons))
+    model.load_state_dict(weights)
+    return model.to(device)
+
+
+def _broadcast(value: tuple[float, float, float] | None) -> tuple[float, float, float]:
+    """Rank 0's value, on every worker: all must take the same decision."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        value = box[0]
+    assert value is not None
+    return value
+
+
+def _save(engine: Engine, folder: Path, progress: Progress, average: loop.Average) -> None:
+    loop.save(engine, folder, progress.epoch, average)
+    if engine.rank == 0:
+        torch.save(progress, folder / "progress.pt")
+
+
+def _read_progress(checkpoint: Path | None) -> Progress:
+    if checkpoint is None:
+        return Progress()
+    found = torch.load(checkpoint / "progress.pt", weights_only=False)
+    assert isinstance(found, Progress)
+    return found

@@ -1,0 +1,132 @@
+"""Judging a trial at its held-out origin: which epoch, how much of the model against the anchor, which bands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clv.anchor.baseline import Curves
+from clv.evaluate import metrics
+from clv.evaluate.calibrate import fit_calibration, identity
+from clv.evaluate.prediction import Prediction
+from clv.models.infer import Forecast
+from clv.models.samples import Assembled
+from clv.predict import Adjustment, Outlook, adjust
+
+Floats = NDArray[np.float64]
+
+GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
+GATE_TOLERANCE = 0.002  # of the score: a smaller gain does not pay for moving away from the anchor
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Everybody known at the calibration origin, with labels; `horizon` indexes the primary horizon."""
+
+    rows: Assembled
+    horizon: int
+    level_error: Floats
+
+    @property
+    def buyers(self) -> NDArray[np.bool_]:
+        return self.rows.table["has_purchase"].to_numpy(bool)
+
+    def labels(self, horizon: int) -> tuple[Floats, Floats]:
+        labels = self.rows.cut.labels
+        assert labels is not None, "a held-out origin has labels"
+        return labels.value[:, horizon], labels.orders[:, horizon]
+
+
+def score(held_out: HeldOut, value: Floats, p_purchase: Floats) -> float:
+    """Mean log ratio of the core metrics to the anchor's at the same total; 0 is the anchor, higher is better."""
+    keep, i = held_out.buyers, held_out.horizon
+    y, orders = (label[keep] for label in held_out.labels(i))
+    base = held_out.rows.base
+    if y.sum() <= 0:
+        # No prices: the order of the purchase probabilities is all there is.
+        return _ratio(metrics.auc(orders > 0, p_purchase[keep]), metrics.auc(orders > 0, base.p_purchase[keep, i]))
+    ours, theirs = value[keep], base.value[keep, i]
+    ours = ours * (theirs.sum() / max(ours.sum(), 1e-12))
+    ratios = [
+        _ratio(metrics.ngini(y, ours), metrics.ngini(y, theirs)),
+        _ratio(metrics.spearman(y, ours), metrics.spearman(y, theirs)),
+        _ratio(metrics.auc(orders > 0, p_purchase[keep]), metrics.auc(orders > 0, base.p_purchase[keep, i])),
+        _ratio(metrics.mae_over_mean(y, theirs), metrics.mae_over_mean(y, ours)),
+        _ratio(metrics.rmse_over_mean(y, theirs), metrics.rmse_over_mean(y, ours)),
+        0.25 * _ratio(metrics.decile_mape(y, theirs) + 0.1, metrics.decile_mape(y, ours) + 0.1),
+    ]
+    return float(np.mean(ratios))
+
+
+def choose_gate(held_out: HeldOut, raw: Forecast) -> tuple[float, float, float]:
+    """(weight on purchase, weight on value, score) of the best mean of model and anchor; ties go to the anchor."""
+    i = held_out.horizon
+    base = held_out.rows.base
+    found = []
+    for purchase, value in product(GATES, GATES):
+        mixed = raw.gated(base, purchase, value)
+        found.append((score(held_out, mixed.value[:, i], mixed.p_purchase[:, i]), purchase, value))
+    best = max(found)[0]
+    near = [entry for entry in found if entry[0] >= best - GATE_TOLERANCE]
+    kept = min(near, key=lambda entry: entry[1] + entry[2])
+    return kept[1], kept[2], kept[0]
+
+
+def total_scale(raw: Forecast, base: Curves, buyers: NDArray[np.bool_], gate_value: float) -> Floats:
+    """Factor per horizon that gives the customers' total the anchor's level: ranking and level are two problems."""
+    mixed = gate_value * raw.value + (1 - gate_value) * base.value
+    return np.asarray(base.value[buyers].sum(0) / np.maximum(mixed[buyers].sum(0), 1e-12))
+
+
+def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[Adjustment, Outlook]:
+    """The adjustment that the held-out origin supports, and the held-out forecast after it."""
+    rows, keep = held_out.rows, held_out.buyers
+    num = raw.hazard.shape[1]
+    scale = total_scale(raw, rows.base, keep, gate[1])
+    adjustment = replace(
+        Adjustment.none(num), gate_purchase=(gate[0],) * num, gate_value=(gate[1],) * num, scale=tuple(scale.tolist())
+    )
+    before = adjust(raw, rows.base, rows.table, held_out.level_error, adjustment)
+    table = rows.table[keep]
+    labels = rows.cut.labels
+    assert labels is not None
+    calibrations = [identity()] * num
+    newest = identity()
+    for i in range(num):
+        if labels.mature[:, i].all():
+            y, orders = held_out.labels(i)
+            prediction: Prediction = before.prediction(i).take(keep)
+            fitted = fit_calibration(
+                prediction,
+                y[keep],
+                orders[keep],
+                table["T"].to_numpy(),
+                table["frequency"].to_numpy(),
+                level_drift=float(held_out.level_error[i]),
+            )
+            # The index has already learned from this origin's total.
+            newest = replace(fitted, level=1.0)
+        # A horizon too long to have matured takes the bands of the longest that has.
+        calibrations[i] = newest
+    adjustment = replace(adjustment, calibration=tuple(calibrations))
+    return adjustment, adjust(raw, rows.base, rows.table, held_out.level_error, adjustment)
+
+
+def held_out_metrics(held_out: HeldOut, outlook: Outlook) -> dict[str, dict[str, Any]]:
+    """Metrics of model and anchor at the held-out origin, primary horizon."""
+    i, keep = held_out.horizon, held_out.buyers
+    y, orders = held_out.labels(i)
+    base = held_out.rows.base
+    anchor = Prediction(value=base.value[:, i], p_purchase=base.p_purchase[:, i])
+    predictions = {"clv": outlook.prediction(i), "anchor": anchor}
+    return {name: metrics.evaluate(y[keep], orders[keep], p.take(keep)) for name, p in predictions.items()}
+
+
+def _ratio(better: float, worse: float) -> float:
+    if not (np.isfinite(better) and np.isfinite(worse)) or better <= 0 or worse <= 0:
+        return 0.0
+    return float(np.log(better / worse))
