@@ -38,7 +38,7 @@ class Clock:
         return (local // DAY_US).astype(np.int32).reshape(instants.shape)
 
     def start_of(self, day: ArrayLike) -> Int64:
-        """Instant at which each local day begins; where midnight is skipped by the clock, the first instant after it."""
+        """Instant at which each local day begins; where the clock skips midnight, the first instant after it."""
         days = np.asarray(day, dtype=np.int64)
         if self.timezone == "UTC":
             return days * DAY_US
@@ -54,13 +54,15 @@ class Clock:
             stamp = pd.Timestamp(text)
         except ValueError as error:
             raise ValueError(f"{text!r} is not a date or time: write YYYY-MM-DD or an ISO time") from error
-        if stamp is pd.NaT:
+        if pd.isna(stamp):
             raise ValueError(f"{text!r} is not a date or time: write YYYY-MM-DD or an ISO time")
         if stamp.tzinfo is None:
             stamp = stamp.tz_localize(self.timezone, ambiguous=True, nonexistent="shift_forward")
         return int(stamp.tz_convert("UTC").tz_localize(None).to_datetime64().astype("datetime64[us]").astype(np.int64))
 
     def format(self, us: int) -> str:
-        """Local wall-clock text of an instant: the date alone at local midnight, otherwise ISO with its offset."""
-        stamp = pd.Timestamp(us, unit="us", tz="UTC").tz_convert(self.timezone)
-        return str(stamp.date()) if stamp == stamp.normalize() else stamp.isoformat()
+        """Local wall-clock text of an instant: the date alone where its day begins, otherwise ISO with its offset."""
+        stamp = pd.Timestamp(int(us), unit="us", tz="UTC").tz_convert(self.timezone)
+        # Not stamp.normalize(): a day whose midnight the clock skips begins later.
+        begins = int(self.start_of(self.day_of(us))) == us
+        return str(stamp.date()) if begins else stamp.isoformat()

@@ -45,7 +45,7 @@ FIRST_FREE_TYPE = 32
 
 
 def stable_hash(strings: pa.Array | pa.ChunkedArray | Iterable[str | None]) -> NDArray[np.int64]:
-    """64-bit hash of each string (SipHash with a fixed key), equal on every machine and run; null and only null is 0."""
+    """64-bit hash of each string (SipHash, fixed key), equal on every machine and run; null and only null is 0."""
     array = strings if isinstance(strings, pa.Array | pa.ChunkedArray) else pa.array(strings, pa.string())
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()

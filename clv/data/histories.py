@@ -71,14 +71,13 @@ def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) ->
     new[1:] = (c[1:] != c[:-1]) | (k[1:] != k[:-1]) | (g[1:] != g[:-1]) | (o[1:] != o[:-1]) | ~groups[rows][1:]
     start = np.flatnonzero(new)
 
-    lag = np.maximum.reduceat(known[rows] - time[rows], start) if len(rows) else start
     token_time = np.minimum.reduceat(time[rows], start) if len(rows) else start
     token_known = np.maximum.reduceat(known[rows], start) if len(rows) else start
     priced = ~np.isnan(amount[rows])
     has_item = item[rows] != 0
-    token = {
+    token: dict[str, Any] = {
         "time": token_time,
-        "known_at": np.where(lag > 0, np.maximum(token_known, token_time), token_time),
+        "known_at": np.maximum(token_known, token_time),
         "day": clock.day_of(token_time),
         "type": k[start],
         "order": o[start],
@@ -93,7 +92,9 @@ def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) ->
     item_stop = np.cumsum(has_item)[np.append(start[1:], len(rows)) - 1] if len(rows) else start
     item_start = np.append(0, item_stop[:-1])[: len(start)]
     first_item = np.where(item_stop > item_start, np.append(item[rows][has_item], 0)[item_start], 0)
-    final = np.lexsort((first_item, token["amount"], token["order"], token["type"], token["known_at"], token_time, owner))
+    final = np.lexsort(
+        (first_item, token["amount"], token["order"], token["type"], token["known_at"], token_time, owner)
+    )
     flat_items, item_offsets = _gather_ranges(item[rows][has_item], item_start[final], item_stop[final])
 
     offsets = np.searchsorted(owner[final], np.arange(len(ids) + 1))

@@ -155,10 +155,17 @@ def _labels(
     bought = known & (histories.type == PURCHASE)
     value_sum = _running(np.where(known, worth(histories, value), 0.0))
     order_sum = _running(bought.astype(np.float64))
-    day_sum = _running(_first_of_day(histories, bought).astype(np.float64))
+    opens_day = _first_of_day(histories, bought)
+    day_sum = _running(opens_day.astype(np.float64))
 
     begin, end = histories.offsets[who], histories.offsets[who + 1]
     start = first_not_before(histories.time, begin, end, when)
+    buys = np.flatnonzero(bought)
+    following = np.searchsorted(buys, start)
+    token = np.append(buys, len(bought))[following]  # the next purchase known, of anybody
+    found = token < end
+    # An origin within a day can part its purchases: the first after it then does not open the day but still counts.
+    parted = found & ~np.append(opens_day, True)[token]
     past_midnight = when - clock.start_of(origin_day)
     stops = [clock.start_of(origin_day + h) + past_midnight for h in horizons]
     shape = (len(who), len(horizons))
@@ -172,13 +179,8 @@ def _labels(
         spent = np.where(stop > start, value_sum[stop] - value_sum[start], 0.0)
         out["value"][:, column] = np.where(ripe, np.maximum(np.round(spent, 6), 0.0), np.nan)
         out["orders"][:, column] = np.where(ripe, order_sum[stop] - order_sum[start], np.nan)
-        out["days"][:, column] = np.where(ripe, day_sum[stop] - day_sum[start], np.nan)
-
-    buys = np.flatnonzero(bought)
-    following = np.searchsorted(buys, start)
-    token = buys[np.minimum(following, max(len(buys) - 1, 0))] if len(buys) else np.zeros_like(start)
-    found = (following < len(buys)) & (token < end)
-    wait = (histories.time[token] - when) / DAY_US if len(buys) else np.zeros(len(who))
+        out["days"][:, column] = np.where(ripe, day_sum[stop] - day_sum[start] + (parted & (token < stop)), np.nan)
+    wait = (np.append(histories.time, 0)[token] - when) / DAY_US
     return Labels(horizons, out["value"], out["orders"], out["days"], mature, np.where(found, wait, np.inf))
 
 
