@@ -13,13 +13,17 @@ MIB = 1 << 20
 
 @contextmanager
 def ray_session(
-    *, num_cpus: int | None = None, object_store_mb: int | None = None, address: str | None = None
+    *,
+    num_cpus: int | None = None,
+    object_store_mb: int | None = None,
+    address: str | None = None,
+    worker_logs: bool = False,
 ) -> Iterator[Any]:
     """The ray module, connected. Joins the cluster of `address` or RAY_ADDRESS, otherwise starts one on this machine.
 
     A session found running is used and left running. A local one has no dashboard, no token authentication (it listens
     to this machine only; RAY_AUTH_MODE overrides) and ends with the block. `object_store_mb` and `num_cpus` describe a
-    local cluster and are ignored when one is joined.
+    local cluster and are ignored when one is joined. `worker_logs` shows here what the workers print.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
@@ -29,7 +33,7 @@ def ray_session(
 
     mine = not ray.is_initialized()
     if mine:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
+        options: dict[str, Any] = {"log_to_driver": worker_logs, "logging_level": logging.WARNING, "configure_logging": True}
         if address is not None:
             options["address"] = address
         else:
@@ -53,7 +57,8 @@ def quiet_data() -> None:
     context.enable_progress_bars = False
     context.enable_auto_log_stats = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Errors only: at WARNING it would announce at each run that its progress bars are off.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def cluster_cpus() -> int:

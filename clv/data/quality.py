@@ -30,9 +30,9 @@ def measure(table: pa.Table) -> Stats:
     orders = np.bincount(owner[purchase], minlength=len(h))
     worth = np.bincount(owner[purchase], amount[purchase], minlength=len(h))
     bought = worth[orders > 0]
-    span = int(month.max() - month.min()) + 1 if len(month) else 1
-    low = int(month.min()) if len(month) else 0
-    active = np.unique(owner * span + month - low) % span + low
+    # Tokens ascend in time within a customer, so a month of a customer begins where either changes.
+    new = np.ones(len(month), bool)
+    new[1:] = (month[1:] != month[:-1]) | (owner[1:] != owner[:-1])
     return {
         "customers": len(h),
         "tokens": len(h.time),
@@ -47,7 +47,7 @@ def measure(table: pa.Table) -> Stats:
         "tokens_by_type": _count(h.type),
         "orders_by_month": _by_month(month[purchase]),
         "amount_by_month": _by_month(month[purchase], amount[purchase]),
-        "active_by_month": _by_month(active),
+        "active_by_month": _by_month(month[new]),
         "first_seen_by_month": _by_month(month[h.offsets[:-1]] if len(h) else month),
         "customers_by_orders": _bins(orders),
         "worth_counts": np.histogram(bought, WORTH_EDGES)[0].tolist(),

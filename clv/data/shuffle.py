@@ -43,8 +43,9 @@ def split(unit: Unit, spec: DatasetSpec, place: str, work: Path, num_partitions:
             events = taken.events
             if UNIT.name in wanted:
                 events = events.append_column(UNIT, pa.array(np.full(len(events), unit.number, np.int32)))
-            writers["events"].add(events.select(wanted), stable_hash(events["customer_id"]))
-            orders = order_pairs(events)
+            customer = stable_hash(events["customer_id"])
+            writers["events"].add(events.select(wanted), customer)
+            orders = order_pairs(events, customer)
             writers["orders"].add(orders, orders["order"].to_numpy())
             if not spec.items and items.described(source):
                 seen = items.seen_in_events(events)
@@ -78,16 +79,12 @@ def carried(spec: DatasetSpec) -> list[str]:
     return names
 
 
-def order_pairs(events: pa.Table) -> pa.Table:
-    """Distinct (order, customer) hashes of a block, to count the orders that several customers share."""
+def order_pairs(events: pa.Table, customer: NDArray[np.int64]) -> pa.Table:
+    """(order, customer) hashes of a block, runs of equal ones once, to count orders that several customers share."""
     order = stable_hash(events["order_id"])
-    customer = stable_hash(events["customer_id"])
-    alive = order != 0
-    order, customer = order[alive], customer[alive]
-    ranked = np.lexsort((customer, order))
-    order, customer = order[ranked], customer[ranked]
-    new = np.ones(len(order), bool)
-    new[1:] = (order[1:] != order[:-1]) | (customer[1:] != customer[:-1])
+    # Lines of an order mostly follow each other; what repeats elsewhere is dropped when the partition is whole.
+    new = order != 0
+    new[1:] &= (order[1:] != order[:-1]) | (customer[1:] != customer[:-1])
     return pa.table([order[new], customer[new]], schema=ORDERS)
 
 
@@ -212,5 +209,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes aside and renames, so that a reader or a retried task never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary, compression="zstd", compression_level=1)
+    # Dictionaries pay for words only: for times, amounts and hashes they cost three times the CPU and save a fifth.
+    words = [field.name for field in table.schema if pa.types.is_string(field.type) and field.name != "customer_id"]
+    pq.write_table(table, temporary, compression="zstd", compression_level=1, use_dictionary=words or False)
     os.replace(temporary, path)
