@@ -1,0 +1,57 @@
+"""Promote: put a bundle in production. `python -m ray_jobs.promote --registry ROOT --bundle BUNDLE --reason TEXT`.
+
+Servers that follow the registry load it within seconds. The registry's log.jsonl keeps who replaced what and why.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Publishes a bundle and points production at it, or at a version published before."""
+
+    registry: Path
+    """Root of the registry; made when missing."""
+    bundle: Path | None = None
+    """Bundle folder to publish first."""
+    version: str | None = None
+    """A version published before; instead of --bundle."""
+    reason: str | None = None
+    """Why; needed when another version is in production."""
+    publish_only: bool = False
+    """Publish the bundle and leave production as it is."""
+
+
+def run(options: Options) -> None:
+    """Raises ValueError for a damaged bundle, an unknown version, or a missing reason."""
+    from clv.registry import Registry
+
+    if (options.bundle is None) == (options.version is None):
+        raise ValueError("give either --bundle or --version")
+    registry = Registry(options.registry)
+    version = options.version or registry.publish(options.bundle or Path())
+    if options.publish_only:
+        print(f"{version} is published; in production is {registry.current() or 'nothing'}")
+        return
+    before = registry.current()
+    registry.promote(version, reason=options.reason)
+    print(f"in production: {version} (before: {before or 'nothing'})")
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        print(f"promote: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

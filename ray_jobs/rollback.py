@@ -1,0 +1,41 @@
+"""Rollback: back to the bundle that was in production before. `python -m ray_jobs.rollback --registry ROOT`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Points production at the version promoted before the present one."""
+
+    registry: Path
+    """Root of the registry."""
+    reason: str | None = None
+    """Why; kept in the registry's log."""
+
+
+def run(options: Options) -> None:
+    """Raises ValueError when there is no earlier version, or it is damaged."""
+    from clv.registry import Registry
+
+    registry = Registry(options.registry)
+    before = registry.current()
+    print(f"in production: {registry.rollback(reason=options.reason)} (before: {before})")
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        print(f"rollback: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
