@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -57,18 +58,23 @@ def check(spec: DatasetSpec, place: str, say: Callable[[str], None], num_rows: i
     """Tries the first `num_rows` rows of each table and says the books; raises the errors that prepare would."""
     units = check_sources(spec, place)
     total: dict[str, Books] = {}
+    # List prices fill amounts: then the item table is read whole, or amounts would look missing that are not.
+    priced = spec.cleaning.missing_amount == "item_price"
+    listed: list[pa.Table] = []
     for table, number, source, key in sources.tables_of(spec):
-        left = num_rows
+        left = sys.maxsize if priced and table == "items" else num_rows
+        prices = items.prices_of(listed) if priced and table == "events" else None
         events: list[pa.Table] = []
         for unit in (u for u in units if (u.table, u.source) == (table, number)):
             for block in sources.read(source, unit, place, key):
                 block = _head(block, left)
                 left -= len(block.rows) + len(block.malformed)
                 if table == "events":
-                    taken = intake.take(block, spec.events[number], spec, unit.path)
+                    taken = intake.take(block, spec.events[number], spec, unit.path, prices)
                     events.append(taken.events)
                 elif table == "items":
                     taken = items.take(block, spec.items[number], unit.path)
+                    listed += [taken.events] if priced else []
                 else:
                     taken = items.take_customers(block, spec.customers[number], unit.path)
                 total.setdefault(f"{table}[{number}]", Books()).add(taken.books)

@@ -196,14 +196,18 @@ def finished(rows: pa.Table) -> pa.Table:
 
 def load_prices(work: Path) -> Prices | None:
     """List prices that the items stage left for `missing_amount: item_price`."""
-    keys, prices = [], []
+    tables = []
     for path in sorted((work / "items").glob("*.arrow")):
         with pa.memory_map(str(path)) as file:
-            rows = pa.ipc.open_file(file).read_all()
-        rows = rows.filter(pc.is_valid(rows["price"]))
-        keys.append(stable_hash(rows["item_id"]))
-        prices.append(rows["price"].to_numpy())
-    if not keys:
+            tables.append(pa.ipc.open_file(file).read_all())
+    return prices_of(tables)
+
+
+def prices_of(tables: list[pa.Table]) -> Prices | None:
+    """First list price of each item in tables of schema SEEN; None where there is no table."""
+    if not tables:
         return None
-    key, first = np.unique(np.concatenate(keys), return_index=True)
-    return Prices(key, np.concatenate(prices)[first])
+    rows = pa.concat_tables(tables)
+    rows = rows.filter(pc.is_valid(rows["price"]))
+    key, first = np.unique(stable_hash(rows["item_id"]), return_index=True)
+    return Prices(key, rows["price"].to_numpy()[first])

@@ -13,7 +13,7 @@ import pytest
 
 from clv.cluster.intake import choose_partitions, file_sha256, prepare, run_here, run_on_ray
 from clv.data import histories, shuffle, sources
-from clv.data.check import TooManyRejectsError
+from clv.data.check import TooManyRejectsError, check
 from clv.data.histories import Histories, concat
 from clv.data.spec import DatasetSpec, SpecError
 
@@ -226,6 +226,7 @@ def test_missing_amounts_take_the_list_price_of_the_item_table(tmp_path: Path) -
         "cleaning: {missing_amount: item_price}\nmax_rejected_share: 0.5\n",
         "w.yaml",
     )
+    assert check(spec, "w.yaml", lambda line: None)["events[0]"].rejected == {"amount is missing": 1}
     manifest = prepared(spec, tmp_path / "out", partitions=2)
     h = Histories.from_table(read_shards(tmp_path / "out"))
     assert h.amount.tolist() == [7.5, 9.0]
