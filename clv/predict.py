@@ -228,12 +228,14 @@ class Predictor:
         z = pa.FixedSizeListArray.from_arrays(pa.array(outlook.forecast.z.ravel(), pa.float32()), width)
         return pa.table({"customer_id": pa.array(rows.table["customer_id"], pa.string()), "z": z})
 
-    def outlook(self, histories: Histories, origin: int, known_before: int | None = None) -> tuple[Assembled, Outlook]:
-        """Sample frame (with labels if `known_before`) and adjusted forecast at the learned horizons."""
-        rows, outlook = self._outlook(histories, origin, known_before)
-        if rows is None or outlook is None:
-            raise ValueError("nobody has an event before the origin")
-        return rows, outlook
+    def prediction(self, histories: Histories, origin: int, horizon: int) -> Prediction:
+        """Of everybody with a purchase before the origin (us), as metrics take it; ValueError if there is nobody."""
+        rows, outlook = self._outlook(histories, origin)
+        if rows is None or outlook is None or not rows.table["has_purchase"].any():
+            raise ValueError(f"nobody has bought before {self.clock.format(origin)}")
+        base = self._base(rows.table, origin, (horizon,))
+        outlook, _ = at_horizons(outlook, self.horizons, (horizon,), base)
+        return outlook.prediction(0).take(rows.table["has_purchase"].to_numpy(bool))
 
     def check_origin(self, as_of: datetime | int) -> int:
         """The origin in us; ValueError outside [cut, data_through + 90 days]."""
@@ -251,12 +253,10 @@ class Predictor:
             )
         return origin
 
-    def _outlook(
-        self, histories: Histories, origin: int, known_before: int | None = None
-    ) -> tuple[Assembled | None, Outlook | None]:
+    def _outlook(self, histories: Histories, origin: int) -> tuple[Assembled | None, Outlook | None]:
         if len(histories) == 0:
             return None, None
-        rows = self._assembler.at(histories, origin, known_before)
+        rows = self._assembler.at(histories, origin)
         if len(rows.table) == 0:
             return None, None
         raw = forecast(self._model, rows.samples, self._assembler.money, device=self._device)

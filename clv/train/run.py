@@ -86,7 +86,7 @@ def train(
     num = len(shop.horizons)
     adjustment, metrics = Adjustment.none(num, gate=UNJUDGED_GATE), {}
     if held_out is not None and phases.trial is not None:
-        model = _load(phases.trial, config, progress.best_weights, device)
+        model = load_model(phases.trial, config, progress.best_weights, device)
         raw = forecast(model, held_out.rows.samples, phases.trial.assembler.money, device=device)
         adjustment, outlook = judge(held_out, raw, progress.gate)
         metrics = held_out_metrics(held_out, outlook)
@@ -164,12 +164,13 @@ def _final_scale(
 ) -> tuple[float, ...]:
     """The scale at the cut needs no label: it compares two predictions for the customers known there."""
     rows = setup.assembler.at(shop.histories, setup.cutoff)
-    raw = forecast(_load(setup, config, weights, device), rows.samples, setup.assembler.money, device=device)
+    raw = forecast(load_model(setup, config, weights, device), rows.samples, setup.assembler.money, device=device)
     buyers = rows.table["has_purchase"].to_numpy(bool)
     return tuple(total_scale(raw, rows.base, buyers, adjustment.gate_value[0]).tolist())
 
 
-def _load(setup: Setup, config: TrainConfig, weights: dict[str, Tensor], device: str) -> CustomerModel:
+def load_model(setup: Setup, config: TrainConfig, weights: dict[str, Tensor], device: str = "cpu") -> CustomerModel:
+    """The model of a setup with the given weights."""
     model = CustomerModel(config.model, setup.assembler.space, len(setup.assembler.horizons))
     model.load_state_dict(weights)
     return model.to(device)

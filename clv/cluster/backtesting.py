@@ -1,0 +1,192 @@
+"""Back-test on Ray: every model, ours and the peers, refitted at every origin on what was known there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from clv.cluster.training import read_shop
+from clv.data import rfm
+from clv.data.windows import cut
+from clv.evaluate.peer_inputs import Context, population
+from clv.evaluate.peers import run_peers
+from clv.evaluate.prediction import LEVELS, Prediction, Quantiles
+from clv.evaluate.report import Panel
+from clv.models.infer import forecast
+from clv.predict import Predictor, adjust
+from clv.train.config import TrainConfig
+from clv.train.fit import Shop, plan
+from clv.train.run import Fitted, load_model, train
+
+WIDE_STEP = (28, 90)  # (days between training origins, days of log before the first) of the peers
+NARROW_STEP = (14, 45)  # for logs with fewer than MIN_ORIGINS wide ones
+MIN_ORIGINS = 6
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What happened to everybody with a purchase before the origin, and when they first bought."""
+
+    customer_id: NDArray[Any]
+    value: NDArray[np.float64]
+    orders: NDArray[np.float64]
+    cohort: NDArray[Any]
+    log_days: int
+
+
+def truth(shop: Shop, origin: int, horizon: int) -> Truth:
+    """Raises ValueError when the horizon reaches past the end of the log."""
+    clock = shop.clock
+    day = int(clock.day_of(np.array([origin]))[0])
+    last = int(clock.day_of(np.array([shop.data_through]))[0])
+    if day + horizon > last:
+        raise ValueError(
+            f"a back-test at {clock.format(origin)} over {horizon} days needs the log until "
+            f"{clock.format(int(clock.start_of(day + horizon)))}, it ends at {clock.format(shop.data_through)}; "
+            "choose earlier --origins or a shorter --horizon-days"
+        )
+    past = cut(shop.histories, origin, (horizon,), clock, value=shop.value, known_before=shop.data_through)
+    table = population(rfm.purchases(past))
+    if len(table) == 0:
+        raise ValueError(f"nobody has bought before {clock.format(origin)}; choose later --origins")
+    first = pd.to_datetime((day - table["T"]).to_numpy() * 86_400, unit="s")
+    return Truth(
+        table["customer_id"].to_numpy(),
+        table[f"value_{horizon}"].to_numpy(),
+        table[f"orders_{horizon}"].to_numpy(),
+        first.to_period("Q").astype(str).to_numpy(),
+        day - shop.first_day,
+    )
+
+
+def peer_frames(shop: Shop, origin: int, horizon: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training frames of matured past origins, stacked; the frame at the origin), time-honest."""
+    clock = shop.clock
+    day = int(clock.day_of(np.array([origin]))[0])
+    for step, history in (WIDE_STEP, NARROW_STEP):
+        days = np.arange(day - horizon, shop.first_day + history - 1, -step)[::-1]
+        if len(days) >= MIN_ORIGINS:
+            break
+    test = rfm.frame(cut(shop.histories, origin, (horizon,), clock, value=shop.value), (horizon,))
+    if len(days) == 0:
+        return test.iloc[:0].assign(**{f"{name}_{horizon}": 0.0 for name in ("value", "orders", "days", "mature")}), test
+    past = cut(shop.histories, clock.start_of(days), (horizon,), clock, value=shop.value, known_before=origin)
+    return rfm.frame(past, (horizon,)), test
+
+
+def peers(shop: Shop, origin: int, horizon: int, seed: int, threads: int = 1) -> dict[str, Any]:
+    """Prediction or {"not_run": reason} of every peer, rows as in `truth`."""
+    past, test = peer_frames(shop, origin, horizon)
+    context = Context(threads=threads, log_start_day=shop.first_day)
+    return run_peers(past, test, horizon, seed, context=context)
+
+
+def refit(shop: Shop, origin: int, horizon: int, config: TrainConfig) -> tuple[Prediction, Fitted]:
+    """Our model, trained at the origin in this process; rows as in `truth`."""
+    wanted = replace(shop, horizons=tuple(sorted({*shop.horizons, horizon})))
+    phases = plan(wanted, origin, config)
+    fitted = train(wanted, phases, config.with_engine(kind="torch"))
+    assembler = phases.final.assembler
+    rows = assembler.at(wanted.histories, origin)
+    raw = forecast(load_model(phases.final, config, fitted.weights), rows.samples, assembler.money)
+    day = int(shop.clock.day_of(np.array([origin]))[0])
+    error = assembler.baseline.forecast_level(day)[2]
+    outlook = adjust(raw, rows.base, rows.table, error, fitted.adjustment)
+    keep = rows.table["has_purchase"].to_numpy(bool)
+    return outlook.prediction(wanted.horizons.index(horizon)).take(keep), fitted
+
+
+def by_bundle(shop: Shop, origin: int, horizon: int, bundle: Path) -> Prediction:
+    """The prediction of a bundle whose cut is not after the origin; rows as in `truth`."""
+    predictor = Predictor(bundle)
+    if origin < _us(predictor.cut):
+        raise ValueError(
+            f"bundle {bundle} was cut at {predictor.cut:%Y-%m-%d}, after origin {shop.clock.format(origin)}: it has "
+            "seen that future; leave --bundle out to refit, or choose later --origins"
+        )
+    return predictor.prediction(shop.histories, origin, horizon)
+
+
+def run(
+    histories: Path,
+    origins: Sequence[int],
+    horizon: int,
+    config: TrainConfig,
+    *,
+    seeds: int = 1,
+    bundle: Path | None = None,
+    say: Any = print,
+) -> list[Panel]:
+    """One panel per origin, all models on the same customers. Ray must be running; each fit is a task of one CPU.
+
+    With several seeds our value and probability are the means over seeds (the bundle's where one is given).
+    """
+    import ray
+
+    shop = read_shop(histories)
+    facts = {origin: truth(shop, origin, horizon) for origin in origins}
+    shop_ref = ray.put(shop)
+    peer_task, model_task = ray.remote(_quiet(peers)), ray.remote(_quiet(_ours))
+    waiting = {origin: peer_task.remote(shop_ref, origin, horizon, config.seed) for origin in origins}
+    chosen = [config.seed] if bundle else range(config.seed, config.seed + seeds)
+    ours = {
+        origin: [model_task.remote(shop_ref, origin, horizon, replace(config, seed=s), bundle) for s in chosen]
+        for origin in origins
+    }
+    panels = []
+    for origin in origins:
+        label, known = shop.clock.format(origin), facts[origin]
+        predictions = {"clv": mean_of(ray.get(ours[origin]))} | ray.get(waiting[origin])
+        say(f"origin {label}: {len(known.value):,} customers, {len(predictions)} models")
+        panels.append(
+            Panel(
+                origin=label,
+                horizon_days=horizon,
+                y=known.value,
+                orders=known.orders,
+                predictions=predictions,
+                cohort=known.cohort,
+                log_days=known.log_days,
+            )
+        )
+    return panels
+
+
+def mean_of(predictions: Sequence[Prediction]) -> Prediction:
+    """The ensemble: mean value, mean probability, mean quantiles (Vincent average)."""
+    if len(predictions) == 1:
+        return predictions[0]
+    value = np.mean([p.value for p in predictions], axis=0)
+    probability = np.mean([p.p_purchase for p in predictions if p.p_purchase is not None], axis=0)
+    tables = [p.quantiles for p in predictions if p.quantiles is not None]
+    quantiles = Quantiles(LEVELS, np.mean([q.values for q in tables], axis=0), p_zero=1 - probability)
+    return Prediction(value=value, p_purchase=probability, quantiles=quantiles)
+
+
+def _ours(shop: Shop, origin: int, horizon: int, config: TrainConfig, bundle: Path | None) -> Prediction:
+    return by_bundle(shop, origin, horizon, bundle) if bundle else refit(shop, origin, horizon, config)[0]
+
+
+def _quiet(function: Any) -> Any:
+    """A task that keeps to one thread: the cluster's CPUs are counted in tasks."""
+
+    def task(*arguments: Any) -> Any:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        import torch
+
+        torch.set_num_threads(1)
+        return function(*arguments)
+
+    task.__name__ = function.__name__
+    return task
+
+
+def _us(when: Any) -> int:
+    return int(pd.Timestamp(when).value // 1000)
