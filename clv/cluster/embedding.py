@@ -1,0 +1,264 @@
+"""Item texts to vectors on a cluster: a pool of actors, each with the encoder loaded once, over the distinct texts.
+
+Reads `items/items.parquet` of a histories folder and writes `items/vectors.parquet` beside it:
+    text_key int64                    content hash of the text (`clv.data.events.stable_hash`), unique, in no set order
+    vector   fixed_size_list<float32, D>   of unit length
+    metadata of the schema: `encoder` (its source) and `encoder_sha256` (weights, tokenizer and way of reading)
+The file is its own cache: a text already in it is not encoded again unless the encoder's hash differs. Items without
+text have text_key 0 and no vector.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from clv.models import text as texts
+
+TEXTS = pa.schema([pa.field("text_key", pa.int64()), pa.field("text", pa.string())])
+CHUNK_TEXTS = 512  # texts of one call of an actor: some seconds of work on one core
+READ_ROWS = 65_536
+SAY_EVERY_S = 10.0
+
+Keys = NDArray[np.int64]
+Runner = Callable[[Iterable[pa.Table], str, str], Iterator[pa.Table]]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Books:
+    """Of the items read: distinct texts = cached + encoded + skipped (on fewer lines than `min_count`)."""
+
+    items: int
+    without_text: int
+    texts: int
+    cached: int
+    encoded: int
+    skipped: int
+    dropped: int  # vectors of the old file whose text no item has any more
+    seconds: float
+
+    def lines(self) -> list[str]:
+        return [
+            f"items: {self.items:,} read, {self.without_text:,} without text, {self.texts:,} distinct texts",
+            f"texts: {self.texts:,} read = {self.cached:,} cached + {self.encoded:,} encoded + {self.skipped:,} skipped"
+            + (f"; {self.dropped:,} vectors of texts that are gone were dropped" if self.dropped else ""),
+        ]
+
+
+class TextEncoderActor:
+    """Ray Data's callable class: blocks of TEXTS in, blocks of (text_key, vector) out."""
+
+    def __init__(self, source: str, sha256: str, threads: int = 1, device: str = "cpu") -> None:
+        import torch
+
+        # The pool is the parallelism: tokenizer threads would only contend with it.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        torch.set_num_threads(threads)
+        self.encoder = texts.TextEncoder(source, device=device)
+        if self.encoder.fingerprint != sha256:
+            raise ValueError(f"encoder {source!r} is another one on node {os.uname().nodename}; install one everywhere")
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        vectors = self.encoder(block["text"].to_pylist())
+        flat = pa.array(vectors.ravel())
+        return pa.table(
+            {"text_key": block["text_key"], "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
+        )
+
+
+def encode_here(chunks: Iterable[pa.Table], source: str, sha256: str) -> Iterator[pa.Table]:
+    """One encoder in this process."""
+    actor: TextEncoderActor | None = None
+    for chunk in chunks:
+        actor = actor or TextEncoderActor(source, sha256)
+        yield actor(chunk)
+
+
+def encode_on_ray(
+    chunks: Iterable[pa.Table], source: str, sha256: str, *, workers: int, threads: int = 1, gpus: float = 0
+) -> Iterator[pa.Table]:
+    """`workers` actors of `threads` CPUs (and `gpus` GPUs) each; blocks come back in the order of the chunks."""
+    import ray
+
+    # Texts wait in the object store, which spills to disk, not in the driver.
+    blocks = [ray.put(chunk) for chunk in chunks]
+    if not blocks:
+        return
+    device = "cuda" if gpus else "cpu"
+    found = ray.data.from_arrow_refs(blocks).map_batches(
+        TextEncoderActor,
+        fn_constructor_args=(source, sha256, threads, device),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=threads,
+        num_gpus=gpus,
+    )
+    # Equal runs then write equal files.
+    found.context.execution_options.preserve_order = True
+    yield from found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def embed(
+    histories: Path,
+    encoder: str,
+    *,
+    run: Runner,
+    min_count: int = 0,
+    say: Say = print,
+) -> Books:
+    """Brings `items/vectors.parquet` up to date; returns the books.
+
+    min_count: texts whose items stand on fewer lines of the histories are skipped; 0 takes the whole item table.
+    Raises ValueError for a folder that is no histories folder, a damaged vectors file or an encoder that is not there.
+    """
+    begun = time.monotonic()
+    items, vectors = check_target(histories)
+    sha256 = texts.fingerprint(texts.resolve(encoder))
+    counted, without_text, present = _distinct(items)
+    cached = cached_keys(vectors, sha256)
+    if cached is None:
+        say(f"{vectors} holds vectors of another encoder: everything is encoded again")
+    old = np.zeros(0, np.int64) if cached is None else cached
+    kept = np.intersect1d(old, present)
+    wanted = present if min_count <= 0 else np.intersect1d(present, _frequent(histories, items, min_count))
+    missing = np.setdiff1d(wanted, kept)
+    say(f"{encoder}: {len(present):,} distinct texts, {len(kept):,} cached, {len(missing):,} to encode")
+    dropped = len(old) - len(kept)
+    if len(missing) or dropped or cached is None:
+        blocks = run(_chunks(items, missing), encoder, sha256) if len(missing) else iter(())
+        encoded = _write(vectors, kept, blocks, {"encoder": encoder, "encoder_sha256": sha256}, len(missing), say)
+        if encoded != len(missing):
+            raise RuntimeError(f"{len(missing)} texts went to the encoder, {encoded} vectors came back")
+    books = Books(
+        items=counted,
+        without_text=without_text,
+        texts=len(present),
+        cached=len(kept),
+        encoded=len(missing),
+        skipped=len(present) - len(kept) - len(missing),
+        dropped=dropped,
+        seconds=time.monotonic() - begun,
+    )
+    for line in books.lines():
+        say(line)
+    say(f"{vectors} in {books.seconds:.1f} s")
+    return books
+
+
+def check_target(histories: Path) -> tuple[Path, Path]:
+    """(items file, vectors file) of a histories folder; ValueError if it is none."""
+    items = histories / "items" / "items.parquet"
+    if not items.is_file():
+        raise ValueError(f"{histories} holds no items/items.parquet: name a folder that ray_jobs.prepare wrote")
+    return items, items.with_name("vectors.parquet")
+
+
+def cached_keys(vectors: Path, sha256: str) -> Keys | None:
+    """Text keys of the vectors file; None where another encoder wrote it."""
+    if not vectors.exists():
+        return np.zeros(0, np.int64)
+    try:
+        file = pq.ParquetFile(vectors)
+        if (file.schema_arrow.metadata or {}).get(b"encoder_sha256") != sha256.encode():
+            return None
+        return np.asarray(file.read(columns=["text_key"])["text_key"].to_numpy())
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{vectors} cannot be read ({error}); delete it and run again") from error
+
+
+def _distinct(items: Path) -> tuple[int, int, Keys]:
+    """(rows, rows without text, sorted distinct text keys), one batch of rows in memory at a time."""
+    rows, without, keys = 0, 0, [np.zeros(0, np.int64)]
+    for batch in pq.ParquetFile(items).iter_batches(READ_ROWS, columns=["text_key"]):
+        found = batch["text_key"].to_numpy()
+        rows += len(found)
+        without += int((found == 0).sum())
+        keys.append(np.unique(found))
+    distinct = np.unique(np.concatenate(keys))
+    return rows, without, distinct[distinct != 0]
+
+
+def _frequent(histories: Path, items: Path, min_count: int) -> Keys:
+    """Text keys of the items that stand on at least `min_count` lines (of any event type) of the histories."""
+    keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for shard in sorted((histories / "shards").glob("*.parquet")):
+        for batch in pq.ParquetFile(shard).iter_batches(READ_ROWS, columns=["items"]):
+            found, times = np.unique(batch["items"].flatten().flatten().to_numpy(), return_counts=True)
+            keys, inverse = np.unique(np.concatenate([keys, found]), return_inverse=True)
+            counts = np.bincount(inverse, weights=np.concatenate([counts, times])).astype(np.int64)
+    often, texts_of = keys[counts >= min_count], [np.zeros(0, np.int64)]
+    for batch in pq.ParquetFile(items).iter_batches(READ_ROWS, columns=["item_key", "text_key"]):
+        texts_of.append(batch["text_key"].to_numpy()[np.isin(batch["item_key"].to_numpy(), often)])
+    return np.unique(np.concatenate(texts_of))
+
+
+def _chunks(items: Path, missing: Keys) -> Iterator[pa.Table]:
+    """TEXTS of the missing keys, each once, in tables of CHUNK_TEXTS rows."""
+    todo = np.ones(len(missing), bool)
+    rest = TEXTS.empty_table()
+    for batch in pq.ParquetFile(items).iter_batches(READ_ROWS, columns=["text_key", "text"]):
+        keys, first = np.unique(batch["text_key"].to_numpy(), return_index=True)
+        place = np.minimum(np.searchsorted(missing, keys), max(len(missing) - 1, 0))
+        new = (missing[place] == keys) & todo[place] if len(missing) else np.zeros(len(keys), bool)
+        todo[place[new]] = False
+        rows = pa.Table.from_batches([batch.take(pa.array(np.sort(first[new])))]).select(TEXTS.names).cast(TEXTS)
+        rest = pa.concat_tables([rest, rows])
+        whole = len(rest) - len(rest) % CHUNK_TEXTS
+        yield from (rest.slice(start, CHUNK_TEXTS).combine_chunks() for start in range(0, whole, CHUNK_TEXTS))
+        rest = rest.slice(whole)
+    if len(rest):
+        yield rest.combine_chunks()
+
+
+def _write(target: Path, kept: Keys, blocks: Iterator[pa.Table], metadata: dict[str, str], total: int, say: Say) -> int:
+    """Kept rows of the old file, then the new blocks, into a file beside the target that then takes its place."""
+    aside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    begun = said = time.monotonic()
+    encoded, writer = 0, None
+    try:
+        for rows, fresh in _rows(target, kept, blocks):
+            if writer is None:
+                width = rows.schema.field("vector").type.list_size
+                schema = pa.schema([("text_key", pa.int64()), ("vector", pa.list_(pa.float32(), width))])
+                # Floats of full precision: a dictionary or a codec would only add to them.
+                writer = pq.ParquetWriter(
+                    aside, schema.with_metadata(metadata), compression="none", use_dictionary=False
+                )
+            writer.write_table(rows.cast(writer.schema))
+            encoded += len(rows) if fresh else 0
+            if fresh and time.monotonic() - said > SAY_EVERY_S:
+                said = time.monotonic()
+                say(f"{encoded:,} of {total:,} texts encoded, {said - begun:.0f} s")
+        if writer is None:
+            # Nothing has a text any more.
+            target.unlink(missing_ok=True)
+            return 0
+        writer.close()
+        os.replace(aside, target)
+        return encoded
+    finally:
+        if writer is not None:
+            writer.close()
+        with suppress(OSError):
+            aside.unlink()
+
+
+def _rows(target: Path, kept: Keys, blocks: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, bool]]:
+    if len(kept):
+        for batch in pq.ParquetFile(target).iter_batches(READ_ROWS // 8):
+            rows: Any = pa.Table.from_batches([batch])
+            yield rows.filter(pa.array(np.isin(rows["text_key"].to_numpy(), kept))), False
+    for block in blocks:
+        yield block, True

