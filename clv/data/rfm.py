@@ -18,6 +18,13 @@ NUM_BUCKETS = 8  # item keys are hashed into this many shares, so that nothing h
 Floats = NDArray[np.float64]
 
 
+def _count_name(event_type: str, days: int) -> str:
+    return f"f_{event_type}s_{days}"
+
+
+_COUNTS = {"f_items_distinct"} | {_count_name(name, days) for name in TYPES for days in EVENT_WINDOWS_DAYS}
+
+
 def frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
     """One row per row of `cut`: what anchors, peers and the wide part of the model see.
 
@@ -60,6 +67,14 @@ def _base(cut: Cut, past: _Past) -> dict[str, object]:
     return columns
 
 
+def absent(name: str) -> float:
+    """What a feature that a frame has no column for is worth there: of nothing there are 0, and shares are undefined.
+
+    A frame has columns only for the kinds of events and items in its pasts, so one customer's has fewer than a shop's.
+    """
+    return 0.0 if name in _COUNTS else np.nan
+
+
 def feature_names(table: pd.DataFrame) -> list[str]:
     """Names of the numeric features of a sample frame."""
     return [name for name in table.columns if name.startswith("f_")]
@@ -79,7 +94,7 @@ class _Past:
         self.new_day = self._first_of_day()
 
     def total(self, weights: Floats | NDArray[np.bool_]) -> Floats:
-        return np.bincount(self.row, weights=weights, minlength=self.num_rows)
+        return np.bincount(self.row, weights=weights, minlength=self.num_rows).astype(np.float64)
 
     def largest(self, values: Floats, where: NDArray[np.bool_]) -> Floats:
         out = np.full(self.num_rows, np.nan)
@@ -122,7 +137,12 @@ class _Past:
         }
 
     def windows(self) -> dict[str, Floats]:
-        out = {"f_recency": self.recent, "f_tenure": self.tenure, "f_orders": self.orders, "f_spend": self.spent}
+        out: dict[str, Floats] = {
+            "f_recency": self.recent,
+            "f_tenure": self.tenure,
+            "f_orders": self.orders,
+            "f_spend": self.spent,
+        }
         for days in WINDOWS_DAYS:
             inside = self.age <= days
             out[f"f_orders_{days}"] = self.total(self.buy & inside)
@@ -162,12 +182,12 @@ class _Past:
 
     def other_events(self) -> dict[str, Floats]:
         out: dict[str, Floats] = {}
-        present = np.unique(self.cut.histories.type)
+        present = np.unique(self.kind)  # of the pasts: a kind that comes later must not show
         for name, code in TYPES.items():
             if code == PURCHASE or code not in present:
                 continue
             for days in EVENT_WINDOWS_DAYS:
-                out[f"f_{name}s_{days}"] = self.total((self.kind == code) & (self.age <= days))
+                out[_count_name(name, days)] = self.total((self.kind == code) & (self.age <= days))
         return out
 
     def baskets(self) -> dict[str, Floats]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clv.data.clock import DAY_US
 from clv.data.events import PURCHASE
 from clv.data.histories import ATTRIBUTE_PREFIX, Histories, ranges
-from clv.data.rfm import feature_names
+from clv.data.rfm import absent, feature_names
 from clv.data.windows import Cut
 
 Floats = NDArray[np.float32]
@@ -148,11 +148,11 @@ class FeatureSpace:
     def wide(self, table: pd.DataFrame) -> Floats:
         """(S, width) of a sample frame; a missing feature is 0 with its flag set."""
         missing = [name for name in self.numeric if name not in table.columns]
-        raw = table.assign(**dict.fromkeys(missing, np.nan))[list(self.numeric)].to_numpy(np.float64)
+        raw = table.assign(**{name: absent(name) for name in missing})[list(self.numeric)].to_numpy(np.float64)
         values = np.clip(_sign_log(raw), self.low, self.high)
         values = (values - self.center) / self.scale
-        absent = np.isnan(values)
-        parts = [np.where(absent, 0.0, np.clip(values, -6, 6)), absent.astype(np.float32)]
+        undefined = np.isnan(values)
+        parts = [np.where(undefined, 0.0, np.clip(values, -6, 6)), undefined.astype(np.float32)]
         for name, words in self.categorical.items():
             column = table[name].astype(str) if name in table.columns else pd.Series([""] * len(table))
             index = pd.Index(words).get_indexer(column) + 1
