@@ -60,7 +60,7 @@ def save(bundle: Bundle, folder: Path) -> str:
         save_file(_contiguous(bundle.items), str(aside / "items.safetensors"))
         for name, text in bundle.texts.items():
             (aside / name).write_text(text)
-        hashes = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
+        hashes = {path.name: sha256_of(path) for path in sorted(aside.iterdir())}
         version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
         manifest = {
             "format": FORMAT,
@@ -114,7 +114,7 @@ def verify(folder: Path | str) -> dict[str, Any]:
         path = folder / name
         if name not in hashes or not path.is_file():
             raise BundleError(f"{folder}: {name} is missing; restore the bundle or train again")
-        if _sha256(path) != hashes[name]:
+        if sha256_of(path) != hashes[name]:
             raise BundleError(f"{folder}: {name} differs from its sha256 in {MANIFEST}; the bundle is damaged")
     return dict(manifest)
 
@@ -124,7 +124,8 @@ def as_json(settings: Any) -> Any:
     return json.loads(json.dumps(asdict(settings)))
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

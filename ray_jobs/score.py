@@ -1,0 +1,81 @@
+"""Score: `python -m ray_jobs.score --bundle BUNDLE --histories HISTORIES --origin 2011-06-12 --out SCORES`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import tyro
+
+from clv.data.spec import SpecError
+from ray_jobs import record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Scores everybody known at the origin: SCORES as Parquet parts, a CSV, and the list of valuable leavers."""
+
+    bundle: Path
+    histories: Path
+    out: Path
+    """Folder to write; one that holds scores is replaced."""
+    origin: str | None = None
+    """By default the day after the last event; up to 90 days later, and not before the bundle's cut."""
+    horizons_days: tuple[int, ...] = ()
+    """By default those the bundle has learned."""
+    workers: int = 2
+    csv: bool = True
+    """Also write scores.csv and valuable_and_leaving.csv."""
+    object_store_mb: int = 512
+
+
+def run(options: Options) -> None:
+    """Raises ValueError for a damaged bundle, another shop's histories or an impossible origin."""
+    begun = datetime.now(UTC)
+    from clv.cluster import scoring, session
+    from clv.data.prepared import Prepared
+
+    prepared = Prepared.open(options.histories)
+    origin = prepared.origin(options.origin)
+    out = options.out.absolute()
+    scoring.check_target(out)
+    with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
+        written = scoring.score(
+            options.bundle.absolute(),
+            prepared,
+            origin,
+            out,
+            horizons=options.horizons_days or None,
+            workers=options.workers,
+            csv=options.csv,
+            say=say,
+        )
+    record.write(out, options, begun)
+    known = prepared.manifest["num_customers"]
+    say(f"customers: {known:,} read, {written['customers']:,} scored, {known - written['customers']:,} not yet known")
+    say(f"wrote {written['rows']:,} rows to {options.out} in {written['seconds']:.0f} s")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    try:
+        run(options)
+    except SpecError as error:
+        sys.exit(_fail(error, 2))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(_fail(error, 1))
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"score: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()
