@@ -1,4 +1,4 @@
-"""The baseline of every prediction: anchors fitted at past origins, times the seasonal level learned from their errors."""
+"""The baseline of every prediction: anchors fitted at past origins, times a level learned from their errors."""
 
 from __future__ import annotations
 
@@ -74,10 +74,14 @@ class Baseline:
         origin_days: NDArray[np.int32],
         kind: Kind = "bgnbd",
     ) -> Self:
-        """Everything known before `cutoff` (us) and nothing else. `origin_days`: the grid of past origins, ascending."""
+        """Fit on everything known before `cutoff` (us) and nothing else.
+
+        `origin_days`: the grid of past origins, ascending. Raises ValueError where nobody has bought.
+        """
         horizons = tuple(horizons)
         cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
-        first_day = int(histories.day[histories.time < cutoff].min())
+        visible = (histories.time < cutoff) & (histories.known_at < cutoff)
+        first_day = int(histories.day[visible].min(initial=cutoff_day))
         fits: dict[int, Anchor] = {}
         rows: list[dict[str, float]] = []
         visitors: list[pd.DataFrame] = []
@@ -97,7 +101,7 @@ class Baseline:
             rows += _errors(fits[newest], buyers, horizons, day, day - first_day)
         if not fits:
             raise ValueError("nobody has bought before the origin: an anchor needs purchases; choose a later origin")
-        past_table = pd.DataFrame(rows, columns=list(ERROR_COLUMNS))
+        past_table = pd.DataFrame(rows, columns=list(ERROR_COLUMNS), dtype=np.float64)
         return cls(
             horizons=horizons,
             cutoff_day=cutoff_day,
@@ -145,19 +149,22 @@ class Baseline:
             rows = self.past[self.past["horizon_days"] == horizon]
             if len(rows) == 0:
                 continue
-            scale = rows["expected_" + what] / np.maximum(rows["expected_orders"], SMALLEST) * PSEUDO_ORDERS
-            level = (rows["realised_" + what] + scale) / np.maximum(rows["expected_" + what] + scale, SMALLEST)
-            ratio = pd.Series(level.to_numpy(), index=rows["origin_day"].to_numpy())
+            expected, realised = (rows[f"{part}_{what}"].to_numpy() for part in ("expected", "realised"))
+            scale = expected / np.maximum(rows["expected_orders"].to_numpy(), SMALLEST) * PSEUDO_ORDERS
+            level = (realised + scale) / np.maximum(expected + scale, SMALLEST)
+            ratio = pd.Series(level, index=rows["origin_day"].to_numpy())
             out[:, i] = ratio.reindex(origin_day).fillna(1.0).to_numpy()
         return out
 
     def to_json(self) -> dict[str, Any]:
+        # JSON has no infinity: null is the error of a level where nothing was realised.
+        past = self.past.astype(object).where(np.isfinite(self.past.astype(np.float64)), None)
         return {
             "horizons": list(self.horizons),
             "cutoff_day": self.cutoff_day,
             "fits": {str(day): json.loads(anchor.to_json()) for day, anchor in self.fits.items()},
             "conversion": self.conversion.to_json(),
-            "past": self.past.to_dict(orient="list"),
+            "past": past.to_dict(orient="list"),
             "orders_index": json.loads(self.orders_index.to_json()),
             "value_index": json.loads(self.value_index.to_json()),
         }
@@ -169,7 +176,7 @@ class Baseline:
             cutoff_day=int(plain["cutoff_day"]),
             fits={int(day): Anchor.from_json(json.dumps(anchor)) for day, anchor in plain["fits"].items()},
             conversion=Conversion.from_json(plain["conversion"]),
-            past=pd.DataFrame(plain["past"]),
+            past=pd.DataFrame(plain["past"], columns=list(ERROR_COLUMNS)).astype(np.float64).fillna(np.inf),
             orders_index=SeasonalIndex.from_json(json.dumps(plain["orders_index"])),
             value_index=SeasonalIndex.from_json(json.dumps(plain["value_index"])),
         )

@@ -28,7 +28,7 @@ class Conversion:
 
     @classmethod
     def fit(cls, table: pd.DataFrame, horizons: Sequence[int]) -> Self:
-        """`table`: sample frame rows without a purchase, of matured and other origins; immature horizons are skipped."""
+        """`table`: sample frame rows without a purchase, of any origins; immature horizons are skipped."""
         horizons = tuple(horizons)
         shape = ((len(RECENCY_EDGES) + 1) * (len(EVENTS_EDGES) + 1), len(horizons))
         hazard, orders, value = np.zeros(shape), np.zeros(shape), np.zeros(shape)
