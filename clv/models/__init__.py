@@ -1,1 +1,1 @@
-"""Backbone, heads and losses: torch and transformers, no Ray, no I\/O."""
+"""Backbone, heads and losses: torch and transformers, no Ray, no I/O."""

@@ -1,4 +1,4 @@
-"""Batches: rows of a cut as padded tensors. Flat arrays in, one fancy index per tensor, no Python loop over customers."""
+"""Batches: rows of a cut as padded tensors. Flat arrays in, one fancy index per tensor, no loop over customers."""
 
 from __future__ import annotations
 

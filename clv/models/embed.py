@@ -32,7 +32,7 @@ class TokenEmbedding(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
         for table in (*self.codes, self.items, self.categories):
-            nn.init.normal_(table.weight, std=0.1)  # type: ignore[arg-type]
+            nn.init.normal_(table.weight, std=0.1)
 
     def forward(self, batch: Batch) -> Tensor:
         x: Tensor = self.scalars(batch.scalars)
@@ -40,7 +40,7 @@ class TokenEmbedding(nn.Module):
             x = x + table(batch.codes[..., i])
         x = x + self._baskets(batch, x)
         x = self.norm(x)
-        return self.dropout(x)  # type: ignore[no-any-return]
+        return self.dropout(x)
 
     def _baskets(self, batch: Batch, like: Tensor) -> Tensor:
         """Mean over the lines of each basket of (learned vector + category vector + projected text vector)."""
@@ -57,4 +57,3 @@ def _bag_mean(values: Tensor, bag: Tensor, num_bags: int) -> Tensor:
     total = values.new_zeros(num_bags, values.shape[1]).index_add_(0, bag, values)
     count = values.new_zeros(num_bags).index_add_(0, bag, values.new_ones(len(bag)))
     return total / count.clamp(min=1).unsqueeze(1)
-

@@ -52,7 +52,7 @@ class Transformer(nn.Module):
         place = torch.arange(x.shape[1], device=x.device)
         positions = (num_tokens - 1 - place).clamp(min=0).long()
         out = self.model(inputs_embeds=x, attention_mask=mask, position_ids=positions)
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        return out.last_hidden_state
 
 
 class Recurrent(nn.Module):
@@ -61,7 +61,7 @@ class Recurrent(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         two_ways = config.architecture == "bilstm"
-        kind: type[nn.RNNBase] = nn.GRU if config.architecture == "gru" else nn.LSTM
+        kind: type[nn.GRU | nn.LSTM] = nn.GRU if config.architecture == "gru" else nn.LSTM
         self.rnn = kind(
             config.width,
             config.width // 2 if two_ways else config.width,
@@ -89,7 +89,7 @@ class Perceptron(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return x + self.layers(x)  # type: ignore[no-any-return]
+        return x + self.layers(x)
 
 
 def build(config: BackboneConfig) -> nn.Module:

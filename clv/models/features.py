@@ -1,4 +1,4 @@
-"""The feature space: vocabularies, scalers and clip points, fitted once before the training cut and kept in the bundle."""
+"""The feature space: vocabularies, scalers and clip points, fitted once before the training cut, kept in the bundle."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ class FeatureSpace:
             if pd.api.types.is_numeric_dtype(table[name]):
                 numeric = (*numeric, name)
             else:
-                counts = table[name].value_counts()
-                categorical[name] = tuple(sorted(counts.index[counts >= min_count].astype(str)))
+                words = table[name].value_counts()
+                categorical[name] = tuple(sorted(words.index[words >= min_count].astype(str)))
         values = _sign_log(table[list(numeric)].to_numpy(np.float64))
         with np.errstate(all="ignore"):
             center = np.nan_to_num(np.nanmean(values, axis=0)) if len(values) else np.zeros(len(numeric))
@@ -118,7 +118,8 @@ class FeatureSpace:
 
         h, past = cut.histories, np.unique(cut.index)
         amounts = _sign_log(h.amount[past][~np.isnan(h.amount[past])])
-        edges = np.unique(np.quantile(amounts, np.linspace(0, 1, NUM_AMOUNT_BINS)[1:-1])) if len(amounts) else []
+        inner = np.linspace(0, 1, NUM_AMOUNT_BINS)[1:-1]
+        edges = np.unique(np.quantile(amounts, inner)) if len(amounts) else np.zeros(0)
         channels, seen = np.unique(h.channel[past], return_counts=True)
         keys, counts = _past_items(h, past)
         learned = np.zeros(len(keys), np.int64)
@@ -135,7 +136,7 @@ class FeatureSpace:
             categorical=categorical,
             types=np.unique(h.type[past]).astype(np.int64),
             channels=channels[(seen >= min_count) & (channels != 0)],
-            amount_edges=np.asarray(edges, np.float32),
+            amount_edges=edges.astype(np.float32),
             amount_center=float(amounts.mean()) if len(amounts) else 0.0,
             amount_scale=float(max(amounts.std(), 1e-3)) if len(amounts) else 1.0,
             item_keys=keys,
@@ -155,7 +156,7 @@ class FeatureSpace:
         parts = [np.where(undefined, 0.0, np.clip(values, -6, 6)), undefined.astype(np.float32)]
         for name, words in self.categorical.items():
             column = table[name].astype(str) if name in table.columns else pd.Series([""] * len(table))
-            index = pd.Index(words).get_indexer(column) + 1
+            index = pd.Index(words).get_indexer(pd.Index(column)) + 1
             parts.append(np.eye(len(words) + 1, dtype=np.float32)[index])
         return np.concatenate(parts, axis=1).astype(np.float32)
 
@@ -211,8 +212,10 @@ class FeatureSpace:
             "amount_scale": self.amount_scale,
             "category_names": list(self.category_names),
         }
-        names = ("center", "scale", "low", "high", "types", "channels", "amount_edges")
-        names += ("item_keys", "item_rank", "item_category", "text_vectors")
+        names = (
+            *("center", "scale", "low", "high", "types", "channels", "amount_edges"),
+            *("item_keys", "item_rank", "item_category", "text_vectors"),
+        )
         return plain, {name: np.ascontiguousarray(getattr(self, name)) for name in names}
 
     @classmethod
@@ -229,7 +232,7 @@ class FeatureSpace:
 
 @dataclass(frozen=True)
 class TokenArrays:
-    """Tokens of S rows, flat: row i owns offsets[i]:offsets[i + 1]; token t owns lines item_offsets[t]:item_offsets[t+1].
+    """Tokens of S rows, flat: row i owns offsets[i]:offsets[i + 1], token t lines item_offsets[t]:item_offsets[t + 1].
 
     codes (N, 6): type, amount bin, gap bin, age bin, weekday, channel. item: index into the item tables, 0 unknown.
     """

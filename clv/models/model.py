@@ -64,8 +64,8 @@ class CustomerModel(nn.Module):
             parts.append(self.pool(torch.cat([mean, newest], 1)))
         if self.config.use_wide:
             parts.append(self.wide(batch.wide))
-        return self.join(torch.cat(parts, 1))  # type: ignore[no-any-return]
+        return self.join(torch.cat(parts, 1))
 
     def forward(self, batch: Batch) -> Outputs:
         z = self.encode(batch)
-        return self.heads(z, batch.base_hazard, batch.base_repeats, batch.base_value)  # type: ignore[no-any-return]
+        return self.heads(z, batch.base_hazard, batch.base_repeats, batch.base_value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +48,9 @@ class Assembler:
         orders, value, _ = self.baseline.forecast_level(day)
         return self._assemble(past, orders, value)
 
-    def train(self, histories: Histories, customers: NDArray[np.int64], days: NDArray[np.int32], cutoff: int) -> Samples:
+    def train(
+        self, histories: Histories, customers: NDArray[np.int64], days: NDArray[np.int32], cutoff: int
+    ) -> Samples:
         """Rows (customers[i], days[i]) with labels known before `cutoff` and the level that each origin really had."""
         origins = self.clock.start_of(days)
         past = cut(
@@ -94,5 +95,3 @@ def origin_grid(first_day: int, cutoff_day: int, num_origins: int, min_history_d
     step = 7 * max(1, int(np.ceil(span / 7 / num_origins)))
     days = cutoff_day - np.arange(1, num_origins + 1) * step
     return np.sort(days[days >= first_day + min_history_days]).astype(np.int32)
-
-
