@@ -83,7 +83,7 @@ def value_distribution(name: str, y: ArrayLike, prediction: Prediction, unit: st
     else:
         edges = np.array([1.0])
     places = ["nothing", f"under {edges[0]:,.3g}"]
-    places += [f"{a:,.6g} – {b:,.6g}" for a, b in pairwise(edges)] + [f"{edges[-1]:,.6g} and more"]
+    places += [f"{a:,.6g} – {b:,.6g}" for a, b in pairwise(edges)] + [f"{edges[-1]:,.6g}+"]
     bounds = np.r_[-np.inf, 1e-9, edges, np.inf]
     if prediction.quantiles is not None:
         q = prediction.quantiles

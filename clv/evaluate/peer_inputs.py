@@ -18,12 +18,13 @@ class NotRun(Exception):
 
 @dataclass(kw_only=True)
 class Context:
-    """Shared by the peers of one run: threads for LightGBM and torch, first day of the log, anchors already fitted.
+    """Shared by the peers of one run: threads of LightGBM, first day of the log, anchors already fitted.
 
+    More threads than free cores make LightGBM many times slower: its threads wait for each other spinning.
     `log_start_day` (local days since 1970) is the first day of data; without it the oldest customer's first purchase.
     """
 
-    threads: int = 2
+    threads: int = 1
     log_start_day: int | None = None
     anchors: dict[tuple[str, int], Anchor] = field(default_factory=dict)
 

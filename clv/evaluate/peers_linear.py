@@ -50,7 +50,7 @@ def logistic(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int, c
 
     start = np.zeros(x.shape[1])
     start[0] = np.log(bought.mean() / (1 - bought.mean()))
-    weights = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    weights = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
     p = expit(x_test @ weights)
     buyers = bought > 0
     pace, pace_test = _pace(train, horizon), _pace(test, horizon)
