@@ -49,7 +49,8 @@ def save(bundle: Bundle, folder: Path) -> str:
     Raises ValueError if `folder` holds something that is not a bundle.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} exists and is not a bundle; choose another --out")
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     aside.mkdir(parents=True)
@@ -72,9 +73,7 @@ def save(bundle: Bundle, folder: Path) -> str:
             "sha256": hashes,
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(aside, folder)
+        _swap(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return version
@@ -100,10 +99,10 @@ def verify(folder: Path | str) -> dict[str, Any]:
     folder = Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        known, hashes = manifest["format"], manifest["sha256"]
+        known, hashes = manifest["format"], dict(manifest["sha256"])
     except FileNotFoundError:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError):  # not JSON, not UTF-8, or JSON of another kind
         raise BundleError(
             f"{folder}/{MANIFEST} is damaged or not that of a bundle; train again or restore it"
         ) from None
@@ -122,6 +121,21 @@ def verify(folder: Path | str) -> dict[str, Any]:
 def as_json(settings: Any) -> Any:
     """A dataclass as plain JSON values."""
     return json.loads(json.dumps(asdict(settings)))
+
+
+def _swap(aside: Path, folder: Path) -> None:
+    """Put `aside` in the place of `folder`; what stood there goes only when the new one stands."""
+    if not folder.exists():
+        os.replace(aside, folder)
+        return
+    old = aside.with_name(aside.name + ".old")
+    os.replace(folder, old)
+    try:
+        os.replace(aside, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:
