@@ -239,7 +239,7 @@ class Predictor:
 
     def check_origin(self, as_of: datetime | int) -> int:
         """The origin in us; ValueError outside [cut, data_through + 90 days]."""
-        origin = as_of if isinstance(as_of, int) else int(pd.Timestamp(as_of).tz_convert("UTC").value // 1000)
+        origin = int(as_of) if isinstance(as_of, int | np.integer) else self.clock.parse(as_of)
         cut, end = _us(self.cut), _us(self.data_through) + MAX_DAYS_AHEAD * 86_400_000_000
         if origin < cut:
             raise ValueError(

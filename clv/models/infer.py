@@ -41,7 +41,7 @@ class Forecast:
     def orders(self) -> Floats:
         return self.p_purchase + self.repeats
 
-    def gated(self, base: Curves, purchase: float, value: float) -> Forecast:
+    def gated(self, base: Curves, purchase: float | Floats, value: float | Floats) -> Forecast:
         """Mean of this forecast and the anchor's, with the given weights on this one; the mixture follows its mean."""
         hazard = purchase * self.hazard + (1 - purchase) * base.hazard
         repeats = purchase * self.repeats + (1 - purchase) * base.repeats

@@ -92,11 +92,12 @@ class Engine:
     def _forward_backward(self, batch: Batch, scale: Tensor) -> Tensor:
         with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
             loss, _ = self.loss(self.model, batch)
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        (loss * scale).backward()
         return loss.detach()
 
     def _step(self) -> None:
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.clip_norm)
+        if self.config.optimizer.clip_norm > 0:  # 0 turns it off, as in DeepSpeed
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -205,7 +206,8 @@ def deepspeed_config(config: TrainConfig, precision: str, world_size: int) -> di
     micro = config.batch_size // (world_size * accumulation)
     if micro * world_size * accumulation != config.batch_size:
         raise ValueError(
-            f"batch_size {config.batch_size} is not a multiple of workers x accumulation = {world_size} x {accumulation}"
+            f"batch_size {config.batch_size} is not a multiple of workers x accumulation = "
+            f"{world_size} x {accumulation}"
         )
     return {
         "train_micro_batch_size_per_gpu": micro,

@@ -59,7 +59,8 @@ def card(facts: dict[str, Any], fitted: Fitted, held_out: dict[str, Any] | None)
         lines.append("No past origin could be held out: the log is too short to say how good these numbers are.")
     else:
         lines += [
-            f"Judged at {held_out['origin']}, {held_out['horizon_days']} days ahead, by a model that knew nothing after it:",
+            f"Judged at {held_out['origin']}, {held_out['horizon_days']} days ahead, "
+            "by a model that knew nothing after it:",
             "",
             "| model | " + " | ".join(METRICS) + " |",
             "|---|" + "---|" * len(METRICS),

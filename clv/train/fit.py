@@ -39,6 +39,12 @@ class Shop:
     def first_day(self) -> int:
         return int(self.histories.day.min())
 
+    def first_day_known(self, cutoff: int) -> int:
+        """Local day of the first event known before `cutoff` (us); that of the cutoff itself where there is none."""
+        h = self.histories
+        seen = (h.time < cutoff) & (h.known_at < cutoff)
+        return int(h.day[seen].min(initial=int(self.clock.day_of(cutoff))))
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -66,11 +72,11 @@ def prepare(shop: Shop, cutoff: int, config: TrainConfig) -> Setup:
     """Fit anchor, level and feature space on what was known before `cutoff` (us)."""
     h, clock = shop.histories, shop.clock
     cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
-    grid = origin_grid(shop.first_day, cutoff_day, config.num_origins, config.min_history_days)
+    grid = origin_grid(shop.first_day_known(cutoff), cutoff_day, config.num_origins, config.min_history_days)
     baseline = Baseline.fit(h, cutoff, shop.horizons, clock, value=shop.value, origin_days=grid)
     days = grid[grid + min(shop.horizons) <= cutoff_day]
-    chosen = np.unique(np.linspace(0, len(grid) - 1, NUM_SPACE_ORIGINS).astype(int)) if len(grid) else []
-    origins = [*clock.start_of(grid[chosen]).tolist(), cutoff] if len(grid) else [cutoff]
+    chosen = np.unique(np.linspace(0, len(grid) - 1, NUM_SPACE_ORIGINS).astype(int)) if len(grid) else grid
+    origins = [*clock.start_of(grid[chosen]).tolist(), cutoff]
     past = cut(h, np.array(origins), shop.horizons, clock, value=shop.value)
     space = FeatureSpace.fit(past, rfm.frame(past, shop.horizons), shop.items)
     assembler = Assembler(
@@ -108,11 +114,12 @@ def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
     """Fit anchors, levels and feature spaces of both phases. Raises ValueError for a cut outside the log."""
     clock = shop.clock
     cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
-    log_days = cutoff_day - shop.first_day
+    first_day = shop.first_day_known(cutoff)
+    log_days = cutoff_day - first_day
     if log_days < 2:
         raise ValueError(
             f"origin {clock.format(cutoff)} leaves {log_days} days of log before it (it starts on "
-            f"{clock.format(int(clock.start_of(shop.first_day)))}); choose a later --origin"
+            f"{clock.format(int(clock.start_of(first_day)))}); choose a later --origin"
         )
     if cutoff > shop.data_through:
         raise ValueError(f"origin {clock.format(cutoff)} lies after the log ends, {clock.format(shop.data_through)}")
@@ -125,7 +132,7 @@ def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
     final = prepare(shop, cutoff, config)
     held_out = cutoff_day - primary
     trial = None
-    if held_out - primary - config.min_history_days > shop.first_day:
+    if held_out - primary - config.min_history_days > first_day:
         trial = prepare(shop, int(clock.start_of(held_out)), config)
         if len(trial.days) == 0:
             trial = None

@@ -45,7 +45,7 @@ class RandomOrigins:
     def epoch(self, epoch: int) -> Samples:
         rng = np.random.default_rng((self.seed, epoch))
         h = self.histories
-        first = h.day[h.offsets[:-1]]
+        first = first_days(h, self.cutoff)
         known = np.searchsorted(np.sort(first), self.days)  # customers known at each origin
         cutoff_day = int(self.assembler.clock.day_of(np.array([self.cutoff]))[0])
         off_season = np.abs((cutoff_day - self.days + 182) % 365 - 182)
@@ -57,6 +57,14 @@ class RandomOrigins:
         customer = by_first[(rng.random(self.num_samples) * known[origin]).astype(np.int64)]
         pairs = np.unique(customer * len(self.days) + origin)
         return self.assembler.train(h, pairs // len(self.days), self.days[pairs % len(self.days)], self.cutoff)
+
+
+def first_days(h: Histories, cutoff: int) -> NDArray[np.int64]:
+    """Local day of each customer's first event known before `cutoff` (us); far in the future where there is none."""
+    seen = np.flatnonzero((h.time < cutoff) & (h.known_at < cutoff))
+    place = np.searchsorted(seen, h.offsets[:-1])
+    token = np.append(seen, len(h.time))[place]
+    return np.where(token < h.offsets[1:], np.append(h.day, 0)[token].astype(np.int64), np.iinfo(np.int64).max)
 
 
 def steps_of(samples: Samples, config: TrainConfig, rank: int, world_size: int, epoch: int) -> Iterator[list[Batch]]:
@@ -104,11 +112,16 @@ class Average:
         self.count += 1
         keep = min(self.decay, 1 - 1 / self.count)
         if not self.weights:
-            self.weights = {name: value.detach().clone() for name, value in weights.items()}
+            # Full precision on the CPU, whatever the model trains in: a small step would be lost in half precision.
+            self.weights = {name: _copy(value) for name, value in weights.items()}
             return
         for name, value in weights.items():
             if value.is_floating_point():
                 self.weights[name].mul_(keep).add_(value.detach().float().cpu(), alpha=1 - keep)
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
 
 
 @dataclass(frozen=True)

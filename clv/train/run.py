@@ -112,6 +112,8 @@ def _run_phase(
     start, average = 0, None
     if checkpoint is not None:
         start, average = loop.resume(engine, checkpoint, config)
+        if held_out is not None and start - progress.best_epoch >= PATIENCE:
+            return average.weights  # it had stopped early when it was interrupted
     watcher = CustomerModel(config.model, setup.assembler.space, len(shop.horizons)) if held_out else None
     if watcher is not None:
         watcher.to(device)
