@@ -84,7 +84,9 @@ def ladder(found: dict[str, dict[str, dict[str, dict[str, object]]]]) -> list[st
                     lines.append(f"{name:18} not run: {metrics['not_run']}")
                     continue
                 cells = (metrics.get(metric) for metric in LADDER)
-                lines.append(f"{name:18}" + "".join(f"{c:13.3f}" if isinstance(c, float) else f"{'-':>13}" for c in cells))
+                lines.append(
+                    f"{name:18}" + "".join(f"{c:13.3f}" if isinstance(c, float) else f"{'-':>13}" for c in cells)
+                )
     return lines
 
 

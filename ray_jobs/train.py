@@ -61,10 +61,9 @@ def run(options: Options) -> None:
         max_failures=options.max_failures,
         storage=options.storage or str(aside),
     )
-    with session.ray_session(
-        num_cpus=options.workers + 1, object_store_mb=options.object_store_mb, worker_logs=True
-    ):
-        fitted = training.train(options.histories.absolute(), phases, config, cluster, name, aside / "tensorboard" / name)
+    with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
+        log_dir = aside / "tensorboard" / name
+        fitted = training.train(options.histories.absolute(), phases, config, cluster, name, log_dir, say)
     facts = training.dataset_facts(prepared)
     result = export.to_bundle(shop, phases, config, fitted, facts, list(phases.notices))
     version = bundle.save(result, out)

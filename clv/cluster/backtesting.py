@@ -76,7 +76,9 @@ def peer_frames(shop: Shop, origin: int, horizon: int) -> tuple[pd.DataFrame, pd
             break
     test = rfm.frame(cut(shop.histories, origin, (horizon,), clock, value=shop.value), (horizon,))
     if len(days) == 0:
-        return test.iloc[:0].assign(**{f"{name}_{horizon}": 0.0 for name in ("value", "orders", "days", "mature")}), test
+        return test.iloc[:0].assign(
+            **{f"{name}_{horizon}": 0.0 for name in ("value", "orders", "days", "mature")}
+        ), test
     past = cut(shop.histories, clock.start_of(days), (horizon,), clock, value=shop.value, known_before=origin)
     return rfm.frame(past, (horizon,)), test
 

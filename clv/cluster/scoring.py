@@ -124,7 +124,11 @@ def score(
 
 def check_target(out: Path) -> None:
     """ValueError if `out` holds something that is not scores."""
-    if out.exists() and any(out.iterdir()) and not (any(out.glob("part-*.parquet")) and (out / "manifest.json").is_file()):
+    if (
+        out.exists()
+        and any(out.iterdir())
+        and not (any(out.glob("part-*.parquet")) and (out / "manifest.json").is_file())
+    ):
         raise ValueError(f"{out} exists and does not hold scores; choose another --out")
 
 

@@ -17,13 +17,12 @@ def ray_session(
     num_cpus: int | None = None,
     object_store_mb: int | None = None,
     address: str | None = None,
-    worker_logs: bool = False,
 ) -> Iterator[Any]:
     """The ray module, connected. Joins the cluster of `address` or RAY_ADDRESS, otherwise starts one on this machine.
 
     A session found running is used and left running. A local one has no dashboard, no token authentication (it listens
     to this machine only; RAY_AUTH_MODE overrides) and ends with the block. `object_store_mb` and `num_cpus` describe a
-    local cluster and are ignored when one is joined. `worker_logs` shows here what the workers print.
+    local cluster and are ignored when one is joined.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
@@ -33,7 +32,7 @@ def ray_session(
 
     mine = not ray.is_initialized()
     if mine:
-        options: dict[str, Any] = {"log_to_driver": worker_logs, "logging_level": logging.WARNING, "configure_logging": True}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
         if address is not None:
             options["address"] = address
         else:

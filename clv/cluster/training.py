@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from clv.data.prepared import Prepared
 from clv.models.features import Items
 from clv.train.config import TrainConfig
 from clv.train.fit import Phases, Shop
+
+Say = Callable[[str], None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -57,19 +61,22 @@ def dataset_facts(prepared: Prepared) -> dict[str, Any]:
 
 
 def train(
-    histories: Path, phases: Phases, config: TrainConfig, cluster: Cluster, name: str, log_dir: Path
+    histories: Path, phases: Phases, config: TrainConfig, cluster: Cluster, name: str, log_dir: Path, say: Say = print
 ) -> Any:
     """Run both phases on a group of workers; returns `clv.train.run.Fitted`. Raises RuntimeError when they fail.
 
-    A killed worker costs the epochs since the last checkpoint; the loss curve is the undisturbed one.
+    A killed worker costs the epochs since the last checkpoint; the loss curve is the undisturbed one. What workers
+    tell comes through a queue: Ray's own forwarding of their output would bury it.
     """
     import ray
     import torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.queue import Queue
 
+    lines = Queue(actor_options={"num_cpus": 0})
     arguments = {"histories": str(histories), "phases": ray.put(phases), "config": config}
-    arguments |= {"use_gpu": cluster.use_gpu, "log_dir": str(log_dir)}
+    arguments |= {"use_gpu": cluster.use_gpu, "log_dir": str(log_dir), "lines": lines}
     trainer = TorchTrainer(
         worker,
         train_loop_config=arguments,
@@ -83,7 +90,8 @@ def train(
             name=name, storage_path=cluster.storage, failure_config=FailureConfig(max_failures=cluster.max_failures)
         ),
     )
-    result = trainer.fit()
+    with _printing(lines, say):
+        result = trainer.fit()
     if result.error is not None or result.checkpoint is None:
         raise RuntimeError(f"training failed: {result.error}")
     with result.checkpoint.as_directory() as folder:
@@ -108,10 +116,9 @@ def worker(arguments: dict[str, Any]) -> None:
     shop = read_shop(arguments["histories"])
     shards = len(Prepared.open(arguments["histories"]).shards)
     stage = config.engine.zero_stage if config.engine.kind == "deepspeed" else None
-    print(
+    arguments["lines"].put(
         f"worker rank {rank} of {world_size}: {shards} shards, {len(shop.histories):,} customers, "
-        f"engine {config.engine.kind}, ZeRO stage {stage}, pid {os.getpid()}",
-        flush=True,
+        f"engine {config.engine.kind}, ZeRO stage {stage}, pid {os.getpid()}"
     )
     scalars = _scalars(arguments["log_dir"]) if rank == 0 else None
 
@@ -129,7 +136,7 @@ def worker(arguments: dict[str, Any]) -> None:
                 if name in row:
                     scalars.add_scalar(f"{row['phase']}/{name}", row[name], row["step"])
             scalars.flush()
-            print(json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+            arguments["lines"].put(_line(row))
 
     checkpoint = ray.train.get_checkpoint()
     phases = ray.get(arguments["phases"])
@@ -148,3 +155,30 @@ def _scalars(log_dir: str) -> Any:
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(log_dir, flush_secs=30)
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = f"{row['phase']}, epoch {row['epoch']}: loss {row['loss']:.4f}, {row['seconds']:.0f} s"
+    if "held_out_score" in row:
+        text += f", held-out score {row['held_out_score']:+.4f} against the anchor, gate {row['gate_value']:.2f}"
+    return text
+
+
+@contextmanager
+def _printing(lines: Any, say: Say) -> Iterator[None]:
+    """Prints what arrives in the queue until the block ends."""
+    done = threading.Event()
+
+    def pump() -> None:
+        while not done.is_set() or not lines.empty():
+            for line in lines.get_nowait_batch(lines.qsize()):
+                say(line)
+            done.wait(0.5)
+
+    thread = threading.Thread(target=pump, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(10)
