@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -111,10 +113,8 @@ class FeatureSpace:
                 words = table[name].value_counts()
                 categorical[name] = tuple(sorted(words.index[words >= min_count].astype(str)))
         values = _sign_log(table[list(numeric)].to_numpy(np.float64))
-        with np.errstate(all="ignore"):
-            center = np.nan_to_num(np.nanmean(values, axis=0)) if len(values) else np.zeros(len(numeric))
-            scale = np.nan_to_num(np.nanstd(values, axis=0)) if len(values) else np.ones(len(numeric))
-        low, high = _finite_quantiles(values, 0.001), _finite_quantiles(values, 0.999)
+        center, scale = _of_defined(values, np.mean), _of_defined(values, np.std)
+        low, high = (_of_defined(values, partial(np.quantile, q=level)) for level in (0.001, 0.999))
 
         h, past = cut.histories, np.unique(cut.index)
         amounts = _sign_log(h.amount[past][~np.isnan(h.amount[past])])
@@ -298,6 +298,7 @@ def _principal(vectors: Floats, counts: Ints, width: int) -> Floats:
     return np.asarray(reduced / max(float(np.sqrt((reduced[1:] ** 2).mean())), 1e-6), np.float32)
 
 
-def _finite_quantiles(values: NDArray[np.float64], level: float) -> NDArray[np.float64]:
+def _of_defined(values: NDArray[np.float64], statistic: Callable[[Any], Any]) -> NDArray[np.float64]:
+    """The statistic of each column's defined values, 0 where there are none."""
     columns = [column[~np.isnan(column)] for column in values.T]
-    return np.array([np.quantile(column, level) if len(column) else 0.0 for column in columns])
+    return np.array([statistic(column) if len(column) else 0.0 for column in columns])
