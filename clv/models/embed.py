@@ -33,6 +33,8 @@ class TokenEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
         for table in (*self.codes, self.items, self.categories):
             nn.init.normal_(table.weight, std=0.1)
+            if table.padding_idx is not None:
+                nn.init.zeros_(table.weight[table.padding_idx])
 
     def forward(self, batch: Batch) -> Tensor:
         x: Tensor = self.scalars(batch.scalars)

@@ -18,7 +18,7 @@ TWEEDIE_POWER = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """`name` is the loss of value; `mixture` and `ziln` (one component) add the mean's own Tweedie deviance."""
+    """`name` is the loss of value: `mixture` adds the mean's own Tweedie deviance to the density, `ziln` does not."""
 
     name: LossName = "mixture"
     purchase_weight: float = 1.0
