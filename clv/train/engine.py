@@ -45,6 +45,28 @@ def choose_precision(config: EngineConfig, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
+class _Objective(nn.Module):
+    """Model and loss as one module whose output is a tensor, in mixed precision where that is asked for.
+
+    ZeRO-3 gathers and frees parameters by hooks on the tensors that a module returns, and finds none in a dataclass;
+    DistributedDataParallel tells by the output which parameters take no part. DeepSpeed casts parameters but not our
+    batches, and undoes an autocast around it: so it stands inside.
+    """
+
+    def __init__(self, model: nn.Module, loss: LossSum, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+        self._autocast: dict[str, Any] = {
+            "device_type": device.type,
+            "dtype": DTYPES[precision],
+            "enabled": precision != "fp32",
+        }
+
+    def forward(self, batch: Batch) -> Tensor:
+        with torch.autocast(**self._autocast):
+            return self.loss(self.model, batch)[0]
+
+
 class Engine:
     """Plain torch: one process, or DistributedDataParallel where a process group exists."""
 
@@ -56,14 +78,17 @@ class Engine:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.step_count = 0
+        self.objective = _Objective(self.module, loss, device, self.precision)
         self._start()
 
     def _start(self) -> None:
         if self.precision == "fp16":
             raise ValueError("engine.precision fp16 needs engine.kind deepspeed (it scales the loss)")
         self.optimizer: Any = make_optimizer(self.config.optimizer, self.module)
-        wrap = self.world_size > 1
-        self.model: Any = nn.parallel.DistributedDataParallel(self.module) if wrap else self.module
+        self.model: Any = self.objective
+        if self.world_size > 1:
+            # Without prices, or with half of the model switched off, some parameters take no part in the loss.
+            self.model = nn.parallel.DistributedDataParallel(self.objective, find_unused_parameters=True)
 
     def train_step(self, batches: Sequence[Batch], learning_rate: float) -> float:
         """One optimizer step over the micro-batches of this worker; returns the mean loss of the global batch.
@@ -90,8 +115,7 @@ class Engine:
         return self._forward_backward(batch, scale)
 
     def _forward_backward(self, batch: Batch, scale: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
-            loss, _ = self.loss(self.model, batch)
+        loss: Tensor = self.model(batch)
         (loss * scale).backward()
         return loss.detach()
 
@@ -140,14 +164,14 @@ class DeepSpeedEngine(Engine):
         # Ours is built by hand: a name in the JSON would make DeepSpeed compile a fused optimizer of its own.
         optimizer = make_optimizer(self.config.optimizer, self.module)
         self.model, self.optimizer, _, _ = deepspeed.initialize(
-            model=self.module,
+            model=self.objective,
             optimizer=optimizer,
             config=deepspeed_config(self.config, self.precision, self.world_size),
         )
         self.zero_stage = int(self.model.zero_optimization_stage())
 
     def _backward(self, batch: Batch, scale: Tensor, *, last: bool) -> Tensor:
-        loss, _ = self.loss(self.model, batch)
+        loss: Tensor = self.model(batch)
         # DeepSpeed divides by the number of micro-batches; ours is already the share of the whole.
         self.model.backward(loss * scale * self.config.engine.accumulation)
         self.model.step()

