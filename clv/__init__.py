@@ -1,3 +1,23 @@
-"""Customer lifetime value: histories, an anchored BERT-style model, honest evaluation and serving, on Ray."""
+"""Customer lifetime value: histories, an anchored BERT-style model, honest evaluation and serving, on Ray.
+
+`clv.fit(events, columns)` and `clv.load(folder)` are the way in from a notebook.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clv.api import Model, fit, load
 
 __version__ = "0.1.0"
+__all__ = ["Model", "fit", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: torch takes seconds, and most of the package does without it.
+    if name in __all__:
+        from clv import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'clv' has no attribute {name!r}")
