@@ -1,0 +1,255 @@
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from clv import bundle as bundles
+from clv.bundle import Bundle
+from clv.data import histories, synth
+from clv.data.clock import DAY_US, Clock
+from clv.data.histories import Histories
+from clv.data.windows import Value
+from clv.evaluate.leaks import scramble_future
+from clv.models.encoders import BackboneConfig
+from clv.models.features import Items
+from clv.models.model import ModelConfig
+from clv.predict import SCORES, Predictor
+from clv.train.config import EngineConfig, TrainConfig
+from clv.train.export import to_bundle
+from clv.train.fit import Shop, plan
+from clv.train.run import train
+
+CLOCK = Clock("Europe/London")
+CUT = CLOCK.parse("2024-04-01")
+HORIZONS = (30, 90)
+VALUES = ["value_median", "value_p10", "value_p90", "value_mean", "clv_mean", "anchor_value_mean"]
+NUMBERS = ["p_purchase", "churn_probability", "orders_mean", "aov", *VALUES]
+
+
+def config() -> TrainConfig:
+    backbone = BackboneConfig(width=32, num_layers=1, num_heads=2, intermediate=64, max_tokens=16)
+    return TrainConfig(
+        model=ModelConfig(backbone=backbone, hidden=32),
+        engine=EngineConfig(kind="torch"),
+        epochs=2,
+        samples_per_epoch=512,
+        batch_size=64,
+        num_origins=6,
+    )
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    simulation = synth.simulate(200, "2023-01-01", "2024-07-01", seed=3, timezone="Europe/London")
+    customers = pa.Table.from_pandas(simulation.customers.rename(columns={"channel": "attr_channel"}))
+    return histories.build(simulation.events, CLOCK, customers)
+
+
+def build(table: pa.Table, value: Value = "gross") -> Bundle:
+    shop = Shop(Histories.from_table(table), CLOCK, value, HORIZONS, Items.empty(), CLOCK.parse("2024-07-01"))
+    phases = plan(shop, CUT, config())
+    fitted = train(shop, phases, config())
+    # The gate of so short a training may choose the anchor alone; here the model has its say.
+    gates = replace(fitted.adjustment, gate_purchase=(0.5, 0.5), gate_value=(0.75, 0.75))
+    facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": value}
+    facts |= {"horizons": list(HORIZONS), "discount_rate_annual": 0.1}
+    return to_bundle(shop, phases, config(), replace(fitted, adjustment=gates), facts, list(phases.notices))
+
+
+@pytest.fixture(scope="module")
+def bundle(table: pa.Table) -> Bundle:
+    return build(table)
+
+
+@pytest.fixture(scope="module")
+def folder(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundles") / "shop"
+    bundles.save(bundle, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return Predictor(folder)
+
+
+def frame(scores: pa.Table) -> pd.DataFrame:
+    return scores.to_pandas().set_index(["customer_id", "horizon_days"]).sort_index()
+
+
+def test_a_predictor_tells_what_it_is(predictor: Predictor, folder: Path) -> None:
+    assert predictor.version == bundles.verify(folder)["version"]
+    assert predictor.currency == "GBP"
+    assert predictor.timezone == "Europe/London"
+    assert predictor.horizons == HORIZONS
+    assert predictor.cut == predictor.data_through == datetime(2024, 3, 31, 23, tzinfo=UTC)
+    assert predictor.clock == CLOCK
+
+
+def test_scores_are_of_the_contract(predictor: Predictor, table: pa.Table) -> None:
+    scores = predictor.predict(table, predictor.cut)
+    assert scores.schema.equals(SCORES)
+    known = table["customer_id"].to_pylist()
+    assert sorted(set(scores["customer_id"].to_pylist())) == known
+    assert len(scores) == 2 * len(known)
+    assert set(scores["horizon_days"].to_pylist()) == set(HORIZONS)
+    assert set(scores["origin"].to_pylist()) == {predictor.cut}
+    assert not any(scores["extrapolated"].to_pylist())
+    for name in NUMBERS:
+        assert np.isfinite(scores[name].to_numpy()).all(), name
+
+
+def test_scores_agree_with_each_other(predictor: Predictor, table: pa.Table) -> None:
+    s = predictor.predict(table, predictor.cut, (7, 30, 60, 90, 365)).to_pandas()
+    assert (s["churn_probability"] == 1 - s["p_purchase"]).all()
+    np.testing.assert_allclose(s["aov"] * s["orders_mean"], s["value_mean"])
+    assert (s["orders_mean"] >= s["p_purchase"]).all()
+    assert s["p_purchase"].between(0, 1).all()
+    assert (s["value_p10"] <= s["value_median"]).all()
+    assert (s["value_median"] <= s["value_p90"]).all()
+    assert (s["value_p90"] > 0).any()
+    # No median where a purchase is less likely than not.
+    assert (s.loc[s["churn_probability"] > 0.5, "value_median"] == 0).all()
+    assert (s["clv_mean"] > 0).all()
+    assert s.groupby("customer_id")["clv_mean"].nunique().eq(1).all()
+
+
+def test_ranks_and_deciles_order_customers_by_value(predictor: Predictor, table: pa.Table) -> None:
+    scores = predictor.predict(table, predictor.cut).to_pandas()
+    for _, part in scores.groupby("horizon_days"):
+        ordered = part.sort_values("value_rank")
+        assert ordered["value_rank"].tolist() == list(range(1, len(part) + 1))
+        assert (ordered["value_mean"].diff().dropna() <= 0).all()
+        assert ordered["value_decile"].is_monotonic_increasing
+        assert part["value_decile"].value_counts().between(len(part) // 10, len(part) // 10 + 1).all()
+
+
+def test_every_score_grows_with_the_horizon(predictor: Predictor, table: pa.Table) -> None:
+    asked = (1, 7, 15, 30, 31, 60, 89, 90, 91, 180, 365)
+    scores = predictor.predict(table, predictor.cut, asked).to_pandas()
+    for name in ("p_purchase", "orders_mean", "value_mean", "value_p10", "value_median", "value_p90"):
+        grid = scores.pivot(index="customer_id", columns="horizon_days", values=name)[list(asked)].to_numpy()
+        assert (np.diff(grid, axis=1) >= -1e-9 * grid[:, 1:]).all(), name
+    mean = scores.groupby("horizon_days")["value_mean"].mean()
+    assert (np.diff(mean[list(asked)]) > 0).all()
+
+
+def test_horizons_beyond_the_learned_ones_are_marked_as_extrapolated(predictor: Predictor, table: pa.Table) -> None:
+    scores = predictor.predict(table, predictor.cut, (45, 90, 91)).to_pandas()
+    assert scores.groupby("horizon_days")["extrapolated"].unique().map(list).to_dict() == {
+        45: [False],
+        90: [False],
+        91: [True],
+    }
+
+
+def test_a_learned_horizon_is_the_same_whoever_else_is_asked_for(predictor: Predictor, table: pa.Table) -> None:
+    learned = frame(predictor.predict(table, predictor.cut))
+    among = frame(predictor.predict(table, predictor.cut, (90, 7, 30, 365, 90)))
+    assert sorted(among.index.unique(1)) == [7, 30, 90, 365]
+    for name in NUMBERS:
+        np.testing.assert_allclose(among.loc[learned.index, name], learned[name], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_one_customer_alone_gets_the_scores_of_the_same_in_a_table(predictor: Predictor, table: pa.Table) -> None:
+    together = frame(predictor.predict(table, predictor.cut, (30, 60, 90, 180)))
+    for i in (0, 7, 50, 99):
+        one = table.slice(i, 1)
+        alone = frame(predictor.predict(one, predictor.cut, (30, 60, 90, 180)))
+        for name in NUMBERS:
+            np.testing.assert_allclose(alone[name], together.loc[alone.index, name], rtol=1e-5, atol=1e-7, err_msg=name)
+        assert (alone["value_rank"] == 1).all()
+        z = predictor.embed(one, predictor.cut)["z"].to_pylist()
+        assert len(z) == 1
+
+
+def test_the_order_of_customers_does_not_matter(predictor: Predictor, table: pa.Table) -> None:
+    shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
+    first, second = (frame(predictor.predict(t, predictor.cut)) for t in (table, shuffled))
+    for name in NUMBERS:
+        np.testing.assert_allclose(second[name], first[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_scores_do_not_see_what_comes_after_the_origin(predictor: Predictor, table: pa.Table) -> None:
+    origin = CUT + 30 * DAY_US
+    scrambled = scramble_future(table, origin, seed=1)
+    assert predictor.predict(table, origin).equals(predictor.predict(scrambled, origin))
+    assert not predictor.predict(table, CUT + 80 * DAY_US).equals(predictor.predict(scrambled, CUT + 80 * DAY_US))
+
+
+def test_the_embedding_has_one_vector_per_known_customer(predictor: Predictor, table: pa.Table) -> None:
+    vectors = predictor.embed(table, predictor.cut)
+    assert vectors.schema.field("z").type == pa.list_(pa.float32(), 32)
+    assert vectors["customer_id"].to_pylist() == predictor.predict(table, predictor.cut)["customer_id"].to_pylist()[::2]
+    matrix = np.array(vectors["z"].to_pylist())
+    assert np.isfinite(matrix).all()
+    assert len(np.unique(matrix.round(4), axis=0)) > 0.9 * len(matrix)
+
+
+def test_an_origin_before_the_cut_is_refused(predictor: Predictor, table: pa.Table) -> None:
+    with pytest.raises(
+        ValueError, match="origin 2024-03-31 lies before the bundle's cut 2024-04-01: it was trained on"
+    ):
+        predictor.predict(table, CLOCK.parse("2024-03-31"))
+    with pytest.raises(ValueError, match="lies before the bundle's cut"):
+        predictor.embed(table, CUT - 1)
+
+
+def test_an_origin_long_after_the_data_is_refused(predictor: Predictor, table: pa.Table) -> None:
+    last = CUT + 90 * DAY_US
+    assert len(predictor.predict(table, last)) > 0
+    with pytest.raises(ValueError, match=r"lies more than 90 days past the data \(through 2024-04-01\); prepare newer"):
+        predictor.predict(table, last + 1)
+
+
+def test_times_of_any_kind_are_understood(predictor: Predictor, table: pa.Table) -> None:
+    one = table.slice(0, 3)
+    expected = predictor.predict(one, CLOCK.parse("2024-05-01"))
+    for when in (datetime(2024, 4, 30, 23, tzinfo=UTC), datetime(2024, 5, 1), np.int64(CLOCK.parse("2024-05-01"))):
+        assert predictor.predict(one, when).equals(expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("horizons", [(0,), (-1, 30), (30, 4_000)])
+def test_a_horizon_that_is_no_span_of_days_is_refused(
+    horizons: tuple[int, ...], predictor: Predictor, table: pa.Table
+) -> None:
+    with pytest.raises(ValueError, match=r"horizons_days \[.*\] must lie between 1 and 3650"):
+        predictor.predict(table, predictor.cut, horizons)
+
+
+def test_customers_without_an_event_before_the_origin_are_absent(predictor: Predictor, table: pa.Table) -> None:
+    events = synth.simulate(5, "2024-04-10", "2024-07-01", seed=1, timezone="Europe/London").events
+    renamed = [f"later {name}" for name in events["customer_id"].to_pylist()]
+    place = events.column_names.index("customer_id")
+    later = histories.build(events.set_column(place, "customer_id", pa.array(renamed)), CLOCK)
+    both = histories.concat([table.drop_columns("attr_channel").slice(0, 20), later])
+    assert set(predictor.predict(both, CUT)["customer_id"].to_pylist()) == set(table["customer_id"].to_pylist()[:20])
+    for nobody in (table.slice(0, 0), later):
+        assert predictor.predict(nobody, CUT).equals(SCORES.empty_table())
+        assert len(predictor.embed(nobody, CUT)) == 0
+
+
+def test_a_bundle_in_memory_predicts_like_the_one_on_disk(
+    predictor: Predictor, bundle: Bundle, table: pa.Table
+) -> None:
+    assert Predictor(bundle).predict(table, predictor.cut).equals(predictor.predict(table, predictor.cut))
+
+
+def test_a_damaged_bundle_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "bundle")
+    (tmp_path / "bundle" / "vocab.json").write_text("{}")
+    with pytest.raises(bundles.BundleError, match=r"vocab\.json differs from its sha256"):
+        Predictor(tmp_path / "bundle")
+
+
+def test_a_shop_without_prices_is_scored_by_its_purchases(table: pa.Table, tmp_path: Path) -> None:
+    bundles.save(build(table, "none"), tmp_path / "bundle")
+    scores = Predictor(tmp_path / "bundle").predict(table, CUT).to_pandas()
+    assert scores["p_purchase"].max() > 0.3
+    assert scores["orders_mean"].max() > 0.3
+    assert (scores["value_mean"] < 0.01).all()
