@@ -18,7 +18,7 @@ from clv.models.infer import forecast
 from clv.predict import Adjustment, adjust
 from clv.train.config import TrainConfig
 from clv.train.fit import Phases, Setup, Shop, plan, primary_horizon
-from clv.train.run import UNJUDGED_GATE, Fitted, Hooks, load_model, train
+from clv.train.run import PATIENCE, UNJUDGED_GATE, Fitted, Hooks, load_model, train
 
 MakeShop = Callable[..., Shop]
 
@@ -229,6 +229,27 @@ def test_a_run_killed_after_any_epoch_resumes_to_the_same_end(
     assert [(r["phase"], r["epoch"], r["loss"]) for r in resumed.history] == [
         (r["phase"], r["epoch"], r["loss"]) for r in whole.history
     ]
+
+
+def test_a_trial_that_had_stopped_early_is_not_taken_up_again(
+    shop: Shop, cutoff: int, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(tiny, epochs=4)
+    phases = plan(shop, cutoff, config)
+
+    def on_epoch(row: dict[str, Any], save: Callable[[Path], None]) -> None:
+        save(tmp_path / "checkpoint")
+        if row["epoch"] == PATIENCE:
+            raise Killed
+
+    with pytest.raises(Killed, match=r"^$"):
+        train(shop, phases, config, hooks=Hooks(on_epoch=on_epoch))
+    path = tmp_path / "checkpoint" / "progress.pt"
+    progress = torch.load(path, weights_only=False)
+    torch.save(replace(progress, best_epoch=0), path)  # as if no epoch had been better than what was before
+    resumed = train(shop, phases, config, checkpoint=tmp_path / "checkpoint")
+    assert [row["epoch"] for row in resumed.history if row["phase"] == "trial"] == [1, 2]
+    assert [row["epoch"] for row in resumed.history if row["phase"] == "final"] == [1]
 
 
 def test_every_step_and_epoch_is_told(shop: Shop, cutoff: int, tiny: TrainConfig) -> None:
