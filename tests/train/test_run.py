@@ -133,10 +133,8 @@ def test_a_log_too_short_to_hold_an_origin_out_keeps_half_way_to_the_anchor(shop
 
 
 def test_a_log_without_any_matured_origin_says_so(shop: Shop, tiny: TrainConfig) -> None:
-    phases = plan(shop, shop.clock.parse("2023-02-10"), tiny)
-    assert len(phases.notices) == 3
-    with pytest.raises(ValueError, match="no past origin has a matured label: the log is too short for the horizons"):
-        train(shop, phases, tiny)
+    with pytest.raises(ValueError, match="too short for"):
+        fit(shop, shop.clock.parse("2023-02-10"), tiny)
 
 
 def test_a_shop_without_prices_learns_purchases(make_shop: MakeShop, cutoff: int, tiny: TrainConfig) -> None:
