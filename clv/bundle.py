@@ -49,9 +49,7 @@ def save(bundle: Bundle, folder: Path) -> str:
     Raises ValueError if `folder` holds something that is not a bundle.
     """
     folder = Path(folder)
-    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if occupied and not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} exists and is not a bundle; choose another --out")
+    check_target(folder)
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     aside.mkdir(parents=True)
     try:
@@ -77,6 +75,13 @@ def save(bundle: Bundle, folder: Path) -> str:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return version
+
+
+def check_target(folder: Path) -> None:
+    """ValueError if `folder` holds something that is not a bundle and must not be replaced."""
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} exists and is not a bundle; choose another --out")
 
 
 def load(folder: Path | str) -> Bundle:

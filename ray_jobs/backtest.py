@@ -40,7 +40,7 @@ class Options(TrainSettings):
 def run(options: Options) -> None:
     """Raises ValueError for an origin outside the log or without a future to judge by."""
     begun = datetime.now(UTC)
-    from clv.cluster import backtesting, session
+    from clv.cluster import backtesting, session, training
     from clv.data.prepared import Prepared
     from clv.evaluate import report
 
@@ -48,13 +48,21 @@ def run(options: Options) -> None:
     origins = [prepared.origin(text.strip()) for text in options.origins.split(",") if text.strip()]
     if not origins:
         raise ValueError("--origins names no date; write for example --origins 2011-03-14,2011-06-12")
+    if options.horizon_days < 1 or options.seeds < 1:
+        raise ValueError(f"--horizon-days {options.horizon_days} and --seeds {options.seeds} must be at least 1")
+    config = options.config()
+    # Everything that a wrong argument can cause is found before Ray starts.
+    shop = training.read_shop(options.histories)
+    facts = {origin: backtesting.truth(shop, origin, options.horizon_days) for origin in origins}
+    if options.bundle:
+        backtesting.check_bundle(options.bundle, origins)
     options.out.mkdir(parents=True, exist_ok=True)
     with session.ray_session(num_cpus=options.workers, object_store_mb=options.object_store_mb):
         panels = backtesting.run(
-            options.histories.absolute(),
-            origins,
+            shop,
+            facts,
             options.horizon_days,
-            options.config(),
+            config,
             seeds=options.seeds,
             bundle=options.bundle.absolute() if options.bundle else None,
             say=say,

@@ -40,7 +40,14 @@ def run(options: Options) -> None:
     prepared = Prepared.open(options.histories)
     origin = prepared.origin(options.origin)
     out = options.out.absolute()
+    # Everything that a wrong argument can cause is found before Ray starts.
     scoring.check_target(out)
+    if options.workers < 1:
+        raise ValueError(f"--workers {options.workers} must be at least 1")
+    if not all(1 <= days <= 3650 for days in options.horizons_days):
+        raise ValueError(f"--horizons-days {list(options.horizons_days)} must lie between 1 and 3650")
+    prepared.check_shards()
+    scoring.check_bundle(options.bundle, prepared, origin)
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
         written = scoring.score(
             options.bundle.absolute(),

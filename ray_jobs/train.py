@@ -1,4 +1,4 @@
-"""Train: histories in, bundle out. `python -m ray_jobs.train --histories HISTORIES --origin 2011-06-12 --out BUNDLE`."""
+"""Train: histories in, bundle out. `python -m ray_jobs.train --histories HISTORIES --origin DATE --out BUNDLE`."""
 
 from __future__ import annotations
 
@@ -42,11 +42,17 @@ def run(options: Options) -> None:
     from clv import bundle
     from clv.cluster import session, training
     from clv.data.prepared import Prepared
-    from clv.train import export, fit
+    from clv.train import engine, export, fit
 
+    for name in ("workers", "accumulation"):
+        if (given := getattr(options, name)) < 1:
+            raise ValueError(f"--{name} {given} must be at least 1")
     prepared = Prepared.open(options.histories)
     cutoff = prepared.origin(options.origin)
     config = options.config()
+    # Everything that a wrong argument can cause is found before Ray starts.
+    engine.deepspeed_config(config, "fp32", options.workers)
+    bundle.check_target(options.out.absolute())
     shop = training.read_shop(options.histories)
     say(f"{prepared.spec.name}: {len(shop.histories):,} customers, cut at {prepared.clock.format(cutoff)}")
     phases = fit.plan(shop, cutoff, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clv.cluster.training import read_shop
+from clv.cluster import session
 from clv.data import rfm
 from clv.data.windows import cut
 from clv.evaluate.peer_inputs import Context, population
@@ -105,20 +105,28 @@ def refit(shop: Shop, origin: int, horizon: int, config: TrainConfig) -> tuple[P
     return outlook.prediction(wanted.horizons.index(horizon)).take(keep), fitted
 
 
+def check_bundle(bundle: Path, origins: Iterable[int]) -> Predictor:
+    """The bundle, loaded; ValueError when it is damaged or was cut after an origin."""
+    predictor = Predictor(bundle)
+    for origin in origins:
+        if origin < _us(predictor.cut):
+            raise ValueError(
+                f"bundle {bundle} was cut at {predictor.clock.format(_us(predictor.cut))}, after origin "
+                f"{predictor.clock.format(origin)}: it has seen that future; leave --bundle out to refit, or choose "
+                "later --origins"
+            )
+    return predictor
+
+
 def by_bundle(shop: Shop, origin: int, horizon: int, bundle: Path) -> Prediction:
     """The prediction of a bundle whose cut is not after the origin; rows as in `truth`."""
-    predictor = Predictor(bundle)
-    if origin < _us(predictor.cut):
-        raise ValueError(
-            f"bundle {bundle} was cut at {predictor.cut:%Y-%m-%d}, after origin {shop.clock.format(origin)}: it has "
-            "seen that future; leave --bundle out to refit, or choose later --origins"
-        )
+    predictor = check_bundle(bundle, [origin])
     return predictor.prediction(shop.histories, origin, horizon)
 
 
 def run(
-    histories: Path,
-    origins: Sequence[int],
+    shop: Shop,
+    facts: Mapping[int, Truth],
     horizon: int,
     config: TrainConfig,
     *,
@@ -126,26 +134,25 @@ def run(
     bundle: Path | None = None,
     say: Any = print,
 ) -> list[Panel]:
-    """One panel per origin, all models on the same customers. Ray must be running; each fit is a task of one CPU.
+    """One panel per origin of `facts` (see `truth`), all models on the same customers.
 
+    Ray must be running; each fit is a task of one CPU. Raises what a fit raises, RuntimeError when a task dies.
     With several seeds our value and probability are the means over seeds (the bundle's where one is given).
     """
     import ray
 
-    shop = read_shop(histories)
-    facts = {origin: truth(shop, origin, horizon) for origin in origins}
     shop_ref = ray.put(shop)
     peer_task, model_task = ray.remote(_quiet(peers)), ray.remote(_quiet(_ours))
-    waiting = {origin: peer_task.remote(shop_ref, origin, horizon, config.seed) for origin in origins}
+    waiting = {origin: peer_task.remote(shop_ref, origin, horizon, config.seed) for origin in facts}
     chosen = [config.seed] if bundle else range(config.seed, config.seed + seeds)
     ours = {
         origin: [model_task.remote(shop_ref, origin, horizon, replace(config, seed=s), bundle) for s in chosen]
-        for origin in origins
+        for origin in facts
     }
     panels = []
-    for origin in origins:
-        label, known = shop.clock.format(origin), facts[origin]
-        predictions = {"clv": mean_of(ray.get(ours[origin]))} | ray.get(waiting[origin])
+    for origin, known in facts.items():
+        label = shop.clock.format(origin)
+        predictions = {"clv": mean_of(session.get(ours[origin]))} | session.get(waiting[origin])
         say(f"origin {label}: {len(known.value):,} customers, {len(predictions)} models")
         panels.append(
             Panel(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from clv import bundle as bundles
 from clv.bundle import sha256_of
+from clv.cluster import session
 from clv.data.prepared import Prepared
 from clv.predict import SCORES, Predictor
 
@@ -77,28 +78,24 @@ def score(
 
     begun = datetime.now(UTC)
     manifest = bundles.verify(bundle)
-    predictor = Predictor(bundle)
-    predictor.check_origin(origin)
-    _same_shop(predictor, prepared)
+    predictor = check_bundle(bundle, prepared, origin)
     folder = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     folder.mkdir(parents=True)
     try:
         shards = [{"part": i, "shard": str(path)} for i, path in enumerate(prepared.shards)]
-        done = (
-            ray.data.from_items(shards, override_num_blocks=len(shards))
-            .map_batches(
-                Scorer,
-                fn_constructor_args=(str(bundle), origin, horizons, str(folder)),
-                compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
-                batch_size=1,
-                batch_format="numpy",
-            )
-            .take_all()
+        scored = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
+            Scorer,
+            fn_constructor_args=(str(bundle), origin, horizons, str(folder)),
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
+            batch_size=1,
+            batch_format="numpy",
         )
+        with session.plain_errors():
+            done = scored.take_all()
         rows = sum(int(row["customers"]) for row in done)
         say(f"scored {rows:,} rows from {len(shards)} shards")
         parts = sorted(folder.glob("part-*.parquet"))
-        wanted = sorted(horizons or predictor.horizons)
+        wanted = sorted(set(horizons or predictor.horizons))
         _rank(parts, wanted)
         lists = _lists(parts, folder, wanted) if csv and rows else []
         written = {
@@ -130,6 +127,14 @@ def check_target(out: Path) -> None:
         and not (any(out.glob("part-*.parquet")) and (out / "manifest.json").is_file())
     ):
         raise ValueError(f"{out} exists and does not hold scores; choose another --out")
+
+
+def check_bundle(bundle: Path, prepared: Prepared, origin: int) -> Predictor:
+    """The bundle, loaded; ValueError when it is damaged, of another shop, or must not score at `origin` (us)."""
+    predictor = Predictor(bundle)
+    _same_shop(predictor, prepared)
+    predictor.check_origin(origin)
+    return predictor
 
 
 def _same_shop(predictor: Predictor, prepared: Prepared) -> None:

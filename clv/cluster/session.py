@@ -65,3 +65,41 @@ def cluster_cpus() -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def get(references: Any) -> Any:
+    """`ray.get`, whose errors are those of the tasks themselves, without pages of Ray's traceback in their text."""
+    import ray
+
+    with plain_errors():
+        return ray.get(references)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raises the cause of a failed task or actor in place of Ray's wrapping of it; RuntimeError for one that died."""
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayTaskError as error:
+        # A user's error may be wrapped more than once: a task of a task, an actor's constructor.
+        cause = innermost(error)
+        if isinstance(cause, (ValueError, OSError)):
+            raise cause from None
+        raise RuntimeError(f"{type(cause).__name__}: {first_line(cause)}") from error
+    except RayError as error:
+        raise RuntimeError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def innermost(error: BaseException) -> BaseException:
+    """What a Ray error was raised for."""
+    while (cause := getattr(error, "cause", None)) is not None and cause is not error:
+        error = cause
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an error in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clv.cluster import session
 from clv.data.histories import Histories
 from clv.data.prepared import Prepared
 from clv.models.features import Items
@@ -18,6 +19,7 @@ from clv.train.config import TrainConfig
 from clv.train.fit import Phases, Shop
 
 Say = Callable[[str], None]
+DIVERGED = "diverged.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +65,16 @@ def dataset_facts(prepared: Prepared) -> dict[str, Any]:
 def train(
     histories: Path, phases: Phases, config: TrainConfig, cluster: Cluster, name: str, log_dir: Path, say: Say = print
 ) -> Any:
-    """Run both phases on a group of workers; returns `clv.train.run.Fitted`. Raises RuntimeError when they fail.
+    """Run both phases on a group of workers; returns `clv.train.run.Fitted`.
+
+    Raises RuntimeError when the loss is no longer finite, or when workers failed more than `max_failures` times.
 
     A killed worker costs the epochs since the last checkpoint; the loss curve is the undisturbed one. What workers
     tell comes through a queue: Ray's own forwarding of their output would bury it.
     """
     import ray
     import torch
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
 
@@ -90,11 +94,16 @@ def train(
             name=name, storage_path=cluster.storage, failure_config=FailureConfig(max_failures=cluster.max_failures)
         ),
     )
-    with _printing(lines, say):
-        result = trainer.fit()
+    try:
+        with _printing(lines, say):
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        raise RuntimeError(f"training failed: {_reason(error)}") from error
     if result.error is not None or result.checkpoint is None:
-        raise RuntimeError(f"training failed: {result.error}")
+        raise RuntimeError(f"training failed: {_reason(result.error) if result.error else 'no result'}")
     with result.checkpoint.as_directory() as folder:
+        if (Path(folder) / DIVERGED).exists():
+            raise RuntimeError(f"training failed: {(Path(folder) / DIVERGED).read_text()}")
         return torch.load(Path(folder) / "fitted.pt", weights_only=False)
 
 
@@ -144,11 +153,27 @@ def worker(arguments: dict[str, Any]) -> None:
     hooks = Hooks(on_step=on_step, on_epoch=on_epoch)
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         start = Path(folder) if folder else None
-        fitted = train(shop, phases, config, device=device, hooks=hooks, checkpoint=start)
+        try:
+            fitted, diverged = train(shop, phases, config, device=device, hooks=hooks, checkpoint=start), ""
+        except FloatingPointError as error:
+            # All workers see the same loss, so all end here; raised, it would be tried again from the checkpoint.
+            fitted, diverged = None, str(error)
     with tempfile.TemporaryDirectory() as folder:
-        if rank == 0:
+        if rank == 0 and diverged:
+            (Path(folder) / DIVERGED).write_text(diverged)
+        elif rank == 0:
             torch.save(fitted, Path(folder) / "fitted.pt")
         ray.train.report({"done": 1}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _reason(error: BaseException) -> str:
+    """What the first failing worker died of, in one line."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    rank, first = min(failures.items())
+    # Ray Train gives a worker's own exception as the text of its traceback, whose last line says what it was.
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    own = any(line.startswith("Traceback") for line in lines)
+    return f"worker rank {rank}: {lines[-1] if own else session.first_line(first)}"
 
 
 def _scalars(log_dir: str) -> Any:

@@ -34,9 +34,13 @@ class Prepared:
             version = manifest["schema_version"]
             spec = DatasetSpec.load(folder / "spec.yaml")
         except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
-            raise ValueError(f"{folder} is not a histories folder ({error}); write one with ray_jobs.prepare") from error
+            raise ValueError(
+                f"{folder} is not a histories folder ({error}); write one with ray_jobs.prepare"
+            ) from error
         if version != SCHEMA_VERSION:
-            raise ValueError(f"{folder} has schema version {version}, this one reads {SCHEMA_VERSION}; prepare it again")
+            raise ValueError(
+                f"{folder} has schema version {version}, this one reads {SCHEMA_VERSION}; prepare it again"
+            )
         return cls(folder, spec, manifest)
 
     @property
@@ -55,7 +59,19 @@ class Prepared:
 
     def histories(self) -> pa.Table:
         """All customers, in the order of the shards."""
+        self.check_shards()
         return concat([pq.read_table(path) for path in self.shards])
+
+    def check_shards(self) -> None:
+        """ValueError for a shard that is missing or cut off; reads footers only."""
+        for path in self.shards:
+            try:
+                pq.read_metadata(path)
+            except FileNotFoundError:
+                raise ValueError(f"{path} is missing; restore it, or prepare the histories again") from None
+            except (pa.ArrowInvalid, OSError) as error:
+                what = str(error).splitlines()[0]
+                raise ValueError(f"{path} is damaged ({what}); prepare the histories again") from error
 
     def items(self) -> tuple[pa.Table, pa.Table | None]:
         """(items, text vectors or None): see `clv.data.items.ITEMS`; vectors hold `text_key` and `vector`."""

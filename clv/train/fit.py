@@ -130,6 +130,12 @@ def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
         if h + config.min_history_days >= log_days
     ]
     final = prepare(shop, cutoff, config)
+    if len(final.days) == 0:
+        raise ValueError(
+            f"the log before {clock.format(cutoff)} has {log_days} days: too short for a past origin with "
+            f"{config.min_history_days} days before it and the shortest horizon, {min(shop.horizons)} days, after it; "
+            "choose a later --origin, or prepare with shorter horizons_days"
+        )
     held_out = cutoff_day - primary
     trial = None
     if held_out - primary - config.min_history_days > first_day:
