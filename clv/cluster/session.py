@@ -36,7 +36,8 @@ def ray_session(
         if address is not None:
             options["address"] = address
         else:
-            options |= {"include_dashboard": False, "num_cpus": num_cpus}
+            # "local", or Ray would join whatever cluster runs on this machine and refuse the settings below.
+            options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
             if object_store_mb is not None:
                 options["object_store_memory"] = object_store_mb * MIB
         ray.init(**options)

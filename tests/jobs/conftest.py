@@ -61,7 +61,9 @@ class Shop:
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     folder = tmp_path_factory.mktemp("shop")
-    made = simulate(300, "2023-01-01", "2024-07-01", seed=3, timezone="Europe/Berlin", return_share=0.03)
+    made = simulate(
+        300, "2023-01-01", "2024-07-01", seed=3, timezone="Europe/Berlin", return_share=0.03, acquired_over=0.85
+    )
     sold = pc.is_in(made.events["event_type"], pa.array(["purchase", "return"]))
     orders, visits = made.events.filter(sold), made.events.filter(pc.invert(sold))
     half = len(orders) // 2

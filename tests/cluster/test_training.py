@@ -1,0 +1,138 @@
+"""Training on workers that die, and on numbers that do."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clv.cluster import intake, training
+from clv.data.prepared import Prepared
+from clv.data.spec import DatasetSpec
+from clv.data.synth import simulate
+from clv.train import fit
+from clv.train.config import TrainConfig
+
+pytestmark = pytest.mark.ray
+
+SPEC = """
+name: simulated
+timezone: UTC
+currency: EUR
+events:
+  path: {folder}/events.parquet
+  columns: {{customer_id: customer_id, event_time: event_time, order_id: order_id, item_id: item_id, amount: amount}}
+  event_type: {{column: event_type, map: {{purchase: purchase, view: view, cart: cart}}}}
+horizons_days: [30, 90]
+"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A small training run, whole."""
+
+    histories: Path
+    phases: fit.Phases
+    config: TrainConfig
+
+    def train(self, storage: Path, say: Any, **changes: Any) -> Any:
+        cluster = training.Cluster(num_workers=2, max_failures=1, storage=str(storage))
+        config = replace(self.config, **changes)
+        return training.train(self.histories, self.phases, config, cluster, "run", storage / "scalars", say)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("shop")
+    pq.write_table(simulate(150, "2023-01-01", "2024-01-01", seed=1).events, folder / "events.parquet")
+    spec = DatasetSpec.parse(SPEC.format(folder=folder), "simulated")
+    out = folder / "histories"
+    intake.prepare(spec, "simulated", out, run=intake.run_here, partitions=2, say=lambda line: None)
+    config = TrainConfig.preset("tiny")
+    backbone = replace(config.model.backbone, architecture="gru")
+    config = replace(config, model=replace(config.model, backbone=backbone), num_origins=4)
+    config = replace(config, epochs=3, samples_per_epoch=480, batch_size=32, seed=11)
+    phases = fit.plan(training.read_shop(out), Prepared.open(out).origin(None), config)
+    assert phases.trial is not None
+    return Task(out, phases, config)
+
+
+@dataclass
+class Killer:
+    """Takes the lines of a run; after the line that `after` matches it kills a worker by the pid it told, once."""
+
+    after: str
+    rank: int
+    lines: list[str] = field(default_factory=list)
+    killed: int | None = None
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+        if self.killed is None and re.match(self.after, line):
+            self.killed = self.pids()[self.rank]
+            os.kill(self.killed, signal.SIGKILL)
+
+    def pids(self) -> dict[int, int]:
+        found = (re.match(r"worker rank (\d+) of .* pid (\d+)$", line) for line in self.lines)
+        return {int(match[1]): int(match[2]) for match in found if match}
+
+
+def curve(fitted: Any) -> list[tuple[str, int, float]]:
+    return [(row["phase"], row["epoch"], row["loss"]) for row in fitted.history]
+
+
+@pytest.mark.parametrize("rank", [1])
+def test_a_killed_worker_costs_no_more_than_its_epoch_and_changes_nothing(
+    task: Task, tmp_path: Path, ray_cluster: None, rank: int
+) -> None:
+    quiet = Killer(after="never", rank=rank)
+    undisturbed = task.train(tmp_path / "quiet", quiet)
+    killer = Killer(after="trial, epoch 2:", rank=rank)
+    resumed = task.train(tmp_path / "killed", killer)
+
+    assert killer.killed is not None
+    starts = [i for i, line in enumerate(killer.lines) if line.startswith("worker rank")]
+    assert len(starts) == 4, killer.lines  # two workers, twice
+    assert killer.pids()[rank] != killer.killed
+    after = [line for line in killer.lines[starts[2] :] if not line.startswith("worker rank")]
+    assert not any(line.startswith("trial, epoch 1:") for line in after), killer.lines
+    assert [row[:2] for row in curve(resumed)] == [row[:2] for row in curve(undisturbed)]
+    assert [row[2] for row in curve(resumed)] == pytest.approx([row[2] for row in curve(undisturbed)], rel=1e-6)
+    assert resumed.weights.keys() == undisturbed.weights.keys()
+    for name, weight in undisturbed.weights.items():
+        np.testing.assert_allclose(resumed.weights[name], weight, rtol=1e-6, atol=1e-6, err_msg=name)
+    assert resumed.adjustment.to_json() == undisturbed.adjustment.to_json()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_once(task: Task, tmp_path: Path, ray_cluster: None) -> None:
+    lines: list[str] = []
+    config = replace(task.config.optimizer, learning_rate=1e12, clip_norm=0.0)
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"^training failed: loss is (nan|-?inf) at step \d+: lower optimizer.lea"):
+        task.train(tmp_path, lines.append, optimizer=config)
+    # Tried once: one group of two workers.
+    assert sum(line.startswith("worker rank") for line in lines) == 2
+    assert time.monotonic() - begun < 120
+
+
+@pytest.mark.faults
+def test_a_worker_that_dies_every_time_ends_the_run_in_one_line(task: Task, tmp_path: Path, ray_cluster: None) -> None:
+    class Relentless(Killer):
+        def __call__(self, line: str) -> None:
+            self.lines.append(line)
+            if match := re.match(r"worker rank 0 of .* pid (\d+)$", line):
+                os.kill(int(match[1]), signal.SIGKILL)
+
+    killer = Relentless(after="", rank=0)
+    with pytest.raises(RuntimeError, match=r"^training failed: worker rank 0: [^\n]*$"):
+        task.train(tmp_path, killer)
+    assert sum(line.startswith("worker rank 0") for line in killer.lines) == 2  # max_failures 1
