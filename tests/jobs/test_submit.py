@@ -25,7 +25,7 @@ REPO = Path(__file__).parents[2]
 START_S = 120
 
 # Everything here is processes of their own; it runs beside the session's cluster, not on it.
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.ray
 
 
 @dataclass(frozen=True)
