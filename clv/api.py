@@ -66,7 +66,8 @@ class Model:
 
     def _origin(self, table: pa.Table, as_of: str | datetime | None) -> int:
         clock = self.predictor.clock
-        return _end(table, clock) if as_of is None else clock.parse(as_of)
+        end = _end(table, clock)
+        return self.predictor.check_origin(end if as_of is None else clock.parse(as_of), end)
 
 
 def fit(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clv import bundle as bundles
 from clv.anchor.baseline import Baseline, Curves, levelled
-from clv.data.clock import Clock
+from clv.data.clock import DAY_US, Clock
 from clv.data.histories import Histories
 from clv.evaluate.calibrate import GRID, Calibration, cells, identity
 from clv.evaluate.prediction import LEVELS, Prediction, Quantiles
@@ -201,10 +201,10 @@ class Predictor:
     def predict(self, histories: pa.Table, as_of: datetime | int, horizons: Sequence[int] | None = None) -> pa.Table:
         """SCORES of everybody in `histories` with an event before `as_of`, one row per customer and horizon.
 
-        Ranks and deciles are within the table. Raises ValueError for an origin before the bundle's cut or more than
-        90 days past the data it was trained on, and for a horizon that is not a positive number of days.
+        Ranks and deciles are within the table. Raises ValueError for an origin before the bundle's cut, and for a
+        horizon that is not a positive number of days. How far past the data one may look: `check_origin`.
         """
-        origin = self.check_origin(as_of)
+        origin = self._after_cut(as_of)
         wanted = tuple(sorted({int(h) for h in horizons or self.horizons}))
         if wanted[0] < 1 or wanted[-1] > 3650:
             raise ValueError(f"horizons_days {list(wanted)} must lie between 1 and 3650")
@@ -219,7 +219,7 @@ class Predictor:
 
     def embed(self, histories: pa.Table, as_of: datetime | int) -> pa.Table:
         """`customer_id` and the customer's vector `z`."""
-        rows, outlook = self._outlook(Histories.from_table(histories), self.check_origin(as_of))
+        rows, outlook = self._outlook(Histories.from_table(histories), self._after_cut(as_of))
         width = self._model.config.hidden
         if rows is None or outlook is None:
             return pa.table(
@@ -237,19 +237,27 @@ class Predictor:
         outlook, _ = at_horizons(outlook, self.horizons, (horizon,), base)
         return outlook.prediction(0).take(rows.table["has_purchase"].to_numpy(bool))
 
-    def check_origin(self, as_of: datetime | int) -> int:
-        """The origin in us; ValueError outside [cut, data_through + 90 days]."""
+    def check_origin(self, as_of: datetime | int, data_through: int | None = None) -> int:
+        """The origin in us; ValueError before the cut, or more than 90 days past the newest data.
+
+        `data_through` (us): the end of the data that is scored, where it is newer than what the bundle has seen.
+        """
+        origin = self._after_cut(as_of)
+        through = max(_us(self.data_through), data_through or 0)
+        if origin > through + MAX_DAYS_AHEAD * DAY_US:
+            raise ValueError(
+                f"origin {self.clock.format(origin)} lies more than {MAX_DAYS_AHEAD} days past the data "
+                f"(through {self.clock.format(through)}); prepare newer events"
+            )
+        return origin
+
+    def _after_cut(self, as_of: datetime | int) -> int:
         origin = int(as_of) if isinstance(as_of, int | np.integer) else self.clock.parse(as_of)
-        cut, end = _us(self.cut), _us(self.data_through) + MAX_DAYS_AHEAD * 86_400_000_000
+        cut = _us(self.cut)
         if origin < cut:
             raise ValueError(
                 f"origin {self.clock.format(origin)} lies before the bundle's cut {self.clock.format(cut)}: it was "
                 "trained on what happened after it; choose a later origin or train with --origin"
-            )
-        if origin > end:
-            raise ValueError(
-                f"origin {self.clock.format(origin)} lies more than {MAX_DAYS_AHEAD} days past the data "
-                f"(through {self.clock.format(_us(self.data_through))}); prepare newer events and train again"
             )
         return origin
 

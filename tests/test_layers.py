@@ -33,10 +33,11 @@ MAY_IMPORT = {
         *("clv.bundle", "clv.predict", "clv.registry", "clv.decide"),
     },
     # The notebook's way in: no cluster, no server.
-    "clv": {
+    "clv.api": {
         *("clv.data", "clv.anchor", "clv.models", "clv.evaluate", "clv.train"),
         *("clv.bundle", "clv.predict", "clv.registry", "clv.decide"),
     },
+    "clv": {"clv.api"},
 }
 MAY_IMPORT["ray_jobs"] = set(MAY_IMPORT)
 

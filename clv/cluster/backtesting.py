@@ -39,6 +39,7 @@ class Truth:
     orders: NDArray[np.float64]
     cohort: NDArray[Any]
     log_days: int
+    orders_past: NDArray[np.float64]
 
 
 def truth(shop: Shop, origin: int, horizon: int) -> Truth:
@@ -63,6 +64,7 @@ def truth(shop: Shop, origin: int, horizon: int) -> Truth:
         table[f"orders_{horizon}"].to_numpy(),
         first.to_period("Q").astype(str).to_numpy(),
         day - shop.first_day,
+        table["orders_past"].to_numpy(),
     )
 
 

@@ -133,7 +133,7 @@ def check_bundle(bundle: Path, prepared: Prepared, origin: int) -> Predictor:
     """The bundle, loaded; ValueError when it is damaged, of another shop, or must not score at `origin` (us)."""
     predictor = Predictor(bundle)
     _same_shop(predictor, prepared)
-    predictor.check_origin(origin)
+    predictor.check_origin(origin, prepared.data_through)
     return predictor
 
 

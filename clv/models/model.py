@@ -21,7 +21,7 @@ class ModelConfig:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     hidden: int = 128
-    dropout: float = 0.2
+    dropout: float = 0.3
     num_components: int = 3
     use_wide: bool = True
     use_sequence: bool = True
@@ -36,21 +36,20 @@ class CustomerModel(nn.Module):
         width = config.backbone.width
         self.embedding = TokenEmbedding(space, width, config.backbone.dropout)
         self.backbone = encoders.build(config.backbone)
-        self.pool = nn.Sequential(nn.Linear(2 * width, config.hidden), nn.GELU())
-        num_inputs = config.hidden * config.use_sequence + config.hidden * config.use_wide
-        if num_inputs == 0:
+        if not (config.use_wide or config.use_sequence):
             raise ValueError("use_wide and use_sequence are both off: the model would see nothing")
+        hidden = config.hidden
+        self.pool = nn.Sequential(nn.Linear(2 * width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         # Beside the features, the wide part sees the three curves of the anchor.
         num_wide = space.width + 3 * num_horizons
-        self.wide = nn.Sequential(nn.Linear(num_wide, config.hidden), nn.GELU(), nn.Dropout(config.dropout))
-        self.join = nn.Sequential(
-            nn.LayerNorm(num_inputs),
-            nn.Dropout(config.dropout),
-            nn.Linear(num_inputs, config.hidden),
-            nn.GELU(),
-            nn.LayerNorm(config.hidden),
-            nn.Dropout(config.dropout),
+        self.wide = nn.Sequential(
+            nn.Linear(num_wide, hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(hidden, hidden)
         )
+        self.join = nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(config.dropout))
+        if config.use_wide:
+            # The sequence starts as a silent addition: the features, quick to learn from, are not drowned at first.
+            nn.init.zeros_(self.pool[-1].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.pool[-1].bias)  # type: ignore[arg-type]
         self.heads = Heads(config.hidden, num_horizons, config.num_components)
 
     def encode(self, batch: Batch) -> Tensor:
@@ -64,7 +63,7 @@ class CustomerModel(nn.Module):
             parts.append(self.pool(torch.cat([mean, newest], 1)))
         if self.config.use_wide:
             parts.append(self.wide(batch.wide))
-        return self.join(torch.cat(parts, 1))
+        return self.join(torch.stack(parts).sum(0))
 
     def forward(self, batch: Batch) -> Outputs:
         z = self.encode(batch)

@@ -37,7 +37,7 @@ class Predicts(Protocol):
     def horizons(self) -> tuple[int, ...]: ...
     @property
     def clock(self) -> Clock: ...
-    def check_origin(self, as_of: int) -> int: ...
+    def check_origin(self, as_of: int, data_through: int | None = None) -> int: ...
     def predict(self, histories: pa.Table, as_of: int, horizons: Sequence[int] | None = None) -> pa.Table: ...
 
 
@@ -56,8 +56,8 @@ class BatchedScorer:
         self._predictor = predictor
         self._batcher = Batcher(predictor.predict, batching, metrics.batch.observe)
 
-    def check(self, as_of: int) -> None:
-        self._predictor.check_origin(as_of)
+    def check(self, as_of: int, data_through: int) -> None:
+        self._predictor.check_origin(as_of, data_through)
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
         return await self._batcher.score(histories, as_of, horizons)

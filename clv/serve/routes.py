@@ -61,7 +61,7 @@ class Scorer(Protocol):
     @property
     def facts(self) -> Facts: ...
 
-    def check(self, as_of: int) -> None:
+    def check(self, as_of: int, data_through: int) -> None:
         """ValueError for an instant this bundle must not be asked about: before its cut, or too long after its data."""
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
@@ -114,14 +114,14 @@ def _question(body: bytes, scorer: Scorer, backend: Backend) -> _Question:
         as_of = default_as_of(facts, max(through, given.newest or through), _now())
     else:
         as_of = int(inline.to_us([asked.as_of], facts.clock)[0])
-    _check(scorer, as_of)
+    _check(scorer, as_of, through)
     horizons = tuple(sorted(set(asked.horizons_days))) if asked.horizons_days else facts.horizons
     return _Question([c.customer_id for c in asked.customers], given.histories, as_of, horizons, through)
 
 
-def _check(scorer: Scorer, as_of: int) -> None:
+def _check(scorer: Scorer, as_of: int, data_through: int) -> None:
     try:
-        scorer.check(as_of)
+        scorer.check(as_of, data_through)
     except ValueError as error:
         raise ProblemError(422, f"as_of: {error}.", errors=[FieldError(field="as_of", message=str(error))]) from None
 
@@ -210,7 +210,7 @@ def routes(
                 raise ProblemError(404, "The store holds no customer of this id.")
             through = await asyncio.to_thread(backend.data_through) or facts.data_through
             as_of = default_as_of(facts, through, _now())
-            _check(scorer, as_of)
+            _check(scorer, as_of, through)
             scores = answers.scores_of(await scored(scorer, histories, as_of, facts.horizons))
         answer = _header(facts, as_of, through) | _summary(histories) | {"scores": scores.get(customer_id, [])}
         return Response(answers.to_json(answer), media_type="application/json")

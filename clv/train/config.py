@@ -15,10 +15,14 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Learning rates rise linearly over `warmup` of the steps and fall to 5 % along a cosine."""
+    """Learning rates rise linearly over `warmup` of the steps and fall to 5 % along a cosine.
+
+    The backbone, deep and slow to settle, learns at `backbone_share` of the rate.
+    """
 
     name: OptimizerName = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
+    backbone_share: float = 0.3
     weight_decay: float = 0.02
     warmup: float = 0.1
     clip_norm: float = 1.0
@@ -47,8 +51,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     epochs: int = 4
-    samples_per_epoch: int = 24_000
-    batch_size: int = 256
+    samples_per_epoch: int = 16_000
+    batch_size: int = 128
     token_dropout: float = 0.1
     ema_decay: float = 0.99
     num_origins: int = 40
@@ -66,7 +70,7 @@ class TrainConfig:
     def preset(cls, name: str) -> Self:
         """Settings for a backbone of `clv.models.encoders.PRESETS`."""
         backbone = encoders.resolve_preset(name)
-        rate = {"tiny": 1e-3, "minilm": 2e-4, "base": 1e-4, "large": 5e-5}[name]
+        rate = {"tiny": 2e-3, "minilm": 5e-4, "base": 3e-4, "large": 2e-4}[name]
         return cls(model=ModelConfig(backbone=backbone), optimizer=OptimizerConfig(learning_rate=rate))
 
     def with_engine(self, **changes: object) -> Self:

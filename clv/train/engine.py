@@ -17,25 +17,35 @@ from clv.train.config import EngineConfig, OptimizerConfig, TrainConfig
 LossSum = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 """(model, batch) -> (sum of losses, weight); the weight must not depend on the model."""
 
+BACKBONE = "backbone"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Biases, norms and embeddings are not decayed."""
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trainable if p.ndim >= 2 and "embedding" not in name]
-    rest = [p for name, p in trainable if not (p.ndim >= 2 and "embedding" not in name)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    """Biases, norms and embeddings are not decayed; the backbone learns at its own share of the rate."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            decays = p.ndim >= 2 and "embedding" not in name
+            groups.setdefault(("backbone." in name, decays), []).append(p)
+    parameters = [
+        {"params": group, "weight_decay": config.weight_decay if decays else 0.0, "name": _group_name(backbone, decays)}
+        for (backbone, decays), group in sorted(groups.items(), key=lambda entry: entry[0])
+    ]
     rate = config.learning_rate
     match config.name:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=rate)
+            return torch.optim.AdamW(parameters, lr=rate)
         case "adam":
-            return torch.optim.Adam(groups, lr=rate)
+            return torch.optim.Adam(parameters, lr=rate)
         case "rmsprop":
-            return torch.optim.RMSprop(groups, lr=rate)
+            return torch.optim.RMSprop(parameters, lr=rate)
         case "sgd":
-            return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+            return torch.optim.SGD(parameters, lr=rate, momentum=0.9)
+
+
+def _group_name(backbone: bool, decays: bool) -> str:
+    return f"{BACKBONE if backbone else 'rest'}-{'decayed' if decays else 'plain'}"
 
 
 def choose_precision(config: EngineConfig, device: torch.device) -> str:
@@ -99,7 +109,8 @@ class Engine:
         batches = [batch.to(self.device) for batch in batches]
         weight = self._reduce(sum((_weight(batch) for batch in batches), torch.zeros((), device=self.device)))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            share = self.config.optimizer.backbone_share if group["name"].startswith(BACKBONE) else 1.0
+            group["lr"] = learning_rate * share
         scale = self.world_size / weight.clamp(min=1.0)
         loss_sum = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):

@@ -22,6 +22,8 @@ from clv.train.config import TrainConfig
 from clv.train.loop import RandomOrigins
 
 NUM_SPACE_ORIGINS = 4
+ENOUGH_HISTORY_DAYS = 90
+HISTORY_SHARE = 0.45
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,17 @@ class Setup:
         return model
 
 
-def prepare(shop: Shop, cutoff: int, config: TrainConfig) -> Setup:
-    """Fit anchor, level and feature space on what was known before `cutoff` (us)."""
+def prepare(shop: Shop, cutoff: int, config: TrainConfig, primary: int) -> Setup:
+    """Fit anchor, level and feature space on what was known before `cutoff` (us), for `primary` days above all."""
     h, clock = shop.histories, shop.clock
     cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
-    grid = origin_grid(shop.first_day_known(cutoff), cutoff_day, config.num_origins, config.min_history_days)
+    first_day = shop.first_day_known(cutoff)
+    grid = origin_grid(first_day, cutoff_day, config.num_origins, config.min_history_days)
     baseline = Baseline.fit(h, cutoff, shop.horizons, clock, value=shop.value, origin_days=grid)
     days = grid[grid + min(shop.horizons) <= cutoff_day]
+    # Origins at which everybody is new teach little about a shop with a past; a short log cannot be choosy.
+    needed = min(ENOUGH_HISTORY_DAYS, HISTORY_SHARE * (cutoff_day - primary - first_day))
+    days = days[days >= first_day + needed]
     chosen = np.unique(np.linspace(0, len(grid) - 1, NUM_SPACE_ORIGINS).astype(int)) if len(grid) else grid
     origins = [*clock.start_of(grid[chosen]).tolist(), cutoff]
     past = cut(h, np.array(origins), shop.horizons, clock, value=shop.value)
@@ -129,7 +135,7 @@ def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
         for h in shop.horizons
         if h + config.min_history_days >= log_days
     ]
-    final = prepare(shop, cutoff, config)
+    final = prepare(shop, cutoff, config, primary)
     if len(final.days) == 0:
         raise ValueError(
             f"the log before {clock.format(cutoff)} has {log_days} days: too short for a past origin with "
@@ -139,7 +145,7 @@ def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
     held_out = cutoff_day - primary
     trial = None
     if held_out - primary - config.min_history_days > first_day:
-        trial = prepare(shop, int(clock.start_of(held_out)), config)
+        trial = prepare(shop, int(clock.start_of(held_out)), config, primary)
         if len(trial.days) == 0:
             trial = None
     if trial is None:

@@ -255,7 +255,11 @@ OUTSIDE = "lies before the log"
         ("train", ["--epochs", "0"], ["epochs must be at least 1, not 0"]),
         ("score", ["--origin", "2020-01-01"], [OUTSIDE, "choose one inside it"]),
         ("score", ["--origin", "2023-06-01"], ["2023-06-01 lies before the bundle's cut 2024-01-01"]),
-        ("score", ["--origin", "2030-01-01"], ["2030-01-01 lies more than 90 days past the data", "train again"]),
+        (
+            "score",
+            ["--origin", "2030-01-01"],
+            ["2030-01-01 lies more than 90 days past the data", "prepare newer events"],
+        ),
         ("score", ["--horizons-days", "0"], ["--horizons-days [0] must lie between 1 and 3650"]),
         ("score", ["--workers", "0"], ["--workers 0 must be at least 1"]),
         ("backtest", ["--origins", "2020-01-01"], [OUTSIDE, "choose one inside it"]),

@@ -36,10 +36,10 @@ class SmallPredictor:
         self.calls: list[int] = []
         self.before: Callable[[pa.Table], object] = lambda histories: None
 
-    def check_origin(self, as_of: int) -> int:
+    def check_origin(self, as_of: int, data_through: int | None = None) -> int:
         if as_of < to_us(self.cut):
             raise ValueError("origin lies before the bundle's cut")
-        if as_of > to_us(self.data_through) + 90 * DAY_US:
+        if as_of > max(to_us(self.data_through), data_through or 0) + 90 * DAY_US:
             raise ValueError("origin lies more than 90 days past the data")
         return as_of
 
@@ -165,7 +165,7 @@ def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPath
     clock = Clock("Europe/London")
     end = clock.parse("2011-06-12")
     config = dataclasses.replace(TrainConfig.preset("tiny"), num_origins=4)
-    setup = prepare(Shop(h, clock, "gross", (30, 90), Items.empty(), end), end, config)
+    setup = prepare(Shop(h, clock, "gross", (30, 90), Items.empty(), end), end, config, 30)
     vocab, items = setup.assembler.space.to_arrays()
     facts = {"currency": "GBP", "timezone": "Europe/London", "horizons": [30, 90], "value": "gross"}
 

@@ -135,7 +135,7 @@ def test_the_default_time_stays_between_the_cut_and_the_coming_midnight() -> Non
 
 
 def test_data_that_has_left_the_bundle_behind_is_not_scored_in_silence(backend: LiveBackend, connect: Any) -> None:
-    late = {"customer_id": "new", "events": [{"event_time": "2011-09-05", "event_type": "view"}]}
+    late = {"customer_id": "new", "events": [{"event_time": "2012-09-05", "event_type": "view"}]}
     problem = problem_of(ask(routes(backend), connect, "POST", "/v1/predict", json={"customers": [late]}), 422)
     assert problem.errors[0].field == "as_of"
     assert "90 days past the data" in problem.detail

@@ -76,7 +76,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def setup(shop: Shop, cutoff: int, tiny: TrainConfig) -> Setup:
-    return prepare(shop, cutoff, tiny)
+    return prepare(shop, cutoff, tiny, 30)
 
 
 @pytest.fixture(scope="module")
@@ -256,8 +256,12 @@ def test_biases_norms_and_embeddings_are_not_decayed(setup: Setup, config: Train
     model = CustomerModel(config.model, setup.assembler.space, 2)
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.3), model)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    decayed, rest = ([names[p] for p in group["params"]] for group in optimizer.param_groups)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    groups = {group["name"]: [names[p] for p in group["params"]] for group in optimizer.param_groups}
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"backbone-decayed": 0.3, "backbone-plain": 0.0, "rest-decayed": 0.3, "rest-plain": 0.0}
+    assert all(("backbone." in name) == key.startswith("backbone") for key, part in groups.items() for name in part)
+    decayed = groups["backbone-decayed"] + groups["rest-decayed"]
+    rest = groups["backbone-plain"] + groups["rest-plain"]
     assert all(model.get_parameter(name).ndim >= 2 and "embedding" not in name for name in decayed)
     assert all("bias" in name or "norm" in name.lower() or "embedding" in name or "." in name for name in rest)
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]

@@ -21,7 +21,7 @@ from clv.train.loop import Average, RandomOrigins, learning_rate, steps_of
 
 @pytest.fixture(scope="module")
 def setup(shop: Shop, cutoff: int, tiny: TrainConfig) -> Setup:
-    return prepare(shop, cutoff, tiny)
+    return prepare(shop, cutoff, tiny, 30)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_pair_of_customer_and_origin_comes_once_an_epoch(source: RandomOrigins
 
 
 def test_the_season_of_the_cut_is_drawn_more_often(shop: Shop, tiny: TrainConfig) -> None:
-    late = prepare(shop, shop.clock.parse("2024-05-01"), replace(tiny, num_origins=12))
+    late = prepare(shop, shop.clock.parse("2024-05-01"), replace(tiny, num_origins=12), 30)
     even, bonus = (replace(late.source(shop, tiny), season_bonus=b, num_samples=4_000).epoch(0) for b in (0.0, 50.0))
     # The origins a year before the cut are young: their samples have few tokens.
     assert bonus.lengths.mean() < even.lengths.mean()

@@ -1,0 +1,1 @@
+"""The scoreboard of accuracy on public shops."""

@@ -1,0 +1,126 @@
+"""From predictions to a verdict: metrics, paired bootstrap against every peer, the composite fixed beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clv.cluster.backtesting import Truth
+from clv.evaluate import metrics
+from clv.evaluate.bootstrap import bootstrap, interval
+from clv.evaluate.prediction import Prediction
+
+SHOWN = ("ngini", "spearman", "auc", "mae_over_mean", "rmse_over_mean", "bias", "decile_mape", "crps", "pit80")
+HIGHER = ("ngini", "spearman", "auc")
+CORE = ("ngini", "auc", "decile_mape")  # against every peer
+LEVELLED = ("spearman", "mae_over_mean", "rmse_over_mean")  # against peers that keep the money
+COMPOSITE = ("ngini", "spearman", "auc", "mae_over_mean", "rmse_over_mean", "decile_mape", "bias")
+LEVEL_LIMIT = 0.22
+WEAK_SHARE = 0.02
+# nGini of good peers on these rows, (past_spend, bgnbd_gg, lgbm_tweedie, lgbm_l1, lgbm_hurdle, lgbm_btyd_offset).
+PUBLISHED = {
+    ("online_retail_ii", "2011-06-12", 90): (0.841, 0.855, 0.861, 0.851, 0.863, 0.860),
+    ("online_retail_ii", "2011-03-14", 90): (0.802, 0.802, 0.817, 0.809, 0.815, 0.810),
+    ("online_retail_ii", "2010-12-14", 90): (0.672, 0.712, 0.717, 0.736, 0.715, 0.709),
+    ("cdnow", "1998-04-02", 90): (0.773, 0.769, 0.786, 0.631, 0.785, 0.783),
+    ("cdnow", "1998-01-02", 90): (0.718, 0.701, 0.733, 0.667, 0.738, 0.729),
+    ("complete_journey", "2017-10-04", 90): (0.856, 0.845, 0.869, 0.867, 0.866, 0.860),
+    ("complete_journey", "2017-07-06", 90): (0.871, 0.866, 0.877, 0.878, 0.875, 0.873),
+}
+PUBLISHED_PEERS = ("past_spend", "bgnbd_gg", "lgbm_tweedie", "lgbm_l1", "lgbm_hurdle", "lgbm_btyd_offset")
+
+
+def row_of(
+    dataset: str, horizon: int, origin: str, known: Truth, found: dict[str, Any], ours: Sequence[Prediction]
+) -> dict[str, Any]:
+    """One origin: metrics of every model (ours: mean over seeds), and where a peer is significantly better."""
+    y, orders = known.value, known.orders
+    peers = {name: p for name, p in found.items() if isinstance(p, Prediction)}
+    table = {name: metrics.evaluate(y, orders, p) for name, p in peers.items()}
+    seeds = [metrics.evaluate(y, orders, p) for p in ours]
+    table["clv"] = {m: float(np.mean([s[m] for s in seeds])) for m in seeds[0]}  # type: ignore[misc]
+    losses = _losses(y, orders, peers, ours, table)
+    published = PUBLISHED.get((dataset, origin, horizon))
+    weak = [
+        name
+        for name, wanted in zip(PUBLISHED_PEERS, published or (), strict=bool(published))
+        if name in table and (table[name]["ngini"] or 0) < wanted * (1 - WEAK_SHARE)
+    ]
+    once = known.orders_past == 1
+    return {
+        "dataset": dataset,
+        "origin": origin,
+        "horizon_days": horizon,
+        "customers": len(y),
+        "models": table,
+        "seeds": seeds,
+        "not_run": {name: p["not_run"] for name, p in found.items() if not isinstance(p, Prediction)},
+        "significantly_worse": losses,
+        "composite": {name: composite(name, table) for name in table},
+        "one_order": {
+            name: metrics.evaluate(y[once], orders[once], p.take(once))
+            for name, p in (peers | {"clv": ours[0]}).items()
+        },
+        "weak_peers": weak,
+    }
+
+
+def composite(name: str, table: dict[str, dict[str, Any]]) -> float:
+    """Mean over metrics of the log ratio to the best peer's, 0 = as good as the best of every column; higher is better.
+
+    bias enters as |log bias| + 0.05 and decile MAPE as itself + 0.05, so that a lucky zero does not decide.
+    """
+    total = []
+    for metric in COMPOSITE:
+        peers = [_loss(metric, m[metric]) for other, m in table.items() if other != "clv" and m[metric] is not None]
+        total.append(np.log(min(peers)) - np.log(_loss(metric, table[name][metric])))
+    return float(np.mean(total))
+
+
+def _loss(metric: str, value: float | None) -> float:
+    """Positive, smaller is better."""
+    if value is None or not np.isfinite(value):
+        return 10.0
+    if metric in HIGHER:
+        return 1.0 / max(value, 1e-6)
+    if metric == "bias":
+        return abs(float(np.log(max(value, 1e-6)))) + 0.05
+    return value + 0.05 if metric == "decile_mape" else value
+
+
+def _losses(
+    y: Any, orders: Any, peers: dict[str, Prediction], ours: Sequence[Prediction], table: dict[str, dict[str, Any]]
+) -> list[str]:
+    """ "peer: metric" for every metric of the rule on which a peer beats the mean of our seeds at 95 %."""
+    mine = [bootstrap(y, orders, {"clv": p})["clv"] for p in ours]
+    mean = {metric: np.mean([m[metric] for m in mine], axis=0) for metric in mine[0]}
+    distance = {name: abs(float(np.log(max(m["bias"] or 1e-6, 1e-6)))) for name, m in table.items() if name != "clv"}
+    level = {name for name, d in distance.items() if d <= LEVEL_LIMIT} or {min(distance, key=lambda n: distance[n])}
+    out = []
+    for name, theirs in bootstrap(y, orders, peers).items():
+        for metric in (*CORE, *(LEVELLED if name in level else ())):
+            gap = interval((mean[metric] - theirs[metric]) * (1 if metric in HIGHER else -1))
+            if gap.high < 0:
+                out.append(f"{name}: {metric} ({gap.estimate:+.3f}, {gap.low:+.3f} to {gap.high:+.3f})")
+    return out
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table per row, then what the rules say."""
+    lines: list[str] = []
+    for row in rows:
+        lines += [
+            f"**{row['dataset']}, origin {row['origin']}, {row['horizon_days']} days, {row['customers']:,} customers**",
+            "",
+            "| model | " + " | ".join(SHOWN) + " | composite |",
+            "|---|" + "---|" * (len(SHOWN) + 1),
+        ]
+        for name in sorted(row["models"], key=lambda n: -row["composite"][n]):
+            cells = [f"{v:.3f}" if (v := row["models"][name][m]) is not None else "–" for m in SHOWN]
+            shown = f"**{name}**" if name == "clv" else name
+            lines.append(f"| {shown} | " + " | ".join(cells) + f" | {row['composite'][name]:+.3f} |")
+        worse = row["significantly_worse"]
+        lines += ["", "A peer significantly better: " + ("; ".join(worse) if worse else "none") + ".", ""]
+    return "\n".join(lines) + "\n"
