@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -16,11 +16,16 @@ from clv.models.features import NUM_SCALARS, TokenArrays
 
 @dataclass(frozen=True)
 class Targets:
-    """Outcomes per horizon, (B, H); value in units of the model's money scale; mature is 0 where nothing is known."""
+    """Outcomes per horizon, (B, H); value in units of the model's money scale; mature is 0 where nothing is known.
+
+    unit (H,): the typical value of a horizon, by which errors of value are divided, so that neither a long horizon nor
+    a shop of dear baskets drowns the other losses.
+    """
 
     value: Tensor
     orders: Tensor
     mature: Tensor
+    unit: Tensor = field(default_factory=lambda: torch.ones(1))
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Samples:
     value: NDArray[np.float32] | None = None
     orders: NDArray[np.float32] | None = None
     mature: NDArray[np.bool_] | None = None
+    unit: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.wide)
@@ -107,6 +113,7 @@ class Samples:
                 torch.from_numpy(self.value[rows]),
                 torch.from_numpy(self.orders[rows]),
                 torch.from_numpy(self.mature[rows].astype(np.float32)),
+                torch.ones(1) if self.unit is None else torch.from_numpy(self.unit),
             )
         return Batch(
             scalars=torch.from_numpy(scalars),

@@ -71,26 +71,28 @@ def total(out: Outputs, targets: Targets, config: LossConfig, has_value: bool = 
     loss = loss + config.orders_weight * orders_nll(orders, out.p_purchase, out.repeats, out.dispersion)
     if has_value:
         value_loss = _VALUE[config.name]
-        loss = loss + value_loss(value, out, config)
+        loss = loss + value_loss(value, out, config, targets.unit)
     loss = torch.where(mature, loss, torch.zeros_like(loss))
     return loss.sum(), mature.sum().to(loss.dtype)
 
 
-def _density_and_mean(value: Tensor, out: Outputs, config: LossConfig) -> Tensor:
-    return config.value_weight * value_nll(value, out) + config.mean_weight * tweedie_deviance(value, out.value)
+def _density_and_mean(value: Tensor, out: Outputs, config: LossConfig, unit: Tensor) -> Tensor:
+    return config.value_weight * value_nll(value, out) + config.mean_weight * tweedie_deviance(
+        value / unit, out.value / unit
+    )
 
 
-def _tweedie(value: Tensor, out: Outputs, config: LossConfig) -> Tensor:
-    return config.mean_weight * tweedie_deviance(value, out.value)
+def _tweedie(value: Tensor, out: Outputs, config: LossConfig, unit: Tensor) -> Tensor:
+    return config.mean_weight * tweedie_deviance(value / unit, out.value / unit)
 
 
-def _squared(value: Tensor, out: Outputs, config: LossConfig) -> Tensor:
-    return config.mean_weight * (value - out.value).square()
+def _squared(value: Tensor, out: Outputs, config: LossConfig, unit: Tensor) -> Tensor:
+    return config.mean_weight * ((value - out.value) / unit).square()
 
 
-_VALUE: dict[LossName, Callable[[Tensor, Outputs, LossConfig], Tensor]] = {
+_VALUE: dict[LossName, Callable[[Tensor, Outputs, LossConfig, Tensor], Tensor]] = {
     "mixture": _density_and_mean,
-    "ziln": lambda value, out, config: config.value_weight * value_nll(value, out),
+    "ziln": lambda value, out, config, unit: config.value_weight * value_nll(value, out),
     "tweedie": _tweedie,
     "mse": _squared,
 }

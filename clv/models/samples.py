@@ -40,6 +40,7 @@ class Assembler:
     space: FeatureSpace
     money: float
     max_tokens: int
+    units: tuple[float, ...] | None = None  # per horizon, the typical value in units of money
 
     def at(self, histories: Histories, origin: int, known_before: int | None = None) -> Assembled:
         """Everybody known at the origin (us), with the forecast level of that origin; labels if `known_before`."""
@@ -73,6 +74,7 @@ class Assembler:
             value=None if labels is None else np.nan_to_num(labels.value / self.money).astype(np.float32),
             orders=None if labels is None else np.nan_to_num(labels.orders).astype(np.float32),
             mature=None if labels is None else labels.mature,
+            unit=None if self.units is None else np.array(self.units, np.float32),
         )
         return Assembled(samples, base, table, past)
 

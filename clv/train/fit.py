@@ -84,15 +84,20 @@ def prepare(shop: Shop, cutoff: int, config: TrainConfig, primary: int) -> Setup
     chosen = np.unique(np.linspace(0, len(grid) - 1, NUM_SPACE_ORIGINS).astype(int)) if len(grid) else grid
     origins = [*clock.start_of(grid[chosen]).tolist(), cutoff]
     past = cut(h, np.array(origins), shop.horizons, clock, value=shop.value)
-    space = FeatureSpace.fit(past, rfm.frame(past, shop.horizons), shop.items)
+    table = rfm.frame(past, shop.horizons)
+    space = FeatureSpace.fit(past, table, shop.items)
+    money = money_scale(past)
+    at_cut = table[(table["origin_day"] == cutoff_day) & table["has_purchase"]]
+    units = np.maximum(baseline.curves(at_cut).value.mean(axis=0) / money, 1e-3)
     assembler = Assembler(
         clock=clock,
         value=shop.value,
         horizons=shop.horizons,
         baseline=baseline,
         space=space,
-        money=money_scale(past),
+        money=money,
         max_tokens=config.model.backbone.max_tokens,
+        units=tuple(units.tolist()),
     )
     return Setup(assembler, days, cutoff)
 

@@ -40,8 +40,8 @@ def permuted(samples: Samples, rows: np.ndarray) -> Samples:
         np.append(0, np.cumsum(stop - start)),
         t.item[ranges(start, stop)],
     )
-    others = {f.name: getattr(samples, f.name)[rows] for f in fields(samples) if f.name != "tokens"}
-    return Samples(tokens=tokens, **others)
+    others = {f.name: getattr(samples, f.name)[rows] for f in fields(samples) if f.name not in ("tokens", "unit")}
+    return Samples(tokens=tokens, unit=samples.unit, **others)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,9 @@ def model(shop) -> CustomerModel:
         backbone=BackboneConfig(width=16, num_layers=2, num_heads=2, intermediate=32, max_tokens=12), hidden=16
     )
     made = CustomerModel(config, shop.space, 2)
-    # Fresh heads return the anchor whatever they are given.
+    # A fresh model returns the anchor whatever it is given: heads and sequence start silent.
     torch.nn.init.normal_(made.heads.corrections.weight, std=0.5)
+    torch.nn.init.normal_(made.pool[-1].weight, std=0.5)
     return made
 
 

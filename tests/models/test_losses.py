@@ -37,9 +37,9 @@ def targets(dtype: torch.dtype = torch.float64, mature_share: float = 1.0) -> Ta
 
 
 def part(thing: Outputs | Targets, rows: slice) -> Outputs | Targets:
-    """Some rows; dispersion has none."""
+    """Some rows; dispersion and unit have none."""
     values = {f.name: getattr(thing, f.name) for f in fields(thing)}
-    return replace(thing, **{name: v if name == "dispersion" else v[rows] for name, v in values.items()})
+    return replace(thing, **{name: v if name in ("dispersion", "unit") else v[rows] for name, v in values.items()})
 
 
 def test_purchase_nll_is_bernoulli() -> None:

@@ -1,0 +1,112 @@
+"""CPU seconds per training step: the engine (plain torch and DeepSpeed) against a bare torch loop, in the same run.
+
+`python -m benchmarks.train_step [--preset minilm] [--zero-stage 1]`. One process; blocks of steps of the rivals are
+interleaved, so that a busy machine slows all of them; medians of the blocks and their ratios are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import tyro
+from torch import nn
+
+from clv.data.clock import Clock
+from clv.data.histories import Histories, build
+from clv.data.synth import simulate
+from clv.models.batch import Batch
+from clv.models.features import Items
+from clv.train.config import TrainConfig
+from clv.train.engine import make_engine, make_optimizer
+from clv.train.fit import Setup, Shop, prepare
+from clv.train.loop import sum_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    preset: Literal["tiny", "minilm"] = "minilm"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    batch_size: int = 32
+    blocks: int = 5
+    steps: int = 4
+    """Steps per block."""
+    threads: int = 1
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    torch.set_num_threads(options.threads)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"}
+    dist.init_process_group("gloo")
+    config = replace(TrainConfig.preset(options.preset), batch_size=options.batch_size, token_dropout=0.0)
+    setup, batch = example(config)
+    steppers = {"plain loop": plain(setup, config, batch), "engine, torch": engine(setup, config, batch, "torch", 0)}
+    name = f"engine, DeepSpeed ZeRO-{options.zero_stage}"
+    steppers[name] = engine(setup, config, batch, "deepspeed", options.zero_stage)
+    seconds: dict[str, list[float]] = {name: [] for name in steppers}
+    for step in steppers.values():
+        step()  # first-call costs belong to nobody
+    for _ in range(options.blocks):
+        for name, step in steppers.items():
+            start = time.process_time()
+            for _ in range(options.steps):
+                step()
+            seconds[name].append((time.process_time() - start) / options.steps)
+    rival = statistics.median(seconds["plain loop"])
+    print(f"{options.preset}, batch {len(batch)} x {batch.mask.shape[1]} tokens, {options.threads} thread(s)")
+    for name, taken in seconds.items():
+        print(
+            f"{name:28} {statistics.median(taken):7.3f} CPU-s per step, {statistics.median(taken) / rival:5.2f} x plain"
+        )
+    dist.destroy_process_group()
+
+
+def example(config: TrainConfig) -> tuple[Setup, Batch]:
+    """A setup and one full batch of long histories of a simulated shop."""
+    clock = Clock("UTC")
+    table = build(simulate(400, "2022-01-01", "2023-12-31", seed=0).events, clock)
+    histories, end = Histories.from_table(table), clock.parse("2024-01-01")
+    setup = prepare(Shop(histories, clock, "gross", (30, 90), Items.empty(), end), end, config, 30)
+    samples = setup.source(Shop(histories, clock, "gross", (30, 90), Items.empty(), end), config).epoch(0)
+    return setup, samples.batch(np.argsort(-samples.lengths)[: config.batch_size])
+
+
+def plain(setup: Setup, config: TrainConfig, batch: Batch) -> Callable[[], None]:
+    """What anybody would write by hand."""
+    model, loss = setup.model(config).train(), sum_loss(config, True)
+    optimizer = make_optimizer(config.optimizer, model)
+
+    def step() -> None:
+        total, weight = loss(model, batch)
+        (total / weight).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def engine(
+    setup: Setup, config: TrainConfig, batch: Batch, kind: Literal["torch", "deepspeed"], stage: int
+) -> Callable[[], None]:
+    built = make_engine(
+        setup.model(config),
+        sum_loss(config, True),
+        config.with_engine(kind=kind, zero_stage=stage),
+        torch.device("cpu"),
+    )
+    built.module.train()
+    return lambda: None if built.train_step([batch], config.optimizer.learning_rate) else None
+
+
+if __name__ == "__main__":
+    main()
