@@ -105,7 +105,11 @@ def engine(
         torch.device("cpu"),
     )
     built.module.train()
-    return lambda: None if built.train_step([batch], config.optimizer.learning_rate) else None
+
+    def step() -> None:
+        built.train_step([batch], config.optimizer.learning_rate)
+
+    return step
 
 
 if __name__ == "__main__":
