@@ -51,7 +51,7 @@ class Clock:
     def parse(self, text: str | datetime) -> int:
         """Instant of "2011-06-12" (local midnight) or of an ISO time; a time without an offset is local."""
         try:
-            stamp = pd.Timestamp(text)
+            stamp = pd.Timestamp(datetime.fromisoformat(text) if isinstance(text, str) else text)
         except ValueError as error:
             raise ValueError(f"{text!r} is not a date or time: write YYYY-MM-DD or an ISO time") from error
         if pd.isna(stamp):

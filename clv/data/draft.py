@@ -22,13 +22,13 @@ SAMPLE_ROWS = 10_000
 # Names a column of that meaning goes by, the most telling first; compared without case, blanks and underscores.
 _NAMES = {
     "customer_id": ["customerid", "householdid", "userid", "clientid", "memberid", "visitorid", "accountid", "buyerid",
-                    "customer", "household", "user", "client", "member", "account", "cust", "uid"],
+                    "buyer", "customer", "household", "user", "client", "member", "account", "cust", "uid"],
     "order_id": ["orderid", "invoiceid", "invoiceno", "basketid", "transactionid", "receiptid", "ticketid", "invoice",
                  "order", "basket", "transaction", "receipt"],
     "item_id": ["itemid", "productid", "stockcode", "sku", "articleid", "materialid", "asin", "product", "item",
                 "article"],
     "event_time": ["eventtime", "timestamp", "transactiontimestamp", "invoicedate", "orderdate", "purchasedate",
-                   "datetime", "createdat", "occurredat", "date", "time", "ts", "tdat", "day"],
+                   "datetime", "createdat", "paidat", "occurredat", "date", "time", "ts", "tdat", "day"],
     "quantity": ["quantity", "qty", "units", "numberofcds", "itemcount", "count"],
     "unit_price": ["unitprice", "priceperunit", "price", "itemprice"],
     "amount": ["amount", "salesvalue", "linetotal", "total", "revenue", "sales", "dollarvalue", "value", "spend",

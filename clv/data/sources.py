@@ -67,7 +67,8 @@ def expand(path: str, key: str, place: str) -> list[str]:
         filled = _in_package(filled.removeprefix("pkg://"), key, place)
     found = _glob_remote(filled) if filled.startswith(_REMOTE) else _glob_local(filled)
     if not found:
-        raise SpecError(f"{place}: {key}: no file matches {filled}; correct the path")
+        seen = "" if filled.startswith(_REMOTE) or Path(filled).is_absolute() else f" in {Path.cwd()}"
+        raise SpecError(f"{place}: {key}: no file matches {filled}{seen}; correct the path")
     return found
 
 

@@ -106,7 +106,7 @@ def test_times_with_an_offset_and_datetimes_are_taken_as_they_are() -> None:
     assert DAY_US == 86_400 * 10**6
 
 
-@pytest.mark.parametrize("text", ["", "foo", "2011-13-01", "12/31/20x1", "NaT"])
+@pytest.mark.parametrize("text", ["", "foo", "2011-13-01", "12/31/20x1", "NaT", "1/2/24", "today"])
 def test_what_is_no_time_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match=f"{text!r} is not a date or time: write YYYY-MM-DD"):
         Clock().parse(text)

@@ -309,6 +309,7 @@ def test_paths_that_lead_nowhere_say_what_to_do(tmp_path: Path, monkeypatch: pyt
         ("${NO_SUCH_PLACE}/x.csv", "environment variable NO_SUCH_PLACE is not set"),
         ("pkg://no_such_package/x.csv", "the package 'no_such_package' is not installed"),
         (f"{tmp_path}/*.tsv", "no file matches"),
+        ("absent.csv", f"no file matches absent.csv in {Path.cwd()}; correct the path"),
         (str(written(tmp_path / "log.dat", "x")), "format is missing and the name 'log.dat' does not tell it"),
         (str(written(tmp_path / "broken.parquet", "PAR1 no")), "is not a readable Parquet file"),
         (str(written(tmp_path / "empty.csv", "")), "is empty; there is nothing to prepare"),

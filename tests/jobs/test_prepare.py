@@ -121,6 +121,18 @@ def test_inspect_guesses_separator_encoding_times_and_event_types(tmp_path: Path
     assert "customer_id: no column is called like a customer; 'Kunde-ID' is a guess" in text
 
 
+def test_inspect_knows_the_column_names_of_the_readme(tmp_path: Path) -> None:
+    lines = [
+        "buyer,paid_at,order,sku,qty,price,title",
+        *(f"B{i},2024-01-{i:02},A{i},S1,2,9.5,Tea" for i in range(1, 9)),
+    ]
+    (tmp_path / "orders.csv").write_text("\n".join(lines))
+    text = draft(str(tmp_path / "orders.csv"))
+    columns = DatasetSpec.parse(text, "draft").events[0].columns
+    assert (columns.customer_id, columns.event_time, columns.unit_price) == (["buyer"], "paid_at", "price")
+    assert "is a guess" not in text
+
+
 def test_a_wrong_dataset_file_exits_with_2_one_message_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "shop.yaml").write_text("name: shop\ntimezone: UTC\nevnts: []\n")
     done = job("prepare", "--dataset", tmp_path / "shop.yaml", "--out", tmp_path / "out")
