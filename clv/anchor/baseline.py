@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clv.anchor.btyd import Anchor, Kind
+from clv.anchor import sentinel
+from clv.anchor.btyd import NBD, Anchor, Kind
 from clv.anchor.conversion import Conversion
 from clv.anchor.season import SeasonalIndex, log_error
 from clv.data.clock import Clock
@@ -61,6 +62,7 @@ class Baseline:
     past: pd.DataFrame  # ERROR_COLUMNS: what the anchors of past origins expected and what came
     orders_index: SeasonalIndex
     value_index: SeasonalIndex
+    warning: str | None = None  # what the sentinel says of a degenerate fit at the cutoff
 
     @classmethod
     def fit(
@@ -110,6 +112,7 @@ class Baseline:
             past=past_table,
             orders_index=_index(past_table, "orders", cutoff_day),
             value_index=_index(past_table, "value", cutoff_day),
+            warning=_warning(fits[max(fits)], buyers),
         )
 
     def curves(self, table: pd.DataFrame, horizons: Sequence[int] | None = None) -> Curves:
@@ -167,6 +170,7 @@ class Baseline:
             "past": past.to_dict(orient="list"),
             "orders_index": json.loads(self.orders_index.to_json()),
             "value_index": json.loads(self.value_index.to_json()),
+            "warning": self.warning,
         }
 
     @classmethod
@@ -179,6 +183,7 @@ class Baseline:
             past=pd.DataFrame(plain["past"], columns=list(ERROR_COLUMNS)).astype(np.float64).fillna(np.inf),
             orders_index=SeasonalIndex.from_json(json.dumps(plain["orders_index"])),
             value_index=SeasonalIndex.from_json(json.dumps(plain["value_index"])),
+            warning=plain["warning"],
         )
 
 
@@ -209,6 +214,14 @@ def _errors(
             row[f"error_{what}"] = log_error(expected[what], real)
         rows.append(row)
     return rows
+
+
+def _warning(anchor: Anchor, buyers: pd.DataFrame) -> str | None:
+    if isinstance(anchor.counts, NBD):
+        return None
+    history = tuple(buyers[name].to_numpy(np.float64) for name in ("frequency", "recency", "T"))
+    finding = sentinel.check(anchor.counts, NBD.fit(*history), float((history[0] > 0).sum()))
+    return finding.text if finding.degenerate else None
 
 
 def _index(past: pd.DataFrame, what: str, cutoff_day: int) -> SeasonalIndex:

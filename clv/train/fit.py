@@ -158,4 +158,6 @@ def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
             f"the log is too short ({log_days} days) to hold an origin out: no calibration, no early stopping; "
             "the model keeps half way to the anchor"
         )
+    if final.assembler.baseline.warning is not None:
+        notices.append(f"anchor: {final.assembler.baseline.warning}")
     return Phases(trial, final, primary, tuple(notices))

@@ -122,7 +122,7 @@ def test_the_total_is_the_anchors(fitted: tuple[Phases, Fitted], shop: Shop, tin
 def test_a_log_too_short_to_hold_an_origin_out_keeps_half_way_to_the_anchor(shop: Shop, tiny: TrainConfig) -> None:
     phases, run = fit(shop, shop.clock.parse("2023-03-20"), replace(tiny, samples_per_epoch=64))
     assert phases.trial is None
-    long, short = phases.notices
+    long, short, *_ = phases.notices
     assert long == "horizon 90 days: no past origin of the log has matured for it, so it follows the anchor"
     assert short.startswith("the log is too short (78 days) to hold an origin out: no calibration, no early stopping")
     assert run.adjustment.gate_purchase == run.adjustment.gate_value == (UNJUDGED_GATE,) * 2 == (0.5, 0.5)
