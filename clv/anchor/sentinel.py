@@ -54,7 +54,7 @@ def check(fitted: BGNBD | MBGNBD, plain: NBD, num_repeat_buyers: float) -> Findi
     if num_repeat_buyers < MIN_REPEAT_BUYERS:
         verdict = "too_few_repeat_buyers"
         text = (
-            f"{num_repeat_buyers:g} customer(s) bought again, fewer than {MIN_REPEAT_BUYERS}: the {name} parameters are "
+            f"{num_repeat_buyers:g} customers bought again, fewer than {MIN_REPEAT_BUYERS}: the {name} parameters are "
             "little more than their starting values; use a longer log or an earlier first origin"
         )
     elif p_value > MAX_P_VALUE:

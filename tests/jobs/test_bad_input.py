@@ -214,7 +214,7 @@ def test_one_customer_only_can_be_trained_on(tmp_path: Path) -> None:
     phases = fit.plan(training.read_shop(folder), Prepared.open(folder).origin(None), TrainConfig(num_origins=4))
     assert len(phases.final.days)
     assert len(phases.notices) == 1
-    assert "anchor: 1 customer(s) bought again, fewer than 50" in phases.notices[0]
+    assert "anchor: 1 customers bought again, fewer than 50" in phases.notices[0]
 
 
 def test_a_log_too_short_to_hold_an_origin_out_says_what_is_dropped(tmp_path: Path, rng: np.random.Generator) -> None:
