@@ -131,7 +131,7 @@ def serving(bundle: Path, store: Path, port: int) -> Iterator[str]:
         "CLV_STORE": str(store),
         "RAY_AUTH_MODE": "disabled",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_LOG_TO_STDERR": "1",
     }
     say(f"\n--- serve run serve_configs/local.yaml (port {port})")
     serve = Path(sys.executable).with_name("serve")

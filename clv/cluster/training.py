@@ -74,7 +74,7 @@ def train(
     """
     import ray
     import torch
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
 
@@ -91,7 +91,10 @@ def train(
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
         ),
         run_config=RunConfig(
-            name=name, storage_path=cluster.storage, failure_config=FailureConfig(max_failures=cluster.max_failures)
+            name=name,
+            storage_path=cluster.storage,
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
     try:
