@@ -1,0 +1,74 @@
+"""On shops whose truth is known: better than the anchor where the anchor is wrong, the anchor where it is right."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clv.data.clock import Clock
+from clv.data.histories import Histories, build
+from clv.data.synth import simulate
+from clv.evaluate.metrics import ngini
+from clv.models.features import Items
+from clv.models.infer import forecast
+from clv.predict import adjust
+from clv.train.config import TrainConfig
+from clv.train.fit import Shop, plan
+from clv.train.run import load_model, train
+
+pytestmark = pytest.mark.slow
+
+ORIGIN, HORIZON = "2024-09-01", 90
+# Regular buyers who leave for good: whoever is overdue has left, which an exponential rhythm is slow to see.
+REGULAR: dict[str, Any] = {
+    "regularity": 25,
+    "changes_per_year": 0.0,
+    "season": 0.0,
+    "dropout": (1.0, 4.0),
+    "spend": (50.0, 50.0, 30.0),
+    "spend_follows_rate": 0.0,
+    "rate": (1.0, 30.0),
+    "views_per_purchase": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    truth: np.ndarray
+    anchor: np.ndarray
+    model: np.ndarray
+
+    def error(self, value: np.ndarray) -> float:
+        return float(np.abs(value - self.truth).mean() / self.truth.mean())
+
+
+def fitted(**settings: Any) -> Outcome:
+    clock = Clock("UTC")
+    simulation = simulate(800, "2023-01-01", "2025-01-01", 1, **settings)
+    histories = Histories.from_table(build(simulation.events, clock))
+    shop = Shop(histories, clock, "gross", (30, HORIZON), Items.empty(), clock.parse("2025-01-01"))
+    config = replace(TrainConfig(), samples_per_epoch=6000, batch_size=64).with_engine(kind="torch")
+    phases = plan(shop, clock.parse(ORIGIN), config)
+    found = train(shop, phases, config)
+    assembler = phases.final.assembler
+    rows = assembler.at(histories, clock.parse(ORIGIN))
+    raw = forecast(load_model(phases.final, config, found.weights), rows.samples, assembler.money)
+    error = assembler.baseline.forecast_level(int(clock.day_of(np.array([clock.parse(ORIGIN)]))[0]))[2]
+    outlook = adjust(raw, rows.base, rows.table, error, found.adjustment)
+    known = rows.table["has_purchase"].to_numpy()
+    expected = simulation.truth.expected(ORIGIN, HORIZON).set_index("customer_id")["value"]
+    truth = expected.reindex(rows.table["customer_id"]).to_numpy()[known]
+    return Outcome(truth, rows.base.value[known, 1], outlook.forecast.value[known, 1])
+
+
+def test_where_the_anchor_is_wrong_the_model_is_nearer_to_the_truth() -> None:
+    found = fitted(**REGULAR)
+    assert ngini(found.truth, found.model) > ngini(found.truth, found.anchor) + 0.015
+    assert found.error(found.model) < 0.85 * found.error(found.anchor)
+
+
+def test_where_the_anchor_is_right_the_gate_keeps_it_there() -> None:
+    found = fitted(exact_btyd=True)
+    assert ngini(found.truth, found.model) > ngini(found.truth, found.anchor) - 0.005
+    assert found.error(found.model) < 1.05 * found.error(found.anchor)
