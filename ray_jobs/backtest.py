@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import tyro
-
-from clv.data.spec import SpecError
 from ray_jobs import record
+from ray_jobs.command import execute, say
 from ray_jobs.settings import TrainSettings
 
 
@@ -98,23 +95,8 @@ def ladder(found: dict[str, dict[str, dict[str, dict[str, object]]]]) -> list[st
     return lines
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    try:
-        run(options)
-    except SpecError as error:
-        sys.exit(_fail(error, 2))
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(_fail(error, 1))
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"backtest: {error}", file=sys.stderr)
-    return code
+    execute("backtest", Options, run, __doc__)
 
 
 if __name__ == "__main__":

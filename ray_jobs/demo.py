@@ -20,6 +20,8 @@ from typing import Any
 
 import tyro
 
+from ray_jobs.command import say
+
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = ROOT / "ray_jobs/datasets/complete_journey.yaml"
 EXPECTED_LINES, EXPECTED_CUSTOMERS = 1_469_307, 2_469
@@ -179,10 +181,6 @@ def ask(url: str, customers: list[str]) -> dict[str, Any]:
     if missing:
         raise RuntimeError(f"the service does not know customers {re.sub('[^0-9A-Za-z, ]', '', str(missing))}")
     return found
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from ray_jobs import record
+from ray_jobs.command import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +69,6 @@ def encode(options: Options, chunks: Iterable[Any], source: str, sha256: str) ->
         yield from embedding.encode_on_ray(
             chunks, source, sha256, workers=workers, threads=options.threads, gpus=options.gpus
         )
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import tyro
 
 from ray_jobs import record
+from ray_jobs.command import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,6 @@ def run(options: Options) -> None:
     added, replaced = after - before, read - (after - before)
     say(f"read {read:,} customers = {added:,} added + {replaced:,} replaced; {after:,} stored, data through {newest}")
     record.write(options.store, options, begun, read=read, added=added, replaced=replaced, stored=after)
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def main() -> None:

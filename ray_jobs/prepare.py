@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import tyro
-
 from clv.data.spec import DatasetSpec, SpecError
 from ray_jobs import record
+from ray_jobs.command import execute, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +69,8 @@ def run(options: Options) -> None:
     record.write(options.out, options, begun)
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    try:
-        run(options)
-    except SpecError as error:
-        sys.exit(_fail(error, 2))
-    except (ValueError, OSError) as error:
-        sys.exit(_fail(error, 1))
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"prepare: {error}", file=sys.stderr)
-    return code
+    execute("prepare", Options, run, __doc__, (ValueError, OSError))
 
 
 if __name__ == "__main__":

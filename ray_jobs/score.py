@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import tyro
-
-from clv.data.spec import SpecError
 from ray_jobs import record
+from ray_jobs.command import execute, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,23 +62,8 @@ def run(options: Options) -> None:
     say(f"wrote {written['rows']:,} rows to {options.out} in {written['seconds']:.0f} s")
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    try:
-        run(options)
-    except SpecError as error:
-        sys.exit(_fail(error, 2))
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(_fail(error, 1))
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"score: {error}", file=sys.stderr)
-    return code
+    execute("score", Options, run, __doc__)
 
 
 if __name__ == "__main__":

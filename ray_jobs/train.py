@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import tyro
-
-from clv.data.spec import SpecError
 from ray_jobs import record
+from ray_jobs.command import execute, say
 from ray_jobs.settings import TrainSettings
 
 
@@ -79,23 +76,8 @@ def run(options: Options) -> None:
     say(f"wrote bundle {version} to {options.out} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    try:
-        run(options)
-    except SpecError as error:
-        sys.exit(_fail(error, 2))
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(_fail(error, 1))
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"train: {error}", file=sys.stderr)
-    return code
+    execute("train", Options, run, __doc__)
 
 
 if __name__ == "__main__":
