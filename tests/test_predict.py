@@ -18,7 +18,7 @@ from clv.evaluate.leaks import scramble_future
 from clv.models.encoders import BackboneConfig
 from clv.models.features import Items
 from clv.models.model import ModelConfig
-from clv.predict import SCORES, Predictor
+from clv.predict import PORTFOLIO, SCORES, Predictor
 from clv.train.config import EngineConfig, TrainConfig
 from clv.train.export import to_bundle
 from clv.train.fit import Shop, plan
@@ -46,7 +46,11 @@ def config() -> TrainConfig:
 @pytest.fixture(scope="module")
 def table() -> pa.Table:
     simulation = synth.simulate(200, "2023-01-01", "2024-07-01", seed=3, timezone="Europe/London")
-    customers = pa.Table.from_pandas(simulation.customers.rename(columns={"channel": "attr_channel"}))
+    customers = simulation.customers.rename(columns={"channel": "attr_channel"})
+    rng = np.random.default_rng(4)
+    customers["attr_income"] = rng.lognormal(10, 1, len(customers))
+    customers["attr_income@known_at"] = CUT + rng.integers(-200, 100, len(customers)) * float(DAY_US)
+    customers = pa.Table.from_pandas(customers)
     return histories.build(simulation.events, CLOCK, customers)
 
 
@@ -178,8 +182,62 @@ def test_the_order_of_customers_does_not_matter(predictor: Predictor, table: pa.
 def test_scores_do_not_see_what_comes_after_the_origin(predictor: Predictor, table: pa.Table) -> None:
     origin = CUT + 30 * DAY_US
     scrambled = scramble_future(table, origin, seed=1)
+    assert table["attr_income"] != scrambled["attr_income"]
     assert predictor.predict(table, origin).equals(predictor.predict(scrambled, origin))
     assert not predictor.predict(table, CUT + 80 * DAY_US).equals(predictor.predict(scrambled, CUT + 80 * DAY_US))
+
+
+def test_a_portfolio_is_of_the_contract_and_its_mean_the_sum_of_the_scores(
+    predictor: Predictor, table: pa.Table
+) -> None:
+    found = predictor.portfolio(table, predictor.cut, (7, 30, 90, 365))
+    assert found.schema.equals(PORTFOLIO)
+    assert found["horizon_days"].to_pylist() == [7, 30, 90, 365]
+    assert set(found["customers"].to_pylist()) == {len(table)}
+    scores = predictor.predict(table, predictor.cut, (7, 30, 90, 365)).to_pandas()
+    sums_of = scores.groupby("horizon_days")["value_mean"].sum().to_numpy()
+    np.testing.assert_allclose(found["value_mean"].to_numpy(), sums_of)
+    low, middle, high = (found[name].to_numpy() for name in ("value_p10", "value_median", "value_p90"))
+    assert (low < middle).all()
+    assert (middle < high).all()
+    for values in (low, middle, high, found["value_mean"].to_numpy()):
+        assert (np.diff(values) > 0).all()
+    assert predictor.portfolio(table, predictor.cut).equals(predictor.portfolio(table, predictor.cut))
+
+
+def test_a_portfolio_is_surer_than_its_customers_but_never_surer_than_its_level(
+    bundle: Bundle, table: pa.Table
+) -> None:
+    def width(level_stretch: float) -> float:
+        plain = [c | {"level_stretch": level_stretch} for c in bundle.calibration["calibration"]]
+        other = replace(bundle, calibration=bundle.calibration | {"calibration": plain})
+        low, _, high = (Predictor(other).portfolio(table, CUT, (90,))[n][0].as_py() for n in names)
+        return high - low
+
+    names = ("value_p10", "value_median", "value_p90")
+    scores = Predictor(bundle).predict(table, CUT, (90,)).to_pandas()
+    assert width(0.0) < 0.3 * (scores["value_p90"] - scores["value_p10"]).sum()
+    day = int(CLOCK.day_of(np.array([CUT]))[0])
+    error = Predictor(bundle)._assembler.baseline.forecast_level(day, (90,))[2][0]
+    assert error > 0.03
+    assert width(2.0) > 2 * 1.28 * 2.0 * error * scores["value_mean"].sum() * 0.95
+    assert width(0.0) < width(1.0) < width(2.0)
+
+
+def test_a_portfolio_of_one_customer_has_his_band(predictor: Predictor, table: pa.Table) -> None:
+    scores = predictor.predict(table, predictor.cut, (90,)).to_pandas().nlargest(5, "value_mean")
+    for row in scores.itertuples():
+        one = table.slice(table["customer_id"].to_pylist().index(row.customer_id), 1)
+        found = predictor.portfolio(one, predictor.cut, (90,)).to_pylist()[0]
+        for name in ("value_p10", "value_median", "value_p90", "value_mean"):
+            assert found[name] == pytest.approx(getattr(row, name), rel=0.05, abs=0.5), name
+
+
+def test_a_portfolio_of_nobody_is_worth_nothing(predictor: Predictor, table: pa.Table) -> None:
+    rows = predictor.portfolio(table.slice(0, 0), predictor.cut, (30,)).to_pylist()
+    assert rows == [dict(zip(PORTFOLIO.names, [30, 0, 0, 0, 0, 0], strict=True))]
+    with pytest.raises(ValueError, match="lies before the bundle's cut"):
+        predictor.portfolio(table, CUT - 1)
 
 
 def test_the_embedding_has_one_vector_per_known_customer(predictor: Predictor, table: pa.Table) -> None:

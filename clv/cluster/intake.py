@@ -24,11 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import clv
-from clv.data import histories, intake, items, quality, quality_page, shuffle, sources
+from clv.data import attributes, histories, intake, items, quality, quality_page, shuffle, sources
 from clv.data.books import Books
 from clv.data.check import check_share, check_sources
 from clv.data.events import EVENTS, type_code
-from clv.data.histories import ATTRIBUTE_PREFIX
 from clv.data.sources import Unit
 from clv.data.spec import DatasetSpec, SpecError
 
@@ -188,12 +187,11 @@ def build_partition(spec: DatasetSpec, paths: list[str], work: Path, number: int
         shuffle.gather(work / "events", number, _carried_schema(spec)), spec, paths
     )
     tables, side = [rejects], {"events": books.to_json()}
-    attributes, more, customer_books = _attributes(spec, work, number)
+    given, more, customer_books = _attributes(spec, work, number)
     tables += more
     part: dict[str, Any] = {"partition": number, "customers": 0}
     if len(events):
-        table = histories.build(events, spec.clock, attributes)
-        table = _filled_attributes(spec, table)
+        table = attributes.filled(spec, histories.build(events, spec.clock, given))
         lines = quality.measure(table)
         if lines["lines"] != len(events):
             raise RuntimeError(f"partition {number}: {len(events)} events became {lines['lines']} lines of histories")
@@ -201,12 +199,10 @@ def build_partition(spec: DatasetSpec, paths: list[str], work: Path, number: int
         shuffle.write_parquet(table, path)
         part |= {"file": f"shards/{path.name}", "customers": len(table), "sha256": file_sha256(path), "stats": lines}
         part["types"] = sorted(set(events["event_type"].unique().to_pylist()))
-        if attributes is not None:
-            without = len(attributes) - int(
-                np.isin(attributes["customer_id"].to_numpy(), table["customer_id"].to_numpy()).sum()
-            )
+        if given is not None:
+            without = len(given) - int(np.isin(given["customer_id"].to_numpy(), table["customer_id"].to_numpy()).sum())
             customer_books.notices["customers of the customer table without an event"] += without
-    if attributes is not None:
+    if given is not None:
         side["customers"] = customer_books.to_json()
     seen = shuffle.gather(work / "items", number, items.SEEN)
     if spec.items:
@@ -232,29 +228,12 @@ def _attributes(spec: DatasetSpec, work: Path, number: int) -> tuple[pa.Table | 
     rejects: list[pa.Table] = []
     books = Books()
     for position, source in enumerate(spec.customers):
-        kinds = {
-            name: pa.float64() if rule.kind == "numeric" else pa.string() for name, rule in source.attributes.items()
-        }
-        fields = [("customer_id", pa.string()), *((ATTRIBUTE_PREFIX + name, kind) for name, kind in kinds.items())]
-        rows = shuffle.gather(work / f"customers-{position}", number, pa.schema(fields))
+        rows = shuffle.gather(work / f"customers-{position}", number, attributes.schema(source))
         kept, rejected, more = items.first_of(rows, "customer_id", "customers")
         books.add(more)
         rejects.append(rejected)
         joined = kept if joined is None else joined.join(kept, "customer_id", join_type="full outer", use_threads=False)
     return joined, rejects, books
-
-
-def _filled_attributes(spec: DatasetSpec, table: pa.Table) -> pa.Table:
-    for source in spec.customers:
-        for name, rule in source.attributes.items():
-            if rule.fill is None:
-                continue
-            column = table[ATTRIBUTE_PREFIX + name]
-            fill = pa.scalar(float(rule.fill) if rule.kind == "numeric" else str(rule.fill), column.type)
-            where = table.column_names.index(ATTRIBUTE_PREFIX + name)
-            table = table.set_column(where, ATTRIBUTE_PREFIX + name, column.fill_null(fill))
-            table = table.append_column(f"{ATTRIBUTE_PREFIX}{name}_filled", column.is_null().cast(pa.float64()))
-    return table
 
 
 def _finish(

@@ -76,7 +76,7 @@ def check(spec: DatasetSpec, place: str, say: Callable[[str], None], num_rows: i
                     taken = items.take(block, spec.items[number], unit.path)
                     listed += [taken.events] if priced else []
                 else:
-                    taken = items.take_customers(block, spec.customers[number], unit.path)
+                    taken = items.take_customers(block, spec.customers[number], spec, unit.path)
                 total.setdefault(f"{table}[{number}]", Books()).add(taken.books)
                 if left <= 0:
                     break

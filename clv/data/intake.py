@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from clv.data import clean, parse
 from clv.data.books import Books, Verdict, malformed_rejects
 from clv.data.events import EVENTS, US, stable_hash
+from clv.data.explain import did_you_mean
 from clv.data.sources import Block
-from clv.data.spec import DatasetSpec, EventSource, EventType, SpecError, did_you_mean
+from clv.data.spec import DatasetSpec, EventSource, EventType, SpecError
 
 # Columns that travel with the events until their customer is whole, and then are gone.
 EXTRAS = pa.schema(
@@ -139,7 +140,7 @@ def check_columns(source: EventSource, types: dict[str, pa.DataType], key: str, 
                     f"{place}: {where}: column {name!r} of {path} is {kind}, not a number; name another one"
                 )
             if ours in ("event_time", "known_at"):
-                _check_time(kind, source.time_format, f"{place}: {where}", name, path)
+                check_time(kind, source.time_format, f"{place}: {where}", name, path)
             if pa.types.is_nested(kind) or pa.types.is_binary(kind):
                 raise SpecError(f"{place}: {where}: column {name!r} of {path} is {kind}; a plain column is needed")
 
@@ -150,7 +151,8 @@ def check_column(name: str, types: dict[str, pa.DataType], where: str, place: st
         raise SpecError(f"{place}: {where}: {path} has no column {name!r}{did_you_mean(name, list(types))}")
 
 
-def _check_time(kind: pa.DataType, form: str, where: str, name: str, path: str) -> None:
+def check_time(kind: pa.DataType, form: str, where: str, name: str, path: str) -> None:
+    """SpecError if a column of that type cannot be read as times in that form."""
     stamped = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)

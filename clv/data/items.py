@@ -10,14 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from clv.data import parse
+from clv.data import attributes, parse
 from clv.data.books import REJECTS, Books, Verdict, malformed_rejects
 from clv.data.clean import Prices
 from clv.data.events import stable_hash
-from clv.data.histories import ATTRIBUTE_PREFIX
-from clv.data.intake import CATEGORY_SEPARATOR, Taken, check_column, joined_ids, joined_text
+from clv.data.intake import CATEGORY_SEPARATOR, Taken, check_column, check_time, joined_ids, joined_text
 from clv.data.sources import Block
-from clv.data.spec import CustomerSource, EventSource, ItemSource, SpecError
+from clv.data.spec import CustomerSource, DatasetSpec, EventSource, ItemSource, SpecError
 
 ITEMS = pa.schema(
     [
@@ -68,33 +67,29 @@ def take(block: Block, source: ItemSource, path: str) -> Taken:
         ],
         schema=SEEN,
     )
-    return _split(table, block, verdict, "items", path)
+    return _split(table, block, verdict, Books(), "items", path)
 
 
-def take_customers(block: Block, source: CustomerSource, path: str) -> Taken:
+def take_customers(block: Block, source: CustomerSource, spec: DatasetSpec, path: str) -> Taken:
     """Rows (customer_id, attr_*) of a block of a customer table; rows without an id are rejected."""
     rows = block.rows
-    verdict = Verdict(len(rows))
+    verdict, books = Verdict(len(rows)), Books()
     ids = joined_ids(rows, source.columns.customer_id, True)
     verdict.reject(np.asarray(pc.is_null(ids).to_numpy(zero_copy_only=False)), "customer_id is missing")
-    columns: dict[str, Any] = {"customer_id": ids}
-    for name, attribute in source.attributes.items():
-        if attribute.kind == "numeric":
-            values, unreadable = parse.numbers(rows[attribute.column], source.decimal)
-            verdict.reject(unreadable | np.isinf(values), f"{name} is not a finite number")
-            columns[ATTRIBUTE_PREFIX + name] = pa.array(values, from_pandas=True)
-        else:
-            columns[ATTRIBUTE_PREFIX + name] = parse.strings(rows[attribute.column], True)
-    return _split(pa.table(columns), block, verdict, "customers", path)
+    table = pa.table(
+        {"customer_id": ids} | attributes.values(rows, source, spec.timezone, verdict, books),
+        schema=attributes.schema(source),
+    )
+    return _split(table, block, verdict, books, "customers", path)
 
 
-def _split(table: pa.Table, block: Block, verdict: Verdict, name: str, path: str) -> Taken:
+def _split(table: pa.Table, block: Block, verdict: Verdict, books: Books, name: str, path: str) -> Taken:
     count = len(block.rows)
     number = None if block.row is None else pa.array(np.arange(block.row, block.row + count))
     rejects = pa.concat_tables(
         [verdict.rejects(block.rows, name, "read", path, number), malformed_rejects(block.malformed, name, path)]
     )
-    books = Books(read=count + len(block.malformed), rejected=verdict.counts())
+    books.read, books.rejected = count + len(block.malformed), verdict.counts()
     if block.malformed:
         books.rejected["malformed row"] += len(block.malformed)
     accepted = table.filter(pa.array(verdict.accepted))
@@ -110,6 +105,12 @@ def check_side_table(
     wanted = {f"{key}.columns.{ours}": theirs for ours, theirs in source.columns.model_dump(exclude_none=True).items()}
     if isinstance(source, CustomerSource):
         wanted |= {f"{key}.attributes.{name}.column": rule.column for name, rule in source.attributes.items()}
+        dated = {name: rule.known_at for name, rule in source.attributes.items() if rule.known_at is not None}
+        wanted |= {f"{key}.attributes.{name}.known_at": column for name, column in dated.items()}
+        for name, column in dated.items():
+            where = f"{key}.attributes.{name}.known_at"
+            check_column(column, types, where, place, path)
+            check_time(types[column], source.time_format, f"{place}: {where}", column, path)
     for where, theirs in wanted.items():
         for name in theirs if isinstance(theirs, list) else [theirs]:
             check_column(name, types, where, place, path)

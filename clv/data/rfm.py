@@ -42,8 +42,7 @@ def frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
     columns |= past.baskets()
     angle = 2 * np.pi * (cut.origin_day % 365.2425) / 365.2425
     columns |= {"f_doy_sin": np.sin(angle), "f_doy_cos": np.cos(angle)}
-    for name, values in cut.histories.attributes.items():
-        columns[ATTRIBUTE_PREFIX + name] = values[cut.customer]
+    columns |= {ATTRIBUTE_PREFIX + name: values for name, values in cut.attributes().items()}
     return pd.DataFrame(columns)
 
 

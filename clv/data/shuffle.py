@@ -54,7 +54,7 @@ def split(unit: Unit, spec: DatasetSpec, place: str, work: Path, num_partitions:
             taken = items.take(block, source, unit.path)
             writers["items"].add(taken.events, stable_hash(taken.events["item_id"]))
         else:
-            taken = items.take_customers(block, source, unit.path)
+            taken = items.take_customers(block, source, spec, unit.path)
             customers.add(taken.events, stable_hash(taken.events["customer_id"]))
         books.add(taken.books)
         rejects.append(taken.rejects)

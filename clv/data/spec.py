@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
-from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from clv.data.clock import Clock
+from clv.data.explain import Loader, explain
 
 
 class SpecError(ValueError):
@@ -34,6 +41,16 @@ def _listed(value: object) -> object:
 
 Text = Annotated[str, BeforeValidator(_text)]
 Names = Annotated[list[Text], BeforeValidator(_listed), Field(min_length=1)]
+
+
+def _time_format(value: str) -> str:
+    if value not in ("iso", "unix_s", "unix_ms") and "%" not in value:
+        raise ValueError(f"{value!r} is none of iso, unix_s, unix_ms, nor a pattern such as %d/%m/%Y %H:%M")
+    return value
+
+
+# iso, unix_s, unix_ms or a strptime pattern.
+TimeFormat = Annotated[str, AfterValidator(_time_format)]
 
 
 class _Model(BaseModel):
@@ -102,15 +119,8 @@ class EventColumns(_Model):
 
 class EventSource(Source):
     columns: EventColumns
-    time_format: str = Field("iso", description="iso, unix_s, unix_ms or a strptime pattern")
+    time_format: TimeFormat = "iso"
     event_type: Text | EventType = "purchase"
-
-    @field_validator("time_format")
-    @classmethod
-    def _known_format(cls, value: str) -> str:
-        if value not in ("iso", "unix_s", "unix_ms") and "%" not in value:
-            raise ValueError(f"{value!r} is none of iso, unix_s, unix_ms, nor a pattern such as %d/%m/%Y %H:%M")
-        return value
 
 
 class ItemColumns(_Model):
@@ -126,11 +136,12 @@ class ItemSource(Source):
 
 
 class Attribute(_Model):
-    """A static attribute: what was known of a customer from `known_at` on, or at any time when declared constant."""
+    """A static attribute: known of a customer from the time in `known_at` on, or at any time when declared constant."""
 
     column: Text
     kind: Literal["categorical", "numeric"] = "categorical"
     constant: bool = False
+    known_at: Text | None = Field(None, description="column with the time from which the value was known")
     fill: str | float | None = Field(None, description="value for missing ones; they are flagged in attr_<name>_filled")
 
 
@@ -140,6 +151,7 @@ class CustomerColumns(_Model):
 
 class CustomerSource(Source):
     columns: CustomerColumns
+    time_format: TimeFormat = "iso"
     attributes: dict[str, Attribute] = Field(min_length=1)
 
     @field_validator("attributes")
@@ -148,10 +160,10 @@ class CustomerSource(Source):
         for name, attribute in value.items():
             if not name.isidentifier():
                 raise ValueError(f"attribute {name!r}: use letters, digits and _")
-            if not attribute.constant:
+            if attribute.constant == (attribute.known_at is not None):
                 raise ValueError(
-                    f"attribute {name!r} may have changed: say `constant: true` if it never does"
-                    " (attributes that change over time belong to events)"
+                    f"attribute {name!r} may have changed: say either `constant: true` if it never does, or known_at:"
+                    " the column with the time from which it was known (what changes again and again belongs to events)"
                 )
         return value
 
@@ -266,7 +278,7 @@ class DatasetSpec(_Model):
     def parse(cls, content: str, place: str) -> DatasetSpec:
         """Spec from YAML text; `place` is the name used in errors."""
         try:
-            raw = yaml.load(content, _Loader)
+            raw = yaml.load(content, Loader)
         except yaml.YAMLError as error:
             raise SpecError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(raw, dict):
@@ -274,7 +286,7 @@ class DatasetSpec(_Model):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            raise SpecError(_explain(error, place)) from error
+            raise SpecError(explain(error, place, cls)) from error
 
     def to_yaml(self) -> str:
         """The resolved spec, defaults included. ${VAR} stays as written, so no secret of the environment gets out."""
@@ -283,67 +295,3 @@ class DatasetSpec(_Model):
     def sha256(self) -> str:
         """Hash of the resolved spec, independent of key order and comments."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """ " (did you mean X?)" when a known word is close, otherwise the list of known ones, otherwise nothing."""
-    near = difflib.get_close_matches(word, known, 1, 0.6)
-    if not near:
-        lower = {name.lower(): name for name in known}
-        near = [lower[hit] for hit in difflib.get_close_matches(word.lower(), list(lower), 1, 0.6)]
-    if near:
-        return f" (did you mean {near[0]!r}?)"
-    return f" (known: {', '.join(map(str, known))})" if known else ""
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, which YAML would answer with the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# Names that pydantic puts into a location for the branch of a union it tried.
-_BRANCH = re.compile(r"^(function-|EventType$|constrained-|str$|float$)")
-_REMEDY = {"missing": "add it", "extra_forbidden": "remove it or correct its name"}
-
-
-def _explain(error: ValidationError, place: str) -> str:
-    lines = []
-    for item in error.errors(include_url=False):
-        path = [part for part in item["loc"] if isinstance(part, int) or not _BRANCH.match(part)]
-        if item["type"] == "string_type" and isinstance(item["input"], dict) and len(path) < len(item["loc"]):
-            continue  # the other branch of a union says what is wrong
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "the file"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = f"unknown key{did_you_mean(str(path[-1]), _known_keys(path[:-1]))}"
-        elif item["type"] in _REMEDY:
-            message = f"is missing: {_REMEDY[item['type']]}"
-        elif item["type"] not in ("value_error", "model_type"):
-            message = f"{message}, not {item['input']!r}"
-        lines.append(f"{place}: {key}: {message}")
-    return "\n".join(dict.fromkeys(lines))
-
-
-def _known_keys(path: Sequence[int | str]) -> list[str]:
-    model: Any = DatasetSpec
-    for part in path:
-        if isinstance(part, int) or model is None:
-            continue
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        model = _model_in(field.annotation) if field is not None else None
-    return list(model.model_fields) if model is not None else []
-
-
-def _model_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = [_model_in(part) for part in getattr(annotation, "__args__", ())]
-    return next((model for model in inner if model is not None), None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clv.data.attributes import as_known
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import PURCHASE, RETURN
 from clv.data.histories import Histories, ranges
@@ -50,6 +51,10 @@ class Cut:
     def worth(self) -> NDArray[np.float64]:
         """What each token of the histories counts as value, in shop currency (see `worth`)."""
         return worth(self.histories, self.value)
+
+    def attributes(self) -> dict[str, NDArray[Any]]:
+        """Static attributes of each row's customer that were known before the row's origin, by name."""
+        return as_known(self.histories.attributes, self.customer, self.origin)
 
     def newest(self, num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(offsets, places in `index`) of the newest `num_tokens` tokens of each row's past."""

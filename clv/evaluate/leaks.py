@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from clv.data.attributes import KNOWN_AT
+
 DAY_US = 86_400_000_000
 # Columns of events that must stay together to make sense, and are drawn together; all others are drawn one by one.
 TOGETHER = ({"time", "known_at", "day"}, {"event_time", "known_at"})
@@ -23,13 +25,15 @@ def scramble_future(table: pa.Table, origin_us: int, seed: int = 0) -> pa.Table:
 
     Visible: event time < origin and known_at < origin (us UTC). The number of future events of a customer, their times
     (never before the origin), amounts, quantities, items, types and texts are drawn anew, each field on its own, from
-    what the future of the table holds; amounts are also scaled. What was visible keeps its place. A pipeline that is
-    honest about time gives bit-identical features and scores for both tables.
+    what the future of the table holds; amounts are also scaled. Attributes not known before the origin change hands
+    among their customers and become known at other times after it. What was visible keeps its place. A pipeline that
+    is honest about time gives bit-identical features and scores for both tables.
     """
     if "event_time" in table.column_names:
         return _scramble_events(table, origin_us, np.random.default_rng(seed))
     if "time" in table.column_names:
-        return _scramble_histories(table, origin_us, np.random.default_rng(seed))
+        table = _scramble_histories(table, origin_us, np.random.default_rng(seed))
+        return _scramble_attributes(table, origin_us, np.random.default_rng([seed, 1]))
     raise ValueError(f"neither an event table (event_time) nor histories (time): columns {table.column_names}")
 
 
@@ -114,6 +118,22 @@ def _scramble_histories(table: pa.Table, origin_us: int, rng: np.random.Generato
             stamps = np.where(some, when[np.clip(at, 0, len(when) - 1)], 0)
             columns[name] = pa.array(stamps).cast(table.schema.field(name).type)
     return pa.table(columns, schema=table.schema).filter(pa.array(some))
+
+
+def _scramble_attributes(table: pa.Table, origin_us: int, rng: np.random.Generator) -> pa.Table:
+    """Attributes that became known at or after the origin, each shuffled among the customers it is hidden for."""
+    for dated in [name for name in table.column_names if name.endswith(KNOWN_AT)]:
+        known = table[dated].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        hidden = np.flatnonzero(~(known < origin_us))
+        rows = np.arange(len(table))
+        rows[hidden] = rng.permutation(hidden)
+        name = dated.removesuffix(KNOWN_AT)
+        column = table[name].combine_chunks().take(pa.array(rows))
+        table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
+        known = known.copy()
+        known[hidden] = origin_us + rng.integers(0, 365 * DAY_US, len(hidden))
+        table = table.set_column(table.column_names.index(dated), table.schema.field(dated), pa.array(known))
+    return table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clv.cluster.intake import choose_partitions, file_sha256, prepare, run_here, run_on_ray
-from clv.data import histories, shuffle, sources
+from clv.data import histories, shuffle, sources, windows
 from clv.data.check import TooManyRejectsError, check
 from clv.data.histories import Histories, concat
 from clv.data.spec import DatasetSpec, SpecError
@@ -168,6 +168,37 @@ def test_attributes_join_and_missing_ones_are_filled_and_flagged(tmp_path: Path,
         "customer_id stands in the table before": 1,
     }
     assert manifest["books"]["customers"]["notices"] == {"customers of the customer table without an event": 1}
+
+
+def test_attributes_with_a_date_travel_with_it_and_show_from_then_on(tmp_path: Path, rng: np.random.Generator) -> None:
+    write_shop(tmp_path, rng)
+    (tmp_path / "people.csv").write_text(
+        "id,city,moved,size\nc1,Ulm,2021-03-01,1\nc2,Bonn,,2\nc3,Kiel,soon,3\nc4,Jena,2199-01-01,4\nc5,,,5\n"
+    )
+    text = SPEC.format(folder=tmp_path)
+    text = text[: text.index("customers:")] + (
+        f"customers:\n  path: {tmp_path}/people.csv\n  columns: {{customer_id: id}}\n  attributes:\n"
+        "    city: {column: city, known_at: moved, fill: unknown}\n"
+        "    size: {column: size, constant: true, kind: numeric}\n"
+    ) + text[text.index("cleaning:") :]  # fmt: skip
+    spec = DatasetSpec.parse(text, "shop.yaml")
+    manifest = prepared(spec, tmp_path / "out", partitions=2)
+    books = manifest["books"]["customers"]
+    assert books["rejected"] == {"known_at of city is unreadable or outside 1970 to 2099": 2}
+    assert books["notices"]["values of city without a known_at, never used"] == 1
+    h = Histories.from_table(read_shards(tmp_path / "out"))
+
+    def at(day: str) -> dict[str, tuple[str, float, float]]:
+        found = windows.cut(h, [spec.clock.parse(day)], [30], spec.clock)
+        known = found.attributes()
+        ids = h.customer_id.take(pa.array(found.customer)).to_pylist()
+        return dict(zip(ids, zip(known["city"], known["city_filled"], known["size"], strict=True), strict=True))
+
+    assert at("2021-03-01")["c1"] == ("unknown", 1.0, 1.0)
+    assert at("2021-03-02")["c1"] == ("Ulm", 0.0, 1.0)
+    assert at("2021-03-02")["c2"][:2] == at("2021-03-02")["c5"][:2] == ("unknown", 1.0)
+    with pytest.raises(SpecError, match=r"customers\[0\]\.attributes\.city\.known_at: .* has no column 'movd'"):
+        prepared(DatasetSpec.parse(text.replace("known_at: moved", "known_at: movd"), "s"), tmp_path / "none")
 
 
 def test_items_come_from_the_events_with_their_most_frequent_text(tmp_path: Path, rng: np.random.Generator) -> None:

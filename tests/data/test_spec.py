@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from clv.data.spec import DatasetSpec, SpecError, did_you_mean
+from clv.data.explain import did_you_mean
+from clv.data.spec import DatasetSpec, SpecError
 
 SPECS = sorted((Path(__file__).parents[2] / "ray_jobs" / "datasets").glob("*.yaml"))
 MINIMAL = """
@@ -101,6 +102,12 @@ def test_an_attribute_must_say_that_it_never_changes() -> None:
     customers = "customers: {path: c.csv, columns: {customer_id: id}, attributes: {city: {column: city}}}\n"
     with pytest.raises(SpecError, match="attribute 'city' may have changed"):
         DatasetSpec.parse(MINIMAL + customers, "shop.yaml")
+    DatasetSpec.parse(MINIMAL + customers.replace("column: city", "column: city, known_at: moved"), "shop.yaml")
+    both = customers.replace("column: city", "column: city, known_at: moved, constant: true")
+    with pytest.raises(SpecError, match="attribute 'city' may have changed: say either"):
+        DatasetSpec.parse(MINIMAL + both, "shop.yaml")
+    with pytest.raises(SpecError, match="'moved' is none of iso"):
+        DatasetSpec.parse(MINIMAL + customers.replace("columns:", "time_format: moved, columns:"), "shop.yaml")
 
 
 def test_a_file_that_is_no_mapping_or_absent_is_refused(tmp_path: Path) -> None:

@@ -35,7 +35,11 @@ def events(n: int = 600, late: bool = True) -> pa.Table:
 
 
 def features(table: pa.Table) -> "rfm.pd.DataFrame":
-    cut = windows.cut(histories.Histories.from_table(table), [ORIGIN], [30], CLOCK)
+    return features_at(table, ORIGIN)
+
+
+def features_at(table: pa.Table, origin: int) -> "rfm.pd.DataFrame":
+    cut = windows.cut(histories.Histories.from_table(table), [origin], [30], CLOCK)
     frame = rfm.frame(cut, (30,))
     return frame.sort_values("customer_id").reset_index(drop=True)
 
@@ -75,6 +79,34 @@ def test_features_of_scrambled_histories_are_bit_identical() -> None:
     assert amounts[0] != amounts[1]
     first = pc.list_element(after["time"], 0).cast(pa.int64())
     assert first.equals(after["first_time"].cast(pa.int64()))
+
+
+def dated_attributes() -> pa.Table:
+    rng, ids = np.random.default_rng(2), [f"c{i}" for i in range(40)]
+    known = ORIGIN + rng.integers(-50, 50, 40) * float(DAY)
+    known[0] = ORIGIN  # known at the origin is not known before it
+    columns = {"attr_income": rng.normal(40, 9, 40), "attr_town": rng.choice(["Leeds", "York", "Bath"], 40)}
+    dated = {f"{name}@known_at": known for name in columns}
+    return pa.table({"customer_id": ids, **columns, **dated, "attr_town@fill": ["nowhere"] * 40})
+
+
+def test_attributes_that_become_known_later_are_scrambled_and_do_not_show() -> None:
+    before = histories.build(events(), CLOCK, dated_attributes())
+    after = leaks.scramble_future(before, ORIGIN, seed=1)
+    assert after.schema == before.schema
+    first, second = features(before), features(after)
+    assert first.equals(second)
+    income = dict(zip(before["customer_id"].to_pylist(), before["attr_income"].to_pylist(), strict=True))
+    known = dict(zip(before["customer_id"].to_pylist(), before["attr_income@known_at"].to_pylist(), strict=True))
+    for who, seen, town, filled in zip(
+        *(first[c] for c in ("customer_id", "attr_income", "attr_town", "attr_town_filled")), strict=True
+    ):
+        hidden = known[who] >= ORIGIN
+        assert np.isnan(seen) if hidden else seen == income[who]
+        assert (town == "nowhere", filled) == (hidden, float(hidden))
+    assert before["attr_income"] != after["attr_income"]
+    later = [features_at(t, ORIGIN + 400 * DAY)["attr_income"].to_list() for t in (before, after)]
+    assert later[0] != later[1]
 
 
 def test_scrambling_histories_catches_a_pipeline_that_looks_ahead() -> None:

@@ -1,0 +1,98 @@
+"""Static attributes of customers, and since when each was known: before that a customer has none.
+
+Histories carry `attr_<name>`; where the spec names a `known_at` also `attr_<name>@known_at` (us UTC) and, with a
+`fill`, `attr_<name>@fill`. `as_known` turns these into what was known at an origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clv.data import parse
+from clv.data.books import Books, Verdict
+from clv.data.histories import ATTRIBUTE_PREFIX
+from clv.data.spec import Attribute, CustomerSource, DatasetSpec
+
+# No name of an attribute holds a "@". A float holds microseconds exactly until 2255, and stores know text and floats.
+KNOWN_AT, FILL, FILLED = "@known_at", "@fill", "_filled"
+
+
+def schema(source: CustomerSource) -> pa.Schema:
+    """Columns that `values` gives for a customer table."""
+    fields = [("customer_id", pa.string())]
+    for name, rule in source.attributes.items():
+        fields.append((ATTRIBUTE_PREFIX + name, _kind(rule)))
+        if rule.known_at is not None:
+            fields.append((ATTRIBUTE_PREFIX + name + KNOWN_AT, pa.float64()))
+    return pa.schema(fields)
+
+
+def values(rows: pa.Table, source: CustomerSource, timezone: str, verdict: Verdict, books: Books) -> dict[str, Any]:
+    """attr_* columns of a block of a customer table; a value without a time from which it was known is left out."""
+    columns: dict[str, Any] = {}
+    for name, rule in source.attributes.items():
+        if rule.kind == "numeric":
+            numbers, unreadable = parse.numbers(rows[rule.column], source.decimal)
+            verdict.reject(unreadable | np.isinf(numbers), f"{name} is not a finite number")
+            given = pa.array(numbers, from_pandas=True)
+        else:
+            given = parse.strings(rows[rule.column], True)
+        columns[ATTRIBUTE_PREFIX + name] = given
+        if rule.known_at is not None:
+            time, missing, bad, _ = parse.times(rows[rule.known_at], source.time_format, timezone)
+            verdict.reject(bad, f"known_at of {name} is unreadable or outside 1970 to 2099")
+            columns[ATTRIBUTE_PREFIX + name + KNOWN_AT] = pa.array(np.where(missing, np.nan, time), from_pandas=True)
+            undated = missing & given.is_valid().to_numpy(zero_copy_only=False) & verdict.accepted
+            if undated.any():
+                books.notices[f"values of {name} without a known_at, never used"] += int(undated.sum())
+    return columns
+
+
+def filled(spec: DatasetSpec, table: pa.Table) -> pa.Table:
+    """Histories whose missing attributes have their fill and flag; those with a known_at get theirs in `as_known`."""
+    for source in spec.customers:
+        for name, rule in source.attributes.items():
+            column = ATTRIBUTE_PREFIX + name
+            if rule.fill is None or column not in table.column_names:
+                continue
+            fill = pa.scalar(float(rule.fill) if rule.kind == "numeric" else str(rule.fill), _kind(rule))
+            if rule.known_at is not None:
+                table = table.append_column(column + FILL, pa.repeat(fill, len(table)))
+                continue
+            missing = table[column].is_null().cast(pa.float64())
+            table = table.set_column(table.column_names.index(column), column, table[column].fill_null(fill))
+            table = table.append_column(column + FILLED, missing)
+    return table
+
+
+def as_known(
+    attributes: Mapping[str, NDArray[Any]], customer: NDArray[np.int64], origin: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """Attributes of each row's customer as they were known before its origin (us UTC); what was not is missing."""
+    out: dict[str, NDArray[Any]] = {}
+    for name, all_values in attributes.items():
+        if "@" in name:
+            continue
+        out[name] = all_values[customer]
+        if name + KNOWN_AT not in attributes:
+            continue
+        # Not a number compares as false: a value without a time was never known.
+        known = np.asarray(attributes[name + KNOWN_AT], np.float64)[customer] < origin
+        nothing: Any = np.nan if all_values.dtype.kind == "f" else None
+        out[name] = np.where(known, out[name], nothing)
+        if name + FILL in attributes:
+            fill = attributes[name + FILL][customer]
+            missing = np.asarray(pd.isna(out[name]))
+            out[name] = np.where(missing, fill, out[name])
+            out[name + FILLED] = missing.astype(np.float64)
+    return out
+
+
+def _kind(rule: Attribute) -> pa.DataType:
+    return pa.float64() if rule.kind == "numeric" else pa.string()
