@@ -42,12 +42,14 @@ RUN pip install --no-deps . && chown --recursive ray:ray /home/ray
 
 # Read when Ray starts, so they belong to the node and not to a job: nobody without the cluster's token gets in;
 # Serve answers through HAProxy and without its slow defaults (about four times the requests per second), and asks another
-# replica when one dies with a request, which only reads.
+# replica when one dies with a request (see serve_configs/haproxy.sh).
 ENV RAY_AUTH_MODE=token \
     RAY_USAGE_STATS_ENABLED=0 \
     RAY_SERVE_THROUGHPUT_OPTIMIZED=1 \
     RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response" \
+    RAY_SERVE_HAPROXY_TUNE_BUFSIZE=65536 \
+    RAY_SERVE_HAPROXY_BINARY_PATH=/home/ray/clv/serve_configs/haproxy.sh \
     TOKENIZERS_PARALLELISM=false
 
 USER ray

@@ -183,6 +183,7 @@ class Predictor:
         self._device = device
         settings = dict(b.config["model"])
         settings["backbone"] = BackboneConfig(**settings["backbone"])
+        self.max_tokens = settings["backbone"].max_tokens
         space = FeatureSpace.from_arrays(b.vocab, b.items)
         self._model = CustomerModel(ModelConfig(**settings), space, len(self.horizons))
         self._model.load_state_dict({name: torch.from_numpy(array) for name, array in b.weights.items()})
@@ -194,7 +195,7 @@ class Predictor:
             baseline=Baseline.from_json(b.anchor),
             space=space,
             money=float(b.config["money"]),
-            max_tokens=settings["backbone"].max_tokens,
+            max_tokens=self.max_tokens,
         )
         self._adjustment = Adjustment.from_json(b.calibration)
 

@@ -23,6 +23,8 @@ SERVING = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+    "RAY_SERVE_HAPROXY_BINARY_PATH": "/home/ray/clv/serve_configs/haproxy.sh",
 }
 
 # Ray's schema leaves the provider open, and KubeRay's lies in the operator: the keys we use or may come to use.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from clv.data import histories
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import EVENTS, US
 from clv.serve.batching import Batcher, Batching
-from clv.serve.guard import Metrics
+from clv.serve.metrics import Metrics
 from clv.serve.routes import Facts, NotReady
 from clv.serve.store import Store
 
@@ -37,6 +38,8 @@ class Predicts(Protocol):
     def horizons(self) -> tuple[int, ...]: ...
     @property
     def clock(self) -> Clock: ...
+    @property
+    def max_tokens(self) -> int: ...
     def check_origin(self, as_of: int, data_through: int | None = None) -> int: ...
     def predict(self, histories: pa.Table, as_of: int, horizons: Sequence[int] | None = None) -> pa.Table: ...
 
@@ -53,14 +56,16 @@ class BatchedScorer:
             horizons=tuple(predictor.horizons),
             clock=predictor.clock,
         )
-        self._predictor = predictor
-        self._batcher = Batcher(predictor.predict, batching, metrics.batch.observe)
+        self._predictor, self._metrics = predictor, metrics
+        self._batcher = Batcher(predictor.predict, replace(batching, longest=predictor.max_tokens), metrics)
 
     def check(self, as_of: int, data_through: int) -> None:
         self._predictor.check_origin(as_of, data_through)
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
-        return await self._batcher.score(histories, as_of, horizons)
+        scores = await self._batcher.score(histories, as_of, horizons)
+        self._metrics.scored(scores)
+        return scores
 
     def warm_up(self) -> None:
         """One small prediction: no caller pays for first-call costs, and a bundle that cannot score is found now."""
@@ -85,8 +90,7 @@ class LiveBackend:
         scorer = BatchedScorer(predictor, self.batching, self.metrics)
         scorer.warm_up()
         self._scorer = scorer
-        self.metrics.model.clear()
-        self.metrics.model.labels(scorer.facts.version, predictor.cut.isoformat()).set(1)
+        self.metrics.in_service(scorer.facts.version, predictor.cut)
         LOG.info("bundle %s is in service", scorer.facts.version)
 
     async def follow(self, pointed: Callable[[], str], load: Callable[[str], Predicts], every_s: float) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from ray import serve
 from clv.registry import Registry
 from clv.serve.backend import LiveBackend, Predicts
 from clv.serve.batching import Batching
-from clv.serve.guard import Metrics
+from clv.serve.metrics import Metrics
 from clv.serve.routes import routes
 from clv.serve.security import Keys, check_exposure
 from clv.serve.store import SqliteStore
 
 LOG = logging.getLogger(__name__)
+
+THREADS = 4
 
 
 class AppArgs(BaseModel):
@@ -44,7 +47,8 @@ class AppArgs(BaseModel):
     )
     deadline_s: float = Field(30.0, gt=0, description="A request not answered by then gets 503.")
     batch_wait_ms: float = Field(2.0, ge=0, le=1_000)
-    max_batch_customers: int = Field(4_096, ge=1)
+    max_batch_customers: int = Field(1_024, ge=1)
+    max_batch_tokens: int = Field(32_768, ge=1, description="Customers times the longest history of one call.")
     max_waiting_customers: int = Field(20_000, ge=1, description="More waiting in one replica are refused with 429.")
     follow_registry_s: float = Field(5.0, gt=0, description="How often a replica looks at the production pointer.")
 
@@ -78,7 +82,9 @@ class Replica:
             Batching(
                 wait_s=self.args.batch_wait_ms / 1000,
                 max_customers=self.args.max_batch_customers,
+                max_tokens=self.args.max_batch_tokens,
                 max_waiting=self.args.max_waiting_customers,
+                max_wait_s=self.args.deadline_s,
             ),
             self.metrics,
         )
@@ -87,6 +93,8 @@ class Replica:
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once. Until it returns the replica gets no requests: ready means loaded and warmed up."""
         check_exposure(self.keys, await http_host())
+        # Parsing and reading take turns with scoring; the default of a thread per CPU of the machine would fight it.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="clv"))
         await asyncio.to_thread(self._start)
         if self.args.registry:
             registry = Registry(self.args.registry)

@@ -9,11 +9,11 @@ import uuid
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clv.serve.metrics import Metrics
 from clv.serve.schemas import MAX_BODY_BYTES, FieldError, Problem
 from clv.serve.security import Keys, host_of, is_loopback
 
@@ -22,33 +22,6 @@ LOG = logging.getLogger(__name__)
 # Probes come without keys; the documents tell nothing about customers.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-
-
-class Metrics:
-    """Prometheus metrics of one process, in a registry of their own."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "clv_requests_total", "Requests answered.", ["method", "route", "status"], registry=self.registry
-        )
-        self.latency = Histogram(
-            "clv_request_seconds",
-            "Seconds from request to answer.",
-            ["route"],
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-            registry=self.registry,
-        )
-        self.batch = Histogram(
-            "clv_batch_customers",
-            "Customers of one predictor call.",
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
-            registry=self.registry,
-        )
-        self.customers = Counter(
-            "clv_customers_total", "Customers answered for, by result status.", ["status"], registry=self.registry
-        )
-        self.model = Gauge("clv_model_info", "1 for the bundle in service.", ["version", "cut"], registry=self.registry)
 
 
 class ProblemError(Exception):

@@ -23,7 +23,8 @@ from clv.data.events import PURCHASE
 from clv.data.histories import Histories
 from clv.serve import answers, inline
 from clv.serve.batching import Overloaded
-from clv.serve.guard import Guard, Metrics, ProblemError
+from clv.serve.guard import Guard, ProblemError
+from clv.serve.metrics import Metrics
 from clv.serve.openapi import document
 from clv.serve.schemas import (
     MAX_CUSTOMERS,

@@ -33,6 +33,7 @@ class SmallPredictor:
     def __init__(self, version: str = "v1", cut: datetime = CUT, timezone: str = "Europe/London") -> None:
         self.version, self.cut, self.data_through = version, cut, cut
         self.currency, self.horizons, self.clock = "GBP", (30, 90), Clock(timezone)
+        self.max_tokens = 512
         self.calls: list[int] = []
         self.before: Callable[[pa.Table], object] = lambda histories: None
 
