@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from clv import bundle as bundles
 from clv.anchor.baseline import Baseline, Curves, levelled
 from clv.data.clock import DAY_US, Clock
 from clv.data.histories import Histories
+from clv.evaluate import sums
 from clv.evaluate.calibrate import GRID, Calibration, cells, identity
 from clv.evaluate.prediction import LEVELS, Prediction, Quantiles
 from clv.models.encoders import BackboneConfig
@@ -32,6 +34,8 @@ Floats = NDArray[np.float64]
 MAX_DAYS_AHEAD = 90
 BAND = np.array([0.1, 0.5, 0.9])
 TAIL_YEARS = 10
+_NODES = np.linspace(0, 1, 128)  # of a buyer's log value, from four sigmas below his mixture to four above
+_CHUNK = 2_000
 
 SCORES = pa.schema(
     [
@@ -46,6 +50,13 @@ SCORES = pa.schema(
         pa.field("extrapolated", pa.bool_()),
         pa.field("value_rank", pa.int64()),
         pa.field("value_decile", pa.int32()),
+    ]
+)
+PORTFOLIO = pa.schema(
+    [
+        pa.field("horizon_days", pa.int32(), nullable=False),
+        pa.field("customers", pa.int64(), nullable=False),
+        *(pa.field(name, pa.float64()) for name in ("value_mean", "value_p10", "value_median", "value_p90")),
     ]
 )
 
@@ -90,27 +101,58 @@ class Outlook:
     forecast: Forecast
     base: Curves
     remap: Floats  # (S, H, GRID): the level to read for a wanted level of a buyer's value
+    level_error: Floats  # (H,) log standard deviation of the level that all customers share
+    sum_spread: Floats  # (H,) realised over predicted variance of sums of customers
 
     def quantiles(self, levels: Floats) -> Floats:
         """(S, H, Q) in shop currency, non-decreasing in level and in horizon."""
         p = self.forecast.p_purchase[..., None]
+        inner, read = self._read(levels)
+        values = self.forecast.quantile(np.where(inner > 0, 1 - p + p * read, 0.0))
+        return np.maximum.accumulate(np.maximum.accumulate(values, axis=2), axis=1)
+
+    def _read(self, levels: Floats) -> tuple[Floats, Floats]:
+        """For wanted levels, (S, H, Q) each: the level among the customer's purchases, and where the mixture has it."""
+        p = self.forecast.p_purchase[..., None]
         inner = (levels - (1 - p)) / p
-        shape = np.broadcast_shapes(inner.shape, (*p.shape[:2], len(levels)))
-        inner = np.broadcast_to(inner, shape)
         place = np.clip(inner, 0, 1) * (len(GRID) - 1)
         left = np.minimum(place.astype(np.int64), len(GRID) - 2)
         low = np.take_along_axis(self.remap, left, 2)
         high = np.take_along_axis(self.remap, left + 1, 2)
-        read = low + (place - left) * (high - low)
-        values = self.forecast.quantile(np.where(inner > 0, 1 - p + p * np.clip(read, 1e-4, 1 - 1e-4), 0.0))
-        return np.maximum.accumulate(np.maximum.accumulate(values, axis=2), axis=1)
+        return inner, np.clip(low + (place - left) * (high - low), 1e-4, 1 - 1e-4)
+
+    def equally_likely(self) -> Floats:
+        """(S, H, NUM_DRAWS) equally likely values of each customer, ascending: `quantiles` by a table, good to 1 %."""
+        f = self.forecast
+        low, high = (f.location - 4 * f.sigma).min(-1), (f.location + 4 * f.sigma).max(-1)
+        log_value = low[..., None] + (high - low)[..., None] * _NODES
+        below = np.zeros(log_value.shape)
+        for k in range(f.sigma.shape[-1]):
+            below += np.exp(f.log_weight[..., k, None]) * ndtr(
+                (log_value - f.location[..., k, None]) / f.sigma[..., k, None]
+            )
+        inner, read = self._read(sums.DRAW_LEVELS)
+        # One ascending curve of all rows: each stands 2 above the one before.
+        step = 2.0 * np.arange(low.size).reshape(*low.shape, 1)
+        found = np.interp((read + step).ravel(), (below + step).ravel(), log_value.ravel()).reshape(read.shape)
+        return np.maximum.accumulate(np.where(inner > 0, np.exp(found), 0.0), axis=1)
+
+    def take(self, rows: slice) -> Outlook:
+        """The outlook of some rows."""
+        forecast = replace(self.forecast, **{f.name: getattr(self.forecast, f.name)[rows] for f in fields(Forecast)})
+        base = replace(self.base, **{f.name: getattr(self.base, f.name)[rows] for f in fields(Curves)})
+        return replace(self, forecast=forecast, base=base, remap=self.remap[rows])
 
     def prediction(self, horizon: int) -> Prediction:
         """The outlook at the learned horizon of that index, as the metrics take it."""
         p = self.forecast.p_purchase[:, horizon]
         values = self.quantiles(LEVELS)[:, horizon]
         return Prediction(
-            value=self.forecast.value[:, horizon], p_purchase=p, quantiles=Quantiles(LEVELS, values, p_zero=1 - p)
+            value=self.forecast.value[:, horizon],
+            p_purchase=p,
+            quantiles=Quantiles(LEVELS, values, p_zero=1 - p),
+            level_error=float(self.level_error[horizon]),
+            sum_spread=float(self.sum_spread[horizon]),
         )
 
 
@@ -129,7 +171,10 @@ def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, level_error: Floats
     wide = np.sqrt(out.sigma**2 + (level_error**2)[:, None])
     out = replace(out, sigma=wide, location=out.location + (out.sigma**2 - wide**2) / 2)
     remap = np.stack([np.asarray(c.remap)[cell] for c in adjustment.calibration], axis=1)
-    return Outlook(out, base, remap)
+    stretch, spread = (
+        np.array([getattr(c, n) for c in adjustment.calibration]) for n in ("level_stretch", "sum_spread")
+    )
+    return Outlook(out, base, remap, level_error * stretch, spread)
 
 
 def at_horizons(
@@ -164,7 +209,8 @@ def at_horizons(
         location=f.location[:, right],
         sigma=f.sigma[:, right],
     ).moved(hazard, np.maximum(read(f.value, outlook.base.value, base.value), 1e-12))
-    return Outlook(moved, base, outlook.remap[:, right]), beyond
+    level_error = np.interp(plain, known, outlook.level_error)
+    return Outlook(moved, base, outlook.remap[:, right], level_error, outlook.sum_spread[right]), beyond
 
 
 class Predictor:
@@ -205,18 +251,34 @@ class Predictor:
         Ranks and deciles are within the table. Raises ValueError for an origin before the bundle's cut, and for a
         horizon that is not a positive number of days. How far past the data one may look: `check_origin`.
         """
-        origin = self._after_cut(as_of)
-        wanted = tuple(sorted({int(h) for h in horizons or self.horizons}))
-        if wanted[0] < 1 or wanted[-1] > 3650:
-            raise ValueError(f"horizons_days {list(wanted)} must lie between 1 and 3650")
-        rows, outlook = self._outlook(Histories.from_table(histories), origin)
-        if rows is None or outlook is None:
+        origin, wanted = self._after_cut(as_of), self._wanted(horizons)
+        rows, learned = self._outlook(Histories.from_table(histories), origin)
+        if rows is None or learned is None:
             return SCORES.empty_table()
-        table, beyond = rows.table, np.zeros(len(wanted), bool)
-        clv = self._lifetime(outlook, rows, origin)
-        if wanted != self.horizons:
-            outlook, beyond = at_horizons(outlook, self.horizons, wanted, self._base(rows.table, origin, wanted))
-        return _scores(table["customer_id"], origin, wanted, outlook, clv, beyond)
+        clv = self._lifetime(learned, rows, origin)
+        outlook, beyond = self._at(learned, rows, origin, wanted)
+        return _scores(rows.table["customer_id"], origin, wanted, outlook, clv, beyond)
+
+    def portfolio(self, histories: pa.Table, as_of: datetime | int, horizons: Sequence[int] | None = None) -> pa.Table:
+        """PORTFOLIO: what everybody in `histories` known at `as_of` will be worth together, one row per horizon.
+
+        `customers`: how many of them are known; with none the values are 0. The band is that of the total: customers
+        spread independently, and the level that all share may be wrong for all at once. Errors as in `predict`.
+        """
+        origin, wanted = self._after_cut(as_of), self._wanted(horizons)
+        rows, learned = self._outlook(Histories.from_table(histories), origin)
+        mean, band, num = np.zeros(len(wanted)), np.zeros((len(wanted), 3)), 0
+        if rows is not None and learned is not None:
+            outlook, _ = self._at(learned, rows, origin, wanted)
+            num, mean = len(rows.table), outlook.forecast.value.sum(0)
+            chunks = [slice(start, start + _CHUNK) for start in range(0, num, _CHUNK)]
+            drawn = sum(sums.totals(outlook.take(c).equally_likely(), c.start) for c in chunks)
+            band = sums.bands(
+                np.asarray(drawn), mean[None], [num], level_error=outlook.level_error, spread=outlook.sum_spread
+            )[0]
+        columns = [list(wanted), [num] * len(wanted), mean, *band.T]
+        arrays = [pa.array(c).cast(field.type) for c, field in zip(columns, PORTFOLIO, strict=True)]
+        return pa.table(arrays, schema=PORTFOLIO)
 
     def embed(self, histories: pa.Table, as_of: datetime | int) -> pa.Table:
         """`customer_id` and the customer's vector `z`."""
@@ -234,8 +296,7 @@ class Predictor:
         rows, outlook = self._outlook(histories, origin)
         if rows is None or outlook is None or not rows.table["has_purchase"].any():
             raise ValueError(f"nobody has bought before {self.clock.format(origin)}")
-        base = self._base(rows.table, origin, (horizon,))
-        outlook, _ = at_horizons(outlook, self.horizons, (horizon,), base)
+        outlook, _ = self._at(outlook, rows, origin, (horizon,))
         return outlook.prediction(0).take(rows.table["has_purchase"].to_numpy(bool))
 
     def check_origin(self, as_of: datetime | int, data_through: int | None = None) -> int:
@@ -251,6 +312,20 @@ class Predictor:
                 f"(through {self.clock.format(through)}); prepare newer events"
             )
         return origin
+
+    def _wanted(self, horizons: Sequence[int] | None) -> tuple[int, ...]:
+        wanted = tuple(sorted({int(h) for h in horizons or self.horizons}))
+        if wanted[0] < 1 or wanted[-1] > 3650:
+            raise ValueError(f"horizons_days {list(wanted)} must lie between 1 and 3650")
+        return wanted
+
+    def _at(
+        self, outlook: Outlook, rows: Assembled, origin: int, wanted: tuple[int, ...]
+    ) -> tuple[Outlook, NDArray[np.bool_]]:
+        """The outlook at the wanted horizons, and which of them are extrapolated."""
+        if wanted == self.horizons:
+            return outlook, np.zeros(len(wanted), bool)
+        return at_horizons(outlook, self.horizons, wanted, self._base(rows.table, origin, wanted))
 
     def _after_cut(self, as_of: datetime | int) -> int:
         origin = int(as_of) if isinstance(as_of, int | np.integer) else self.clock.parse(as_of)

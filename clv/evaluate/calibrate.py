@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
-from scipy.stats import gamma
 
-from clv.evaluate import probabilistic
+from clv.evaluate import probabilistic, sums
 from clv.evaluate.prediction import Array, Prediction, Quantiles
 
-FORMAT = 1
+FORMAT = 2
 GRID: Array = np.linspace(0, 1, 51)  # levels at which the remap of buyers' values is stored
 AGE_EDGES = (90.0, 365.0)  # days since the first purchase
 FREQUENCY_EDGES = (1.0, 3.0)  # repeat purchase days
@@ -28,7 +27,7 @@ NUM_CELLS = (len(AGE_EDGES) + 1) * (len(FREQUENCY_EDGES) + 1)
 PRIOR_BUYERS = 50.0  # so many buyers of a cell weigh as much as the remap of all cells, and so many of all as none
 PRIOR_PLATT = 5.0  # precision of intercepts around 0 and of the slope around 1: about 20 customers at p = .5
 PRIOR_LEVEL = 0.2  # sd of the log level before the data: total misses beyond it are believed only from many customers
-GROUP = 50  # size of the random groups that the bands for sums are fitted on
+PRIOR_LEVELS = 6.0  # so many origins weigh as much as "the level misses by what its error says"
 
 
 def cells(age_days: ArrayLike, frequency: ArrayLike) -> NDArray[np.int64]:
@@ -52,8 +51,8 @@ class Calibration:
     slope: float
     remap: tuple[tuple[float, ...], ...]  # (NUM_CELLS, len(GRID)) level of buyers' values to read for a wanted level
     level: float  # factor on expected values
-    level_error: float  # relative standard deviation of a total that no number of customers averages away
-    variance_ratio: float  # realised over predicted variance of sums of customers
+    level_stretch: float  # factor on the error that the level states of itself
+    sum_spread: float  # realised over predicted variance of sums of customers, the level aside
     customers: int
 
     def apply(self, prediction: Prediction, age_days: ArrayLike, frequency: ArrayLike) -> Prediction:
@@ -87,20 +86,6 @@ class Calibration:
         values = np.where(inner > 0, np.maximum.accumulate(values, axis=1), 0.0)
         return Quantiles(q.levels, values, zero)
 
-    def band_for_sum(
-        self, value: ArrayLike, variance: ArrayLike, group: ArrayLike | None = None, coverage: float = 0.8
-    ) -> tuple[Array, Array, Array]:
-        """(sum, low, high), each (groups,), currency, of calibrated values (n,) with predictive variances (n,).
-
-        `group` numbers the groups from 0; without it all customers are one. A gamma law with the sum's moments:
-        skewed for few customers, normal for many, never negative. The error of the level does not average away.
-        """
-        v, var = np.asarray(value, float), np.asarray(variance, float)
-        number = np.zeros(len(v), np.int64) if group is None else np.asarray(group, np.int64)
-        total, spread = (np.bincount(number, weights=w).astype(float) for w in (v, var))
-        low, high = _gamma_band(total, self.variance_ratio * spread + (self.level_error * total) ** 2, coverage)
-        return total, low, high
-
     def to_json(self) -> str:
         """JSON text with the format's number; floats survive exactly."""
         edges = {"age_edges": AGE_EDGES, "frequency_edges": FREQUENCY_EDGES}
@@ -126,8 +111,8 @@ def identity() -> Calibration:
         slope=1.0,
         remap=(row,) * NUM_CELLS,
         level=1.0,
-        level_error=0.0,
-        variance_ratio=1.0,
+        level_stretch=1.0,
+        sum_spread=1.0,
         customers=0,
     )
 
@@ -139,13 +124,13 @@ def fit_calibration(
     age_days: ArrayLike,
     frequency: ArrayLike,
     *,
-    level_drift: float = 0.1,
+    level_error: float = 0.1,
     seed: int = 0,
 ) -> Calibration:
     """Calibration of one horizon from held-out predictions and what happened, all (n,), y in currency.
 
-    `level_drift` is the relative change of level from one origin to the next that the caller saw on past origins: one
-    origin alone cannot tell it. Without p_purchase or quantiles those parts stay the identity.
+    `level_error`: log standard error that the forecast level stated of itself; one origin alone cannot tell it, only
+    whether it is believable. Without p_purchase or quantiles those parts stay the identity.
     """
     real, hit = np.maximum(np.asarray(y, float), 0.0), np.asarray(orders, float) > 0
     cell = cells(age_days, frequency)
@@ -156,7 +141,7 @@ def fit_calibration(
     start = identity()
     if not len(real):
         return start
-    level, error = _level(real, prediction.value)
+    level, stretch = _level(real, prediction.value, level_error)
     intercept, slope = np.zeros(NUM_CELLS), 1.0
     p = prediction.p_purchase
     if p is None and prediction.quantiles is not None:
@@ -171,14 +156,14 @@ def fit_calibration(
         slope=float(slope),
         remap=tuple(tuple(float(g) for g in row) for row in remap),
         level=level,
-        level_error=float(np.hypot(error, level_drift)),
-        variance_ratio=1.0,
+        level_stretch=stretch,
+        sum_spread=1.0,
         customers=len(real),
     )
     after = fitted.apply(prediction, age_days, frequency)
     if after.quantiles is None:
         return fitted
-    return replace(fitted, variance_ratio=_variance_ratio(real, after.value, after.quantiles.variance(), seed))
+    return replace(fitted, sum_spread=sums.fit_spread(real, after, seed))
 
 
 def monotone(predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -198,14 +183,16 @@ def monotone(predictions: Sequence[Prediction]) -> list[Prediction]:
     return out
 
 
-def _level(y: Array, value: Array) -> tuple[float, float]:
-    """(factor, relative error) of the total, the log factor shrunk by its sampling error."""
+def _level(y: Array, value: Array, level_error: float) -> tuple[float, float]:
+    """(factor on the total, its log shrunk by its sampling error; stretch of the stated error of the level)."""
     if y.sum() <= 0 or value.sum() <= 0:
         return 1.0, 1.0
     ratio = float(y.sum() / value.sum())
     error = float(np.sqrt(np.sum((y - ratio * value) ** 2)) / y.sum())
     trust = PRIOR_LEVEL**2 / (PRIOR_LEVEL**2 + error**2)
-    return float(np.exp(trust * np.log(ratio))), float(np.sqrt(trust) * error)
+    surprise = float(np.log(ratio) ** 2 / max(error**2 + level_error**2, 1e-12))
+    stretch = float(np.sqrt((PRIOR_LEVELS + surprise) / (PRIOR_LEVELS + 1)))
+    return float(np.exp(trust * np.log(ratio))), float(np.clip(stretch, 1.0, 3.0))
 
 
 def _platt(p: Array, hit: NDArray[np.bool_], cell: NDArray[np.int64]) -> tuple[Array, float]:
@@ -243,31 +230,3 @@ def _shrink(v: Array, towards: Array) -> Array:
     ranks = np.arange(len(v) + 2) / (len(v) + 1)
     own = np.interp(GRID, ranks, np.r_[0.0, np.sort(v), 1.0])
     return np.asarray((len(v) * own + PRIOR_BUYERS * towards) / (len(v) + PRIOR_BUYERS), float)
-
-
-def _gamma_band(total: Array, variance: Array, coverage: float) -> tuple[Array, Array]:
-    some = (total > 0) & (variance > 0)
-    shape = np.divide(total**2, variance, out=np.ones_like(total), where=some)
-    scale = np.divide(variance, total, out=np.ones_like(total), where=some)
-    low, high = (gamma.ppf(q, shape, scale=scale) for q in ((1 - coverage) / 2, (1 + coverage) / 2))
-    return np.where(some, low, total), np.where(some, high, total)
-
-
-def _variance_ratio(y: Array, value: Array, variance: Array, seed: int) -> float:
-    """The factor on predicted variances with which 80 % of random groups fall into their bands.
-
-    Squared residuals would do on paper; here one wholesaler would decide them.
-    """
-    size = min(GROUP, len(y) // 10)
-    if size < 5 or variance.sum() <= 0:
-        return 1.0
-    rng = np.random.default_rng(seed)
-    rows = np.stack([rng.choice(len(y), size, replace=False) for _ in range(400)])
-    real, total, spread = y[rows].sum(axis=1), value[rows].sum(axis=1), variance[rows].sum(axis=1)
-    low, high = np.log(0.05), np.log(20.0)
-    for _ in range(25):
-        middle = (low + high) / 2
-        bottom, top = _gamma_band(total, np.exp(middle) * spread, 0.8)
-        enough = np.mean((real >= bottom) & (real <= top)) >= 0.8
-        low, high = (low, middle) if enough else (middle, high)
-    return float(np.exp(high))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -86,11 +86,17 @@ class Quantiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """value (n,) expected spend in the horizon, shop currency; p_purchase (n,) and quantiles if the model has them."""
+    """value (n,) expected spend in the horizon, shop currency; p_purchase (n,) and quantiles if the model has them.
+
+    For sums of customers (`clv.evaluate.sums`): `level_error`, the log standard deviation of the level that all share,
+    and `sum_spread`, realised over predicted variance of sums.
+    """
 
     value: Array
     p_purchase: Array | None = None
     quantiles: Quantiles | None = None
+    level_error: float = 0.0
+    sum_spread: float = 1.0
 
     def __post_init__(self) -> None:
         n = len(self.value)
@@ -111,7 +117,8 @@ class Prediction:
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Prediction:
         """The predictions of some customers."""
-        return Prediction(
+        return replace(
+            self,
             value=self.value[rows],
             p_purchase=None if self.p_purchase is None else self.p_purchase[rows],
             quantiles=None if self.quantiles is None else self.quantiles.take(rows),

@@ -106,7 +106,7 @@ def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[
                 orders[keep],
                 table["T"].to_numpy(),
                 table["frequency"].to_numpy(),
-                level_drift=float(held_out.level_error[i]),
+                level_error=float(held_out.level_error[i]),
             )
             # The index has already learned from this origin's total.
             newest = replace(fitted, level=1.0)
