@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from clv.data.siphash import hash_strings
 
 US = pa.timestamp("us", tz="UTC")
 
@@ -48,13 +49,18 @@ def stable_hash(strings: pa.Array | pa.ChunkedArray | Iterable[str | None]) -> N
     """64-bit hash of each string (SipHash, fixed key), equal on every machine and run; null and only null is 0."""
     array = strings if isinstance(strings, pa.Array | pa.ChunkedArray) else pa.array(strings, pa.string())
     if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-    words = encoded.dictionary.cast(pa.string()).to_numpy(zero_copy_only=False).astype(object)
-    hashes = pd.util.hash_array(words, categorize=False).view(np.int64) if len(words) else np.zeros(0, np.int64)
-    hashes = np.append(np.where(hashes == 0, 1, hashes), 0)
-    codes = encoded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
-    return np.asarray(hashes[codes], dtype=np.int64)
+        parts = [stable_hash(chunk) for chunk in array.chunks]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    if array.null_count == len(array):
+        return np.zeros(len(array), np.int64)
+    if pa.types.is_dictionary(array.type):
+        hashes = np.append(stable_hash(array.dictionary), 0)
+        return hashes[array.indices.fill_null(len(array.dictionary)).to_numpy(zero_copy_only=False)]
+    hashes = hash_strings(array.cast(pa.string())).view(np.int64)
+    hashes[hashes == 0] = 1
+    if array.null_count:
+        hashes[array.is_null().to_numpy(zero_copy_only=False)] = 0
+    return hashes
 
 
 def type_code(names: pa.Array | pa.ChunkedArray | Iterable[str]) -> NDArray[np.int16]:

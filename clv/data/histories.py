@@ -63,13 +63,13 @@ def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) ->
 
     groups = (kind == PURCHASE) | (kind == RETURN)
     order = np.where(groups, order, 0)
-    group = np.where(order != 0, order, time)
+    # What makes a token: its type and order id, or without one (bitwise not: a range of its own) type and instant.
+    identity = np.where(order != 0, kind, ~kind).astype(np.int64)
     # The last keys only make the order of equal rows, and so every float sum, independent of the input order.
-    rows = np.lexsort((channel, text, amount, quantity, item, known, time, group, order != 0, kind, customer))
-    c, k, g, o = customer[rows], kind[rows], group[rows], order[rows]
-    new = np.ones(len(rows), bool)
-    new[1:] = (c[1:] != c[:-1]) | (k[1:] != k[:-1]) | (g[1:] != g[:-1]) | (o[1:] != o[:-1]) | ~groups[rows][1:]
-    start = np.flatnonzero(new)
+    rest = (channel, text, amount, quantity)
+    rows, new = _lines_by_token(customer, identity, np.where(order != 0, order, time), time, known, item, rest)
+    c, k, o = customer[rows], kind[rows], order[rows]
+    start = np.flatnonzero(new | ~groups[rows])
 
     token_time = np.minimum.reduceat(time[rows], start) if len(rows) else start
     token_known = np.maximum.reduceat(known[rows], start) if len(rows) else start
@@ -92,8 +92,9 @@ def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) ->
     item_stop = np.cumsum(has_item)[np.append(start[1:], len(rows)) - 1] if len(rows) else start
     item_start = np.append(0, item_stop[:-1])[: len(start)]
     first_item = np.where(item_stop > item_start, np.append(item[rows][has_item], 0)[item_start], 0)
-    final = np.lexsort(
-        (first_item, token["amount"], token["order"], token["type"], token["known_at"], token_time, owner)
+    final = _sorted(
+        _packed(owner, token_time),
+        (first_item, token["amount"], token["order"], token["type"], token["known_at"], token_time),
     )
     flat_items, item_offsets = _gather_ranges(item[rows][has_item], item_start[final], item_stop[final])
 
@@ -187,6 +188,82 @@ def _sorted_codes(strings: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return encoded.dictionary.take(pa.array(order)), rank[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def _mixed(*columns: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A 64-bit hash of each row of the columns."""
+    total = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        total = (total ^ column.view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        total ^= total >> np.uint64(29)
+    return total
+
+
+def _packed(first: NDArray[np.int64], then: NDArray[Any]) -> NDArray[np.uint64]:
+    """One key that orders by `first` (not negative), then by as many leading bits of `then` as still fit."""
+    room = 64 - int(first.max(initial=0)).bit_length()
+    low = then - then.min() if len(then) and then.dtype == np.int64 else then
+    surplus = max(int(low.max(initial=0)).bit_length() - room, 0)
+    return (first.astype(np.uint64) << np.uint64(room % 64)) | (low.astype(np.uint64) >> np.uint64(surplus))
+
+
+def _sorted(
+    packed: NDArray[np.uint64], keys: tuple[NDArray[Any], ...], of: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Rows (by default all, else `of`, one to each of `packed`) by `packed`, then by `keys` as np.lexsort takes them.
+
+    `packed` must agree with the order of the keys: only rows that are equal in it pay for the slow sort.
+    """
+    order = np.argsort(packed)
+    ranked = packed[order]
+    equal = ranked[1:] == ranked[:-1]
+    rows = order if of is None else of[order]
+    if equal.any():
+        tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+        some = order[tied]
+        keyed = some if of is None else of[some]
+        rows[tied] = keyed[np.lexsort((some, *(key[keyed] for key in keys), ranked[tied]))]
+    return rows
+
+
+def _lines_by_token(
+    customer: NDArray[np.int64],
+    identity: NDArray[np.int64],
+    group: NDArray[np.int64],
+    time: NDArray[np.int64],
+    known: NDArray[np.int64],
+    item: NDArray[np.int64],
+    rest: tuple[NDArray[Any], ...],
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows with equal (customer, identity, group) side by side, in them by (time, known, item, *reversed(rest)); and
+    where such a run begins."""
+    packed = _packed(customer, _mixed(identity, group))
+    rows = np.argsort(packed)
+    ranked = packed[rows]
+    new = _changes(customer[rows], identity[rows], group[rows])
+    if bool(np.any(new[1:] & (ranked[1:] == ranked[:-1]))):  # two groups share a hash
+        rows = np.lexsort((group, identity, customer))
+        new = _changes(customer[rows], identity[rows], group[rows])
+    if not len(rows) or bool(new.all()):
+        return rows, new
+    number, start = np.cumsum(new) - 1, np.flatnonzero(new)
+    within = item[rows].view(np.uint64) ^ np.uint64(1 << 63)
+    # Lines of an order mostly share an instant: then the item alone follows the order's number in the key.
+    for values in (known[rows], time[rows]):
+        since = values - np.minimum.reduceat(values, start)[number]
+        if since.any():
+            within = _packed(since, within)
+    return _sorted(_packed(number, within), (*rest, item, known, time), rows), new
+
+
+def _changes(*columns: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each row differs from the one before it; the first does."""
+    new = np.ones(len(columns[0]), bool)
+    if len(new):
+        new[1:] = False
+        for column in columns:
+            new[1:] |= column[1:] != column[:-1]
+    return new
 
 
 def _sums(values: NDArray[Any], start: NDArray[np.int64]) -> NDArray[Any]:

@@ -91,10 +91,9 @@ def order_pairs(events: pa.Table, customer: NDArray[np.int64]) -> pa.Table:
 def shared_orders(pairs: pa.Table) -> int:
     """Number of order ids that stand for more than one customer, exact within the partition of the order's hash."""
     order, customer = pairs["order"].to_numpy(), pairs["customer"].to_numpy()
-    ranked = np.lexsort((customer, order))
+    ranked = np.argsort(order)
     order, customer = order[ranked], customer[ranked]
-    if len(order) < 2:
-        return 0
+    # Where an order has several customers, at least one pair of neighbours differs, however they stand.
     another = (order[1:] == order[:-1]) & (customer[1:] != customer[:-1])
     return len(np.unique(order[1:][another]))
 

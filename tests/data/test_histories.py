@@ -193,6 +193,61 @@ def test_the_order_of_rows_does_not_matter_to_the_last_bit(seed: int, random_eve
         assert np.array_equal(getattr(first, name), getattr(second, name), equal_nan=name == "amount"), name
 
 
+@pytest.mark.parametrize("spread", ["lines", "arrival", "instant"])
+def test_tokens_and_lines_stand_in_the_order_of_a_plain_sort(spread: str, rng: np.random.Generator) -> None:
+    """The fast sort packs its keys; whatever varies within an order, items come as sorting by every key has them."""
+    count = 3000
+    order = rng.integers(0, 700, count)
+    late = rng.integers(0, 3, count) * MINUTE
+    time = NOON + order * 7919 + (late if spread == "lines" else 0)
+    events = pa.table(
+        {
+            "event_id": pa.nulls(count, pa.string()),
+            "customer_id": (order % 90).astype(str),
+            "event_time": pa.array(time).cast(pa.timestamp("us", tz="UTC")),
+            "known_at": pa.array(time + (late if spread == "arrival" else 0)).cast(pa.timestamp("us", tz="UTC")),
+            "event_type": np.array(["purchase", "return", "view"])[order % 3],
+            "order_id": pa.array(order.astype(str), mask=order % 5 == 0),
+            "item_id": rng.integers(0, 6, count).astype(str),
+            "quantity": rng.integers(1, 3, count).astype(float),
+            "amount": rng.integers(1, 4, count) / 10,
+            "amount_filled": np.zeros(count, bool),
+            "text": pa.nulls(count, pa.string()),
+            "channel": rng.choice(["web", "shop"], count),
+        },
+        schema=EVENTS,
+    )
+    frame = events.to_pandas()
+    frame["item"], frame["word"] = stable_hash(events["item_id"]), stable_hash(events["channel"])
+    frame["kind"] = type_code(events["event_type"])
+    frame["key"] = np.where(events["order_id"].is_valid().to_numpy(), order, time)
+    frame["key"] = np.where(frame["kind"] == 2, np.arange(count) + NOON * 2, frame["key"])
+    frame["at"] = time
+    frame = frame.sort_values(["at", "known_at", "item", "quantity", "amount", "word"])
+    found = histories.build(events, CLOCK)
+    expected = [
+        (who, group["at"].iloc[0], kind, group["item"].tolist(), round(sum(group["amount"]), 6))
+        for (who, kind, _, _), group in frame.groupby(["customer_id", "kind", "key", frame["order_id"].isna()])
+    ]
+    view = Histories.from_table(found)
+    owner = np.repeat(view.customer_id.to_pylist(), np.diff(view.offsets))
+    items = [part.tolist() for part in np.split(view.items, view.item_offsets[1:-1])]
+    rows = zip(
+        owner.tolist(), view.time.tolist(), view.type.tolist(), items, view.amount.round(6).tolist(), strict=True
+    )
+    assert sorted(rows) == sorted(expected)
+    assert all(np.all(np.diff(part) >= 0) for part in np.split(view.time, view.offsets[1:-1]))
+
+
+def test_two_groups_that_share_a_hash_stay_two_tokens(
+    random_events: RandomEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = random_events(5)
+    expected = histories.build(events, CLOCK)
+    monkeypatch.setattr(histories, "_mixed", lambda *columns: np.zeros(len(columns[0]), np.uint64))
+    assert_same(histories.build(events, CLOCK), expected)
+
+
 def assert_same(first: pa.Table, second: pa.Table) -> None:
     """Equal tables, NaN amounts too (Arrow says NaN != NaN)."""
     assert first.drop_columns("amount").equals(second.drop_columns("amount"))
