@@ -1,20 +1,17 @@
-"""Load the online store: histories in, a store that the server reads out.
+"""Fills the online store from a histories folder, one shard in memory at a time.
 
-`python -m ray_jobs.load_store --histories HISTORIES --store STORE`. Customers that are stored already are replaced
-whole; a server may read the store meanwhile. One process, one shard in memory at a time.
+Customers are replaced whole; events that the server was sent since and that the histories do not hold stay. Of an
+erased customer nothing older than the erasure returns.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import tyro
-
 from ray_jobs import record
-from ray_jobs.command import say
+from ray_jobs.command import execute, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +20,17 @@ class Options:
 
     histories: Path
     """Folder that prepare wrote."""
-    store: Path
-    """Folder of the online store (the server's CLV_STORE); made when missing."""
+    store: str
+    """The online store (the server's CLV_STORE): a folder, made when missing, or redis://HOST:PORT/DB."""
     rows: int = 20_000
-    """Customers per transaction."""
+    """Customers per transaction (Redis: at most 1,000)."""
 
 
 def run(options: Options) -> None:
     """Raises ValueError for a folder without shards, a damaged shard or a store of another version."""
     import pyarrow.parquet as pq
 
-    from clv.serve.store import SqliteStore
+    from clv.serve.store import StoreUnavailableError, is_folder, open_store
 
     begun = datetime.now(UTC)
     shards = sorted((options.histories / "shards").glob("*.parquet"))
@@ -41,30 +38,35 @@ def run(options: Options) -> None:
         raise ValueError(f"{options.histories} holds no shards/*.parquet: name a folder that prepare wrote")
     if options.rows < 1:
         raise ValueError(f"--rows {options.rows} must be at least 1")
-    store = SqliteStore(options.store, create=True)
+    store = open_store(options.store, create=True)
     try:
-        before, read = store.count(), 0
+        before, read, put = store.count(), 0, 0
         for shard in shards:
             table = pq.read_table(shard)
             for start in range(0, len(table), options.rows):
-                read += store.put_histories(table.slice(start, options.rows))
+                part = table.slice(start, options.rows)
+                read, put = read + len(part), put + store.put_histories(part)
             say(f"{shard.name}: {len(table):,} customers")
-        after, through = store.count(), store.data_through()
+        after, through, size = store.count(), store.data_through(), store.size_bytes()
+    except StoreUnavailableError as error:
+        raise ValueError(f"{options.store}: {error} Load again when it does; nothing is lost.") from error
     finally:
         store.close()
     newest = "no event" if through is None else datetime.fromtimestamp(through / 1e6, UTC).isoformat(timespec="seconds")
-    added, replaced = after - before, read - (after - before)
-    say(f"read {read:,} customers = {added:,} added + {replaced:,} replaced; {after:,} stored, data through {newest}")
-    record.write(options.store, options, begun, read=read, added=added, replaced=replaced, stored=after)
+    added, erased = after - before, read - put
+    replaced, each = put - added, size // max(after, 1)
+    erased_too = f" + {erased:,} erased" if erased else ""
+    say(
+        f"read {read:,} customers = {added:,} added + {replaced:,} replaced{erased_too}; {after:,} stored, "
+        f"{each:,} bytes per customer, data through {newest}"
+    )
+    if is_folder(options.store):
+        books = {"read": read, "added": added, "replaced": replaced, "erased": erased, "stored": after}
+        record.write(Path(options.store), options, begun, **books, bytes_per_customer=each)
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        print(f"load_store: {error}", file=sys.stderr)
-        sys.exit(1)
+    execute("load_store", Options, run, __doc__)
 
 
 if __name__ == "__main__":

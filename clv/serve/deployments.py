@@ -24,7 +24,7 @@ from clv.serve.batching import Batching
 from clv.serve.metrics import Metrics
 from clv.serve.routes import routes
 from clv.serve.security import Keys, check_exposure
-from clv.serve.store import SqliteStore
+from clv.serve.store import is_folder, open_store
 
 LOG = logging.getLogger(__name__)
 
@@ -38,8 +38,10 @@ class AppArgs(BaseModel):
 
     bundle: Path | None = Field(None, description="A bundle folder. Default: CLV_BUNDLE.")
     registry: Path | None = Field(None, description="A registry, whose production version is served and followed.")
-    store: Path | None = Field(
-        None, description="The online store. Default: CLV_STORE; without one, inline events only."
+    store: str | None = Field(
+        None,
+        description="The online store: a folder (SQLite) or redis://HOST:PORT/DB. Default: CLV_STORE; without one, "
+        "inline events only.",
     )
     device: str = "cpu"
     cpu_threads: int = Field(
@@ -56,18 +58,22 @@ class AppArgs(BaseModel):
     def complete(cls, args: AppArgs, env: Mapping[str, str]) -> AppArgs:
         """`args` with what they leave open taken from CLV_BUNDLE or CLV_REGISTRY, and CLV_STORE; paths made absolute,
         since a replica runs in another folder. ValueError unless exactly one of bundle and registry results."""
-        found: dict[str, Path | None] = {"bundle": args.bundle, "registry": args.registry, "store": args.store}
-        open_names = ["store"] if args.bundle or args.registry else ["store", "bundle", "registry"]
+        found: dict[str, Path | None] = {"bundle": args.bundle, "registry": args.registry}
+        open_names = [] if args.bundle or args.registry else ["bundle", "registry"]
         for name in open_names:
             if found[name] is None and (value := env.get(f"CLV_{name.upper()}")):
                 found[name] = Path(value)
         if (found["bundle"] is None) == (found["registry"] is None):
-            named = [f"{name} {path}" for name, path in found.items() if path and name != "store"]
+            named = [f"{name} {path}" for name, path in found.items() if path]
             raise ValueError(
                 "give the application either a bundle (args.bundle or CLV_BUNDLE) or a registry (args.registry or "
                 f"CLV_REGISTRY), not {' and '.join(named) or 'neither'}"
             )
-        return args.model_copy(update={name: path and path.expanduser().resolve() for name, path in found.items()})
+        whole: dict[str, Any] = {name: path and path.expanduser().resolve() for name, path in found.items()}
+        store = args.store or env.get("CLV_STORE") or None
+        if store and is_folder(store):
+            store = str(Path(store).expanduser().resolve())
+        return args.model_copy(update=whole | {"store": store})
 
 
 class Replica:
@@ -78,7 +84,7 @@ class Replica:
         self.keys = Keys.from_env(os.environ)
         self.metrics = Metrics()
         self.backend = LiveBackend(
-            SqliteStore(self.args.store) if self.args.store else None,
+            open_store(self.args.store) if self.args.store else None,
             Batching(
                 wait_s=self.args.batch_wait_ms / 1000,
                 max_customers=self.args.max_batch_customers,

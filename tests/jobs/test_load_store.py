@@ -15,7 +15,7 @@ import pytest
 from clv.data.clock import Clock
 from clv.data.events import EVENTS, US
 from clv.data.histories import build
-from clv.serve.store import SqliteStore
+from clv.serve.store_sqlite import SqliteStore
 from ray_jobs.load_store import Options, run
 
 
@@ -40,7 +40,7 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def test_every_customer_of_every_shard_is_stored_as_it_was(prepared: Path, tmp_path: Path) -> None:
-    run(Options(histories=prepared, store=tmp_path / "store", rows=2))
+    run(Options(histories=prepared, store=str(tmp_path / "store"), rows=2))
     store = SqliteStore(tmp_path / "store")
     assert store.count() == 8
     expected = pa.concat_tables([pq.read_table(path) for path in sorted((prepared / "shards").glob("*"))])
@@ -54,9 +54,9 @@ def test_every_customer_of_every_shard_is_stored_as_it_was(prepared: Path, tmp_p
 def test_loading_again_replaces_and_the_books_say_so(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(Options(histories=prepared, store=tmp_path / "store"))
+    run(Options(histories=prepared, store=str(tmp_path / "store")))
     pq.write_table(histories(["f", "g", "new"], amount=9.0), prepared / "shards" / "part-00001.parquet")
-    run(Options(histories=prepared, store=tmp_path / "store"))
+    run(Options(histories=prepared, store=str(tmp_path / "store")))
     assert "read 8 customers = 1 added + 7 replaced; 9 stored" in capsys.readouterr().out
     store = SqliteStore(tmp_path / "store")
     assert store.get(["f"])["amount"].to_pylist() == [[9.0]]

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
+import socket
+import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -12,13 +17,14 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
+import redis
 
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import EVENTS, US
 from clv.data.histories import Histories, build
 from clv.serve.backend import LiveBackend, to_us
 from clv.serve.batching import Batching
-from clv.serve.store import SqliteStore
+from clv.serve.store_sqlite import SqliteStore
 
 CUT = datetime(2011, 6, 1, tzinfo=UTC)
 NUMBERS = [
@@ -90,6 +96,65 @@ def events(*rows: tuple[str, str, float | None]) -> pa.Table:
 
 
 STORED = [("A", "2011-05-01T10:00", 20.0), ("A", "2011-06-10T10:00", 30.0), ("B", "2011-06-11T09:00", None)]
+
+
+@dataclasses.dataclass
+class RedisServer:
+    """A real redis-server on a free port of loopback that writes every command to its append-only file."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        options = f"--port {self.port} --bind 127.0.0.1 --dir {self.folder} --appendonly yes --save"
+        command = ["redis-server", *options.split(), "", "--daemonize", "no", "--logfile", "redis.log"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.wait()
+
+    def wait(self) -> None:
+        client, until = redis.Redis.from_url(self.url), time.monotonic() + 20
+        while time.monotonic() < until:
+            try:
+                client.ping()
+                client.close()
+                return
+            except redis.exceptions.ConnectionError:
+                time.sleep(0.02)
+        pytest.fail(f"redis-server did not start: {(self.folder / 'redis.log').read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    if shutil.which("redis-server") is None:
+        message = "no redis-server: apt-get install redis-server"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = RedisServer(tmp_path_factory.mktemp("redis"), port)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The address of an empty database of the session's server."""
+    client = redis.Redis.from_url(redis_server.url)
+    client.flushall()
+    client.close()
+    return redis_server.url
 
 
 @pytest.fixture

@@ -96,9 +96,11 @@ def test_arguments_win_over_the_environment_and_become_absolute(
     monkeypatch.chdir(tmp_path)
     env = {"CLV_BUNDLE": "b", "CLV_STORE": "s", "CLV_API_KEYS": "not read here"}
     from_env = AppArgs.complete(AppArgs(), env)
-    assert (from_env.bundle, from_env.registry, from_env.store) == (tmp_path / "b", None, tmp_path / "s")
-    given = AppArgs.complete(AppArgs(registry=Path("r"), store=Path("t")), env)
-    assert (given.bundle, given.registry, given.store) == (None, tmp_path / "r", tmp_path / "t")
+    assert (from_env.bundle, from_env.registry, from_env.store) == (tmp_path / "b", None, str(tmp_path / "s"))
+    given = AppArgs.complete(AppArgs(registry=Path("r"), store="t"), env)
+    assert (given.bundle, given.registry, given.store) == (None, tmp_path / "r", str(tmp_path / "t"))
+    shared = AppArgs.complete(AppArgs(bundle=Path("b")), env | {"CLV_STORE": "redis://cache:6379/2"})
+    assert shared.store == "redis://cache:6379/2"
 
 
 @pytest.mark.parametrize("env", [{}, {"CLV_BUNDLE": "b", "CLV_REGISTRY": "r"}])

@@ -21,7 +21,7 @@ from clv.registry import Registry
 from clv.serve.app import build_app
 from clv.serve.client import Client, ClvError
 from clv.serve.deployments import AppArgs, Replica
-from clv.serve.store import SqliteStore
+from clv.serve.store_sqlite import SqliteStore
 
 pytestmark = pytest.mark.ray
 
@@ -102,7 +102,7 @@ def test_the_built_application_serves_the_production_bundle_and_follows_the_poin
     registry.promote(first)
     store = SqliteStore(tmp_path / "store", create=True)
     store.put_histories(shop_histories)
-    args = AppArgs(registry=registry.root, store=tmp_path / "store", follow_registry_s=0.5)
+    args = AppArgs(registry=registry.root, store=str(tmp_path / "store"), follow_registry_s=0.5)
     serve.run(build_app(args), route_prefix="/")
 
     with Client(address) as client:

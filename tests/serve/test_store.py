@@ -19,7 +19,8 @@ import pytest
 from clv.data.clock import Clock
 from clv.data.events import EVENTS, US
 from clv.data.histories import HISTORIES, build
-from clv.serve.store import FILE, SqliteStore, Store
+from clv.serve.store import Store, open_store
+from clv.serve.store_sqlite import FILE, SqliteStore
 
 BEGIN = 1_300_000_000_000_000
 
@@ -56,9 +57,14 @@ def same(left: pa.Table, right: pa.Table) -> bool:
     return repr(left.to_pylist()) == repr(right.to_pylist())
 
 
-@pytest.fixture(params=["sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    store = SqliteStore(tmp_path / "store", create=True)
+@pytest.fixture(params=["sqlite", "redis"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "store") if request.param == "sqlite" else request.getfixturevalue("redis_url")
+
+
+@pytest.fixture
+def store(address: str) -> Iterator[Store]:
+    store = open_store(address, create=True)
     yield store
     store.close()
 

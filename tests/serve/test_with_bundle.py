@@ -17,7 +17,7 @@ from clv.predict import Predictor
 from clv.serve.answers import scores_of
 from clv.serve.backend import LiveBackend
 from clv.serve.routes import routes
-from clv.serve.store import SqliteStore
+from clv.serve.store_sqlite import SqliteStore
 
 MakeBundle = Callable[..., Path]
 

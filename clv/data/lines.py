@@ -1,0 +1,175 @@
+"""Single event lines beside finished histories: hashed and fixed in size, merged into tokens when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clv.data.clock import Clock
+from clv.data.events import PURCHASE, RETURN, US, stable_hash, type_code
+from clv.data.histories import ATTRIBUTE_PREFIX, Histories, ranges
+
+LINE = np.dtype(
+    [
+        *((name, "<i8") for name in ("time", "known_at", "order", "item", "channel", "text")),
+        *((name, "<f8") for name in ("amount", "quantity")),
+        *(("day", "<i4"), ("type", "<i2"), ("filled", "<i2")),
+    ]
+)
+_SHARED = ("time", "known_at", "order", "channel", "text", "amount", "day", "type", "filled")
+
+Lines = NDArray[np.void]
+
+
+def of_events(events: pa.Table, clock: Clock) -> Lines:
+    """A line per row of `events` (schema EVENTS), in its order."""
+    lines = np.zeros(len(events), LINE)
+    lines["time"] = events["event_time"].cast(US).cast(pa.int64()).to_numpy()
+    known = events["known_at"].cast(US).cast(pa.int64()).to_numpy()
+    lines["known_at"] = np.maximum(known, lines["time"])
+    lines["day"] = clock.day_of(lines["time"])
+    lines["type"] = type_code(events["event_type"])
+    grouped = (lines["type"] == PURCHASE) | (lines["type"] == RETURN)
+    lines["order"] = np.where(grouped, stable_hash(events["order_id"]), 0)
+    for name, column in (("item", "item_id"), ("channel", "channel"), ("text", "text")):
+        lines[name] = stable_hash(events[column])
+    lines["amount"] = events["amount"].cast(pa.float64()).fill_null(np.nan).to_numpy()
+    lines["quantity"] = events["quantity"].cast(pa.float64()).fill_null(1.0).to_numpy()
+    lines["filled"] = events["amount_filled"].fill_null(False).to_numpy(zero_copy_only=False)
+    return lines
+
+
+def merge(base: pa.Table, names: Sequence[str], lines: Lines) -> pa.Table:
+    """Histories of `base` and of lines[i] of customer names[i], as `histories.build` makes them of all events at once.
+
+    Within an order the items may stand in another order, and sums be added in one (1e-15 for amounts, 1e-7 for
+    quantities); an order that both sides hold keeps channel and text of the base where times are equal.
+    """
+    h = Histories.from_table(base)
+    old = h.customer_id.to_pylist()
+    ids = sorted({*old, *names})
+    place = {name: i for i, name in enumerate(ids)}
+    owner_old = np.array([place[name] for name in old], np.int64)
+    part: dict[str, NDArray[Any]] = {
+        name: np.concatenate([getattr(h, name), lines[name].astype(getattr(h, name).dtype)]) for name in _SHARED
+    }
+    customer = np.concatenate([np.repeat(owner_old, np.diff(h.offsets)), np.array([place[n] for n in names], np.int64)])
+    quantity = np.concatenate([h.quantity.astype(np.float64), lines["quantity"]])
+    count = np.concatenate([h.lines, np.ones(len(lines), np.int32)])
+    has_item = lines["item"] != 0
+    items = np.concatenate([h.items, lines["item"][has_item]])
+    item_stop = np.cumsum(np.concatenate([np.diff(h.item_offsets), has_item]))
+    item_start = np.append(0, item_stop[:-1])[: len(item_stop)]
+    first_item = np.where(item_stop > item_start, np.append(items, 0)[item_start], 0)
+
+    time, known, kind, order = part["time"], part["known_at"], part["type"], part["order"]
+    grouped = (kind == PURCHASE) | (kind == RETURN)
+    group = np.where(order != 0, order, time)
+    added = np.arange(len(time)) >= len(h.time)
+    # As in `build`; of equal parts those of the base come first.
+    keys = (part["channel"], part["text"], part["amount"], quantity, first_item, added, known, time)
+    rows = np.lexsort((*keys, group, order != 0, kind, customer))
+    c, k, g, o = customer[rows], kind[rows], group[rows], order[rows]
+    new = np.ones(len(rows), bool)
+    new[1:] = (c[1:] != c[:-1]) | (k[1:] != k[:-1]) | (g[1:] != g[:-1]) | (o[1:] != o[:-1]) | ~grouped[rows][1:]
+    start = np.flatnonzero(new)
+    priced = ~np.isnan(part["amount"][rows])
+    total = np.add.reduceat(np.nan_to_num(part["amount"][rows]), start)
+    token: dict[str, Any] = {
+        "time": time[rows][start],
+        "known_at": np.maximum.reduceat(known[rows], start),
+        "day": part["day"][rows][start],
+        "type": k[start],
+        "order": o[start],
+        "amount": np.where(np.logical_or.reduceat(priced, start), total, np.nan),
+        "quantity": np.add.reduceat(quantity[rows], start).astype(np.float32),
+        "lines": np.add.reduceat(count[rows], start).astype(np.int32),
+        "filled": np.add.reduceat(part["filled"][rows], start).astype(np.int32),
+        "channel": part["channel"][rows][start],
+        "text": part["text"][rows][start],
+    }
+    token_of_row = np.cumsum(new) - 1
+    num_items = (item_stop - item_start)[rows]
+    flat = items[ranges(item_start[rows], item_stop[rows])]
+    # Items of an order made of several parts stand by time, then by key; those of a whole one stay as they are.
+    several = np.repeat(np.diff(start, append=len(rows))[token_of_row] > 1, num_items)
+    owner = np.repeat(token_of_row, num_items)
+    by = (flat, np.repeat(known[rows], num_items), np.repeat(time[rows], num_items))
+    flat = flat[np.lexsort((*(np.where(several, values, 0) for values in by), owner))]
+    stop = np.cumsum(np.bincount(owner, minlength=len(start)))
+    begin = np.append(0, stop[:-1])[: len(stop)]
+    first = np.where(stop > begin, np.append(flat, 0)[begin], 0)
+
+    who = c[start]
+    final = np.lexsort((first, token["amount"], token["order"], token["type"], token["known_at"], token["time"], who))
+    merged = Histories(
+        customer_id=pa.array(ids, pa.string()),
+        offsets=np.searchsorted(who[final], np.arange(len(ids) + 1)),
+        item_offsets=np.append(0, np.cumsum((stop - begin)[final])),
+        items=flat[ranges(begin[final], stop[final])],
+        **{name: values[final] for name, values in token.items()},
+    ).to_table()
+    where = np.full(len(ids), -1)
+    where[owner_old] = np.arange(len(old))
+    index = pa.array(where, mask=where < 0)
+    for name in base.column_names:
+        if name.startswith(ATTRIBUTE_PREFIX):
+            merged = merged.append_column(name, base[name].combine_chunks().take(index))
+    return merged
+
+
+def covered(base: pa.Table, names: Sequence[str], lines: Lines) -> NDArray[np.bool_]:
+    """Whether the histories already hold line i of customer names[i]: the same kind of event at the same place.
+
+    That of a purchase or return is its order (without one its instant) with the item, that of any other event its
+    instant, item, channel and text.
+    """
+    h = Histories.from_table(base)
+    place = {name: i for i, name in enumerate(h.customer_id.to_pylist())}
+    customer = np.repeat(np.arange(len(h)), np.diff(h.offsets)).tolist()
+    counts = np.diff(h.item_offsets).tolist()
+    flat, at = h.items.tolist(), 0
+    held: set[tuple[int, ...]] = set()
+    wanted = {place[name] for name in names if name in place}
+    fields = (h.type.tolist(), h.order.tolist(), h.time.tolist(), h.channel.tolist(), h.text.tolist())
+    for who, num, kind, order, time, channel, text in zip(customer, counts, *fields, strict=True):
+        if who in wanted:
+            for item in (0, *flat[at : at + num]):
+                held.add((who, *_place(kind, order, time, channel, text), item))
+        at += num
+    found = np.zeros(len(lines), bool)
+    for i, (name, line) in enumerate(zip(names, lines.tolist(), strict=True)):
+        one = dict(zip(LINE.names or (), line, strict=True))
+        key = _place(one["type"], one["order"], one["time"], one["channel"], one["text"])
+        found[i] = name in place and (place[name], *key, one["item"]) in held
+    return found
+
+
+def since(histories: pa.Table, times: NDArray[np.int64]) -> pa.Table:
+    """Of customer i only the tokens from times[i] (us) on; those who have none left are gone."""
+    h = Histories.from_table(histories)
+    keep = h.time >= np.repeat(times, np.diff(h.offsets))
+    left = np.add.reduceat(np.append(keep, False), h.offsets[:-1]) * (np.diff(h.offsets) > 0)
+    rows = np.flatnonzero(left)
+    token = np.flatnonzero(keep)
+    cut = Histories(
+        customer_id=h.customer_id.take(pa.array(rows)),
+        offsets=np.append(0, np.cumsum(left[rows])),
+        item_offsets=np.append(0, np.cumsum(np.diff(h.item_offsets)[token])),
+        items=h.items[ranges(h.item_offsets[token], h.item_offsets[token + 1])],
+        **{name: getattr(h, name)[token] for name in (*_SHARED, "quantity", "lines")},
+    ).to_table()
+    for name in histories.column_names:
+        if name.startswith(ATTRIBUTE_PREFIX):
+            cut = cut.append_column(name, histories[name].combine_chunks().take(pa.array(rows)))
+    return cut
+
+
+def _place(kind: int, order: int, time: int, channel: int, text: int) -> tuple[int, ...]:
+    if kind in (PURCHASE, RETURN):
+        return (kind, order, 0, 0, 0) if order else (kind, 0, time, 0, 0)
+    return kind, 0, time, channel, text
