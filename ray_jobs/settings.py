@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from clv.train.config import TrainConfig
+    from clv.train.tracking import Tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +33,32 @@ class TrainSettings:
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] | None = None
     loss: Literal["mixture", "ziln", "tweedie", "mse"] | None = None
     """Loss of the value."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """DeepSpeed ZeRO stage; by default that of --deepspeed, or 1."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
     accumulation: int = 1
     """Micro-batches per step and worker."""
+    activation_checkpointing: bool = False
+    """Less memory: layers run again in the backward pass."""
+    offload_optimizer: bool = False
+    """Optimizer in the host's memory (needs a GPU and ZeRO)."""
+    offload_parameters: bool = False
+    """Parameters in the host's memory (needs a GPU and ZeRO stage 3)."""
+    compile: bool = False
+    """torch.compile for the backbone; needs a C++ compiler."""
+    deepspeed: Path | None = None
+    """A DeepSpeed JSON, merged with these settings; conflicts are refused."""
     seed: int = 0
+    track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where scalars go: MLFLOW_TRACKING_URI and WANDB_API_KEY are heeded, without them all stays in OUT.run/tracking."""
+
+    def tracking(self, aside: Path, begun: datetime, config: TrainConfig) -> Tracking:
+        """Of a run that began at `begun`, in a folder of its own beside the output."""
+        from clv.train.tracking import Tracking
+
+        run = begun.strftime("%Y%m%d-%H%M%S")
+        return Tracking(folder=str(aside / "tracking" / run), run=run, names=self.track, settings=config)
 
     def config(self) -> TrainConfig:
         """The preset with the settings that were given."""
@@ -51,6 +76,21 @@ class TrainSettings:
             model=replace(config.model, backbone=backbone),
             optimizer=replace(config.optimizer, **given("learning_rate", name="optimizer")),
             loss=replace(config.loss, **given(name="loss")),
-            engine=replace(config.engine, **given("zero_stage", "precision", "accumulation")),
+            engine=replace(
+                config.engine,
+                **given("zero_stage", "precision", "accumulation", "activation_checkpointing", "compile"),
+                **given("offload_optimizer", "offload_parameters"),
+                deepspeed=_read_json(self.deepspeed) if self.deepspeed else {},
+            ),
             **given("epochs", "samples_per_epoch", "batch_size", "seed"),
         )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--deepspeed {path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--deepspeed {path} must hold a JSON object, not {type(found).__name__}")
+    return found

@@ -39,16 +39,17 @@ def run(options: Options) -> None:
     from clv import bundle
     from clv.cluster import session, training
     from clv.data.prepared import Prepared
-    from clv.train import engine, export, fit
+    from clv.train import export, fit, tracking, zero
 
     for name in ("workers", "accumulation"):
         if (given := getattr(options, name)) < 1:
             raise ValueError(f"--{name} {given} must be at least 1")
+    tracking.check(options.track)
     prepared = Prepared.open(options.histories)
     cutoff = prepared.origin(options.origin)
     config = options.config()
     # Everything that a wrong argument can cause is found before Ray starts.
-    engine.deepspeed_config(config, "fp32", options.workers)
+    zero.deepspeed_config(config, "fp32", options.workers)
     bundle.check_target(options.out.absolute())
     shop = training.read_shop(options.histories)
     say(f"{prepared.spec.name}: {len(shop.histories):,} customers, cut at {prepared.clock.format(cutoff)}")
@@ -57,7 +58,7 @@ def run(options: Options) -> None:
         say(f"notice: {notice}")
     out = options.out.absolute()
     aside = out.with_name(out.name + ".run")
-    name = begun.strftime("%Y%m%d-%H%M%S")
+    board = options.tracking(aside, begun, config)
     cluster = training.Cluster(
         num_workers=options.workers,
         use_gpu=options.gpu,
@@ -65,8 +66,7 @@ def run(options: Options) -> None:
         storage=options.storage or str(aside),
     )
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
-        log_dir = aside / "tensorboard" / name
-        fitted = training.train(options.histories.absolute(), phases, config, cluster, name, log_dir, say)
+        fitted = training.train(options.histories.absolute(), phases, config, cluster, board, say)
     facts = training.dataset_facts(prepared)
     result = export.to_bundle(shop, phases, config, fitted, facts, list(phases.notices))
     version = bundle.save(result, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from clv.models import encoders
 from clv.models.losses import LossConfig
@@ -30,12 +30,48 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """`kind` torch needs nothing but torch; deepspeed shards optimizer (1), gradients (2) and parameters (3)."""
+    """How a step is computed. An option that would do nothing is refused.
+
+    kind: torch needs nothing but torch; deepspeed shards optimizer (stage 1), gradients (2) and parameters (3).
+    zero_stage: None is the stage of the DeepSpeed JSON, or 1. offload_*: kept in the host's memory.
+    activation_checkpointing: layers run again in the backward pass instead of keeping what they computed.
+    compile: the backbone through `torch.compile`. deepspeed: a DeepSpeed JSON that is merged with these settings.
+    """
 
     kind: Literal["torch", "deepspeed"] = "deepspeed"
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] | None = None
     precision: Precision = "auto"
     accumulation: int = 1
+    activation_checkpointing: bool = False
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    compile: bool = False
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.accumulation < 1:
+            raise ValueError(f"engine.accumulation must be at least 1, not {self.accumulation}")
+        if self.kind == "torch":
+            for name in ("zero_stage", "offload_optimizer", "offload_parameters", "deepspeed"):
+                if given := getattr(self, name):
+                    raise ValueError(f"engine.{name} {given} needs engine.kind deepspeed: plain torch would ignore it")
+            if self.precision == "fp16":
+                raise ValueError("engine.precision fp16 needs engine.kind deepspeed (it scales the loss)")
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("engine.offload_optimizer needs engine.zero_stage 1, 2 or 3: stage 0 would ignore it")
+        if self.offload_parameters and self.stage != 3:
+            raise ValueError(f"engine.offload_parameters needs engine.zero_stage 3, not {self.stage}")
+        if self.compile and self.stage == 3:
+            raise ValueError("engine.compile needs engine.zero_stage 0, 1 or 2: stage 3 swaps parameters under it")
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage in force."""
+        if self.kind == "torch":
+            return 0
+        if self.zero_stage is not None:
+            return self.zero_stage
+        return int(self.deepspeed.get("zero_optimization", {}).get("stage", 1))
 
 
 @dataclass(frozen=True, kw_only=True)

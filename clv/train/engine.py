@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,41 @@ def _group_name(backbone: bool, decays: bool) -> str:
 
 
 def choose_precision(config: EngineConfig, device: torch.device) -> str:
-    """`auto` is bf16 on a GPU that has it, fp32 on a CPU, where half precision is emulated and many times slower."""
+    """The precision in force: `auto` is the fastest that the hardware has and the engine can train in.
+
+    bf16 on a GPU that has it; fp16 on an older one, where DeepSpeed scales the loss; fp32 on a CPU, where half
+    precision is emulated and many times slower.
+    """
     if config.precision != "auto":
         return config.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if device.type != "cuda":
+        return "fp32"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp16" if config.kind == "deepspeed" else "fp32"
+
+
+def slow_precision(config: EngineConfig, device: torch.device) -> str | None:
+    """What to tell a user whose precision the hardware is slow in; None where it is not."""
+    chosen, best = choose_precision(config, device), choose_precision(replace(config, precision="auto"), device)
+    if device.type == "cpu" and chosen != "fp32":
+        return f"precision {chosen} is emulated on a CPU: fp32 is 5 to 8 times faster"
+    if device.type == "cuda" and chosen == "fp32" and best != "fp32":
+        return f"precision fp32 leaves the half-precision units of this GPU idle: {best} is several times faster"
+    return None
+
+
+def check_options(config: EngineConfig, device: torch.device) -> None:
+    """ValueError for an option that would do nothing on this device."""
+    if device.type == "cpu":
+        if config.precision == "fp16":
+            raise ValueError("engine.precision fp16 needs a GPU: use fp32 on a CPU, or bf16")
+        zero = config.deepspeed.get("zero_optimization", {})
+        for name, key in (("offload_optimizer", "offload_optimizer"), ("offload_parameters", "offload_param")):
+            if getattr(config, name) or zero.get(key, {}).get("device") == "cpu":
+                raise ValueError(f"engine.{name} would do nothing: this run trains in the host's memory already")
+    if config.compile and os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        raise ValueError("engine.compile would do nothing: TORCHDYNAMO_DISABLE=1 is set in the environment; unset it")
 
 
 class _Objective(nn.Module):
@@ -88,12 +120,15 @@ class Engine:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.step_count = 0
+        if config.engine.activation_checkpointing:
+            recompute_layers(self.module)
+        if config.engine.compile:
+            # In place, so that no parameter changes its name. Batches differ in length.
+            self.module.get_submodule(BACKBONE).compile(dynamic=True)
         self.objective = _Objective(self.module, loss, device, self.precision)
         self._start()
 
     def _start(self) -> None:
-        if self.precision == "fp16":
-            raise ValueError("engine.precision fp16 needs engine.kind deepspeed (it scales the loss)")
         self.optimizer: Any = make_optimizer(self.config.optimizer, self.module)
         self.model: Any = self.objective
         if self.world_size > 1:
@@ -142,6 +177,26 @@ class Engine:
             dist.all_reduce(value)
         return value
 
+    def agree(self, flag: bool) -> bool:
+        """Whether any worker says so; every worker calls it."""
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def live(self) -> dict[str, Tensor]:
+        """The weights that this worker holds, on its device, not copied: all of them, or its shard under ZeRO-3."""
+        return dict(self.module.state_dict())
+
+    def whole(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All weights of what every worker holds in the form of `live`; every worker calls it."""
+        return live
+
+    def share(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inverse of `whole`."""
+        return {name: value.to(self.device) for name, value in whole.items()}
+
     def weights(self) -> dict[str, Tensor]:
         """Full-precision copies of all parameters and persistent buffers, on the CPU, on every worker."""
         return {name: value.detach().float().cpu().clone() for name, value in self.module.state_dict().items()}
@@ -149,112 +204,42 @@ class Engine:
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         self.module.load_state_dict(weights)
 
-    def save(self, folder: Path, extra: dict[str, Any]) -> None:
+    def save(self, folder: Path) -> None:
         """Checkpoint for resuming (a pickle: for trusted storage only). Every worker calls it."""
         if self.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
             state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-            torch.save(state | {"step": self.step_count, "extra": extra}, folder / "torch.pt")
+            torch.save(state | {"step": self.step_count}, folder / "torch.pt")
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Inverse of `save`; returns `extra`."""
+    def load(self, folder: Path) -> None:
+        """Inverse of `save`, with any number of workers."""
         state = torch.load(folder / "torch.pt", map_location=self.device, weights_only=False)
         self.module.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_count = state["step"]
-        return dict(state["extra"])
 
 
-class DeepSpeedEngine(Engine):
-    """The same over DeepSpeed: ZeRO stages, mixed precision with loss scaling, its own clipping and checkpoints."""
+def recompute_layers(model: nn.Module) -> None:
+    """Transformer layers of `model` keep their inputs only and run again in the backward pass.
 
-    def _start(self) -> None:
-        deepspeed = import_deepspeed()
-        if not dist.is_initialized():
-            raise ValueError("engine.kind deepspeed needs a process group: start it through Ray Train or torchrun")
-        # Ours is built by hand: a name in the JSON would make DeepSpeed compile a fused optimizer of its own.
-        optimizer = make_optimizer(self.config.optimizer, self.module)
-        self.model, self.optimizer, _, _ = deepspeed.initialize(
-            model=self.objective,
-            optimizer=optimizer,
-            config=deepspeed_config(self.config, self.precision, self.world_size),
-        )
-        self.zero_stage = int(self.model.zero_optimization_stage())
-
-    def _backward(self, batch: Batch, scale: Tensor, *, last: bool) -> Tensor:
-        loss: Tensor = self.model(batch)
-        # DeepSpeed divides by the number of micro-batches; ours is already the share of the whole.
-        self.model.backward(loss * scale * self.config.engine.accumulation)
-        self.model.step()
-        return loss.detach()
-
-    def _step(self) -> None:
-        """`step` of the last micro-batch has done it."""
-
-    def weights(self) -> dict[str, Tensor]:
-        if self.zero_stage < 3:
-            return super().weights()
-        deepspeed = import_deepspeed()
-        parameters = list(self.module.parameters())
-        with deepspeed.zero.GatheredParameters(parameters):
-            return super().weights()
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        deepspeed = import_deepspeed()
-        if self.zero_stage < 3:
-            return super().load_weights(weights)
-        with deepspeed.zero.GatheredParameters(list(self.module.parameters()), modifier_rank=0):
-            if self.rank == 0:
-                super().load_weights(weights)
-
-    def save(self, folder: Path, extra: dict[str, Any]) -> None:
-        self.model.save_checkpoint(str(folder), tag="ds", client_state={"step": self.step_count, "extra": extra})
-
-    def load(self, folder: Path) -> dict[str, Any]:
-        path, state = self.model.load_checkpoint(str(folder), tag="ds")
-        if path is None:
-            raise ValueError(f"no DeepSpeed checkpoint in {folder}")
-        self.step_count = state["step"]
-        return dict(state["extra"])
+    Raises ValueError for a model without such layers.
+    """
+    found = [m for m in model.modules() if getattr(m, "supports_gradient_checkpointing", False)]
+    if not found:
+        raise ValueError("engine.activation_checkpointing needs a transformer backbone: bert or gpt2")
+    module: Any
+    for module in found:
+        module.config.use_cache = False
+        module.activation_checkpointing_enable()
 
 
 def make_engine(model: nn.Module, loss: LossSum, config: TrainConfig, device: torch.device) -> Engine:
-    kind = DeepSpeedEngine if config.engine.kind == "deepspeed" else Engine
-    return kind(model, loss, config, device)
+    """The engine of `config.engine`. Raises ValueError for an option that would do nothing here."""
+    check_options(config.engine, device)
+    if config.engine.kind == "torch":
+        return Engine(model, loss, config, device)
+    from clv.train.zero import DeepSpeedEngine
 
-
-def import_deepspeed() -> Any:
-    """DeepSpeed without a compiler: on a CPU it would build a shared-memory extension that gloo does not need."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__
-
-    __compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def deepspeed_config(config: TrainConfig, precision: str, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed JSON of these settings."""
-    accumulation = config.engine.accumulation
-    micro = config.batch_size // (world_size * accumulation)
-    if micro * world_size * accumulation != config.batch_size:
-        raise ValueError(
-            f"batch_size {config.batch_size} is not a multiple of workers x accumulation = "
-            f"{world_size} x {accumulation}"
-        )
-    return {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.optimizer.clip_norm,
-        "zero_optimization": {"stage": config.engine.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": precision == "bf16"},
-        "fp16": {"enabled": precision == "fp16"},
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
+    return DeepSpeedEngine(model, loss, config, device)
 
 
 def _weight(batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -112,16 +112,17 @@ class Average:
         self.count += 1
         keep = min(self.decay, 1 - 1 / self.count)
         if not self.weights:
-            # Full precision on the CPU, whatever the model trains in: a small step would be lost in half precision.
+            # Full precision, whatever the model trains in: a small step would be lost in half precision. On the model's
+            # device: a copy of all weights to the CPU would cost more than the step.
             self.weights = {name: _copy(value) for name, value in weights.items()}
             return
         for name, value in weights.items():
             if value.is_floating_point():
-                self.weights[name].mul_(keep).add_(value.detach().float().cpu(), alpha=1 - keep)
+                self.weights[name].mul_(keep).add_(value.detach().float(), alpha=1 - keep)
 
 
 def _copy(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+    return value.detach().to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
 
 
 @dataclass(frozen=True)
@@ -171,16 +172,21 @@ def run(
             if not math.isfinite(loss):
                 raise FloatingPointError(f"loss is {loss} at step {engine.step_count}: lower optimizer.learning_rate")
             if config.ema_decay:
-                average.update(_live(engine))
+                average.update(engine.live())
             on_step(engine.step_count, loss, rate)
             loss_sum, num = loss_sum + loss, num + 1
             mark = time.perf_counter()
-        weights = average.weights if config.ema_decay else engine.weights()
+        weights = engine.whole(average.weights) if config.ema_decay else engine.weights()
         seconds = time.perf_counter() - began
         end = EpochEnd(epoch + 1, engine.step_count, loss_sum / max(num, 1), weights, seconds, waited / seconds)
         if not on_epoch(end, average):
             break
-    return average.weights if config.ema_decay else engine.weights()
+    return to_cpu(engine.whole(average.weights)) if config.ema_decay else engine.weights()
+
+
+def to_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in the host's memory, those that lie there already as they are."""
+    return {name: value.cpu() for name, value in weights.items()}
 
 
 def sum_loss(config: TrainConfig, has_value: bool) -> Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]:
@@ -193,17 +199,15 @@ def sum_loss(config: TrainConfig, has_value: bool) -> Callable[[nn.Module, Batch
 
 def save(engine: Engine, folder: Path, epoch: int, average: Average) -> None:
     """Checkpoint after `epoch` epochs; every worker calls it."""
-    extra: dict[str, Any] = {"epoch": epoch, "average": average.weights, "count": average.count}
-    engine.save(folder, extra)
+    folder.mkdir(parents=True, exist_ok=True)
+    engine.save(folder)
+    whole = engine.whole(average.weights)
+    if engine.rank == 0:
+        torch.save({"epoch": epoch, "average": whole, "count": average.count}, folder / "loop.pt")
 
 
 def resume(engine: Engine, folder: Path, config: TrainConfig) -> tuple[int, Average]:
     """(epochs done, averaged weights) of a checkpoint, loaded into the engine."""
-    extra = engine.load(folder)
-    return int(extra["epoch"]), Average(config.ema_decay, extra["average"], int(extra["count"]))
-
-
-def _live(engine: Engine) -> dict[str, Tensor]:
-    if engine.zero_stage == 3:
-        return engine.weights()
-    return dict(engine.module.state_dict())
+    engine.load(folder)
+    found = torch.load(folder / "loop.pt", map_location="cpu", weights_only=True)
+    return int(found["epoch"]), Average(config.ema_decay, engine.share(found["average"]), int(found["count"]))

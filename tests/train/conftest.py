@@ -1,9 +1,17 @@
 """A small simulated shop and a very small training run."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
 from clv.data import histories, synth
 from clv.data.clock import Clock
@@ -13,10 +21,11 @@ from clv.models.encoders import BackboneConfig
 from clv.models.features import Items
 from clv.models.model import ModelConfig
 from clv.train.config import EngineConfig, TrainConfig
-from clv.train.fit import Shop
+from clv.train.fit import Setup, Shop, prepare
 
 MakeShop = Callable[..., Shop]
 CLOCK = Clock("Europe/London")
+WORKER = Path(__file__).with_name("engine_worker.py")
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +67,50 @@ def tiny() -> TrainConfig:
         num_origins=6,
         seed=1,
     )
+
+
+@pytest.fixture(scope="module")
+def setup(shop: Shop, cutoff: int, tiny: TrainConfig) -> Setup:
+    return prepare(shop, cutoff, tiny, 30)
+
+
+@pytest.fixture(scope="module")
+def config(tiny: TrainConfig) -> TrainConfig:
+    return replace(tiny, batch_size=32, epochs=1, samples_per_epoch=128, ema_decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def folder(setup: Setup, shop: Shop, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    samples = setup.source(shop, config).epoch(0)
+    assert len(samples) >= 96
+    path = tmp_path_factory.mktemp("engine")
+    content = {"space": setup.assembler.space, "samples": samples, "num_horizons": 2, "config": config}
+    torch.save(content, path / "setup.pt")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_workers() -> Callable[[Path, int, list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Runs the cases on a gloo group of processes; returns what each rank wrote, by case."""
+
+    def run(folder: Path, world_size: int, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        (folder / f"cases-{world_size}.json").write_text(json.dumps(cases))
+        root = str(Path(__file__).parents[2])
+        environment = os.environ | {"PYTHONPATH": root, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        workers = [
+            subprocess.Popen(
+                [sys.executable, str(WORKER), str(folder), str(world_size), str(rank)],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world_size)
+        ]
+        errors = [worker.communicate(timeout=300)[1] for worker in workers]
+        for worker, error in zip(workers, errors, strict=True):
+            assert worker.returncode == 0, error[-3000:]
+        paths = [folder / f"result-{world_size}-{rank}.pt" for rank in range(world_size)]
+        return [torch.load(path, weights_only=True) for path in paths]
+
+    return run

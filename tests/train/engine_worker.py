@@ -8,17 +8,20 @@ import os
 import sys
 import traceback
 from dataclasses import replace
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from benchmarks.plan import held_bytes
 from clv.models import encoders
 from clv.models.model import CustomerModel
 from clv.train import loop
 from clv.train.config import TrainConfig
 from clv.train.engine import Engine, make_engine
+from clv.train.zero import DeepSpeedEngine
 
 
 class Fixed:
@@ -44,7 +47,41 @@ def build(case: dict[str, Any], setup: dict[str, Any]) -> tuple[Engine, TrainCon
     if config.model.backbone.pretrained:
         encoders.load_pretrained(model.backbone, config.model.backbone.pretrained)
     loss = loop.sum_loss(config, case.get("has_value", True))
-    return make_engine(model, loss, config, torch.device("cpu")), config
+    # A CPU has nothing to offload from, and says so; the code is DeepSpeed's own, and runs.
+    make = DeepSpeedEngine if config.engine.offload_optimizer else make_engine
+    return make(model, loss, config, torch.device("cpu")), config
+
+
+def observe(engine: Engine, micro: list[Any]) -> dict[str, Any]:
+    """What the options of the engine change, seen from outside, in one more step."""
+    layer = next(m for name, m in engine.module.named_modules() if name.endswith("layer.0.intermediate.dense"))
+    calls: list[str] = []
+    layer.register_forward_hook(lambda module, given, out: calls.append(str(out.dtype)))
+    before = engine.weights()
+    engine.train_step(micro, 1.0)
+    moved = sum(float((after - before[name]).square().sum()) for name, after in engine.weights().items())
+    out: dict[str, Any] = {
+        "moved": moved**0.5,
+        "calls": len(calls),
+        "computed": calls[0],
+        "parameters": sorted({str(p.dtype) for p in engine.module.parameters()}),
+        "precision": engine.precision,
+        "world_size": engine.world_size,
+        "trainable": sum(p.numel() for group in engine.optimizer.param_groups for p in group["params"]),
+        "parameter_bytes": held_bytes(list(engine.live().values())),
+        "state_bytes": held_bytes(list(getattr(engine.optimizer, "optimizer", engine.optimizer).state.values())),
+        "shards_gradients": getattr(engine.optimizer, "partition_gradients", engine.zero_stage == 3),
+        "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"] if engine.config.engine.compile else 0,
+    }
+    if engine.config.engine.kind == "deepspeed":
+        zero = engine.model._config.zero_config
+        out |= {
+            "bucket": zero.reduce_bucket_size,
+            "offloads": [zero.offload_optimizer is not None, zero.offload_param is not None],
+            "micro_batches": engine.model.gradient_accumulation_steps(),
+            "world_size": engine.model.dp_world_size,
+        }
+    return out
 
 
 def run_case(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -54,20 +91,29 @@ def run_case(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> dict[
         losses: list[float] = []
         weights = loop.run(engine, Fixed(samples), config, on_step=lambda step, loss, rate: losses.append(loss))
         return {"losses": losses, "weights": weights, "zero_stage": engine.zero_stage}
-    steps = list(loop.steps_of(samples, config, engine.rank, engine.world_size, 0))[:num_steps]
+    epochs = (loop.steps_of(samples, config, engine.rank, engine.world_size, epoch) for epoch in count())
+    steps = list(islice(chain.from_iterable(epochs), num_steps))
+    engine.module.train()
     losses = []
     for i, micro in enumerate(steps):
         if case.get("reload") and i == num_steps // 2:
-            engine.save(folder / case["name"], {"epoch": 3, "note": "extra"})
+            average = loop.Average(0.9)
+            average.update(engine.live())
+            expected = engine.weights()
+            loop.save(engine, folder / case["name"], 3, average)
             if dist.get_world_size() > 1:
                 dist.barrier()
             engine, config = build(case, setup)
-            extra = engine.load(folder / case["name"])
-            assert extra["epoch"] == 3, extra
-            assert extra["note"] == "extra", extra
+            epoch, average = loop.resume(engine, folder / case["name"], config)
+            assert epoch == 3, epoch
+            found = engine.whole(average.weights)
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
             assert engine.step_count == i
         losses.append(engine.train_step(micro, loop.learning_rate(i, num_steps, config.optimizer)))
     out = {"losses": losses, "weights": engine.weights(), "zero_stage": engine.zero_stage, "rows": len(steps[0][0])}
+    if case.get("observe"):
+        out |= observe(engine, steps[0])
     if case.get("load_weights"):
         doubled = {name: 2 * value for name, value in out["weights"].items()}
         engine.load_weights(doubled)
