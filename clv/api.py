@@ -52,6 +52,16 @@ class Model:
         table = to_histories(events, self.spec)
         return self.predictor.predict(table, self._origin(table, as_of), horizons_days).to_pandas()
 
+    def portfolio(
+        self, events: pd.DataFrame, as_of: str | datetime | None = None, horizons_days: Sequence[int] | None = None
+    ) -> pd.DataFrame:
+        """What the customers of `events` will be worth together: one row per horizon, with the band of the total.
+
+        Columns of `clv.predict.PORTFOLIO`, shop currency. For a part of the customers give their events only.
+        """
+        table = to_histories(events, self.spec)
+        return self.predictor.portfolio(table, self._origin(table, as_of), horizons_days).to_pandas()
+
     def embed(self, events: pd.DataFrame, as_of: str | datetime | None = None) -> pd.DataFrame:
         """The customers' vectors, index customer_id, columns z0, z1, ..."""
         table = to_histories(events, self.spec)

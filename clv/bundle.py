@@ -58,9 +58,9 @@ def save(bundle: Bundle, folder: Path) -> str:
         save_file(_contiguous(bundle.weights), str(aside / "weights.safetensors"))
         save_file(_contiguous(bundle.items), str(aside / "items.safetensors"))
         for name, text in bundle.texts.items():
-            (aside / name).write_text(text)
+            (aside / name).write_text(text, encoding="utf-8")
         hashes = {path.name: sha256_of(path) for path in sorted(aside.iterdir())}
-        version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+        version = version_of(hashes)
         manifest = {
             "format": FORMAT,
             "version": version,
@@ -89,7 +89,8 @@ def load(folder: Path | str) -> Bundle:
     folder = Path(folder)
     manifest = verify(folder)
     parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in JSON_PARTS}
-    texts = {name: (folder / name).read_text() for name in manifest["sha256"] if name.endswith((".html", ".md"))}
+    names = [name for name in manifest["sha256"] if name.endswith((".html", ".md"))]
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in names}
     return Bundle(
         weights=load_file(str(folder / "weights.safetensors")),
         items=load_file(str(folder / "items.safetensors")),
@@ -121,6 +122,11 @@ def verify(folder: Path | str) -> dict[str, Any]:
         if sha256_of(path) != hashes[name]:
             raise BundleError(f"{folder}: {name} differs from its sha256 in {MANIFEST}; the bundle is damaged")
     return dict(manifest)
+
+
+def version_of(hashes: Mapping[str, str]) -> str:
+    """The version of a bundle whose files have these sha256: equal files, equal version."""
+    return hashlib.sha256(json.dumps(dict(hashes), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def as_json(settings: Any) -> Any:

@@ -33,7 +33,8 @@ Floats = NDArray[np.float64]
 
 MAX_DAYS_AHEAD = 90
 BAND = np.array([0.1, 0.5, 0.9])
-TAIL_YEARS = 10
+TAIL_YEARS = 10  # beyond the longest learned horizon, in `clv_mean`
+TAIL_YEARS_WITHOUT_DROPOUT = 3  # where the log does not show that customers leave, ten years of staying are a fiction
 _NODES = np.linspace(0, 1, 128)  # of a buyer's log value, from four sigmas below his mixture to four above
 _CHUNK = 2_000
 
@@ -154,6 +155,11 @@ class Outlook:
             level_error=float(self.level_error[horizon]),
             sum_spread=float(self.sum_spread[horizon]),
         )
+
+
+def tail_years(baseline: Baseline) -> int:
+    """Years beyond the longest learned horizon that `clv_mean` counts; fewer where the anchor's dropout is unproven."""
+    return TAIL_YEARS if baseline.warning is None else TAIL_YEARS_WITHOUT_DROPOUT
 
 
 def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, level_error: Floats, adjustment: Adjustment) -> Outlook:
@@ -291,13 +297,13 @@ class Predictor:
         z = pa.FixedSizeListArray.from_arrays(pa.array(outlook.forecast.z.ravel(), pa.float32()), width)
         return pa.table({"customer_id": pa.array(rows.table["customer_id"], pa.string()), "z": z})
 
-    def prediction(self, histories: Histories, origin: int, horizon: int) -> Prediction:
-        """Of everybody with a purchase before the origin (us), as metrics take it; ValueError if there is nobody."""
+    def outlook(self, histories: Histories, origin: int, horizon: int) -> tuple[Assembled, Outlook]:
+        """Rows of everybody known at the origin (us) and their outlook at one horizon, for judging; ValueError if
+        nobody has bought before."""
         rows, outlook = self._outlook(histories, origin)
         if rows is None or outlook is None or not rows.table["has_purchase"].any():
             raise ValueError(f"nobody has bought before {self.clock.format(origin)}")
-        outlook, _ = self._at(outlook, rows, origin, (horizon,))
-        return outlook.prediction(0).take(rows.table["has_purchase"].to_numpy(bool))
+        return rows, self._at(outlook, rows, origin, (horizon,))[0]
 
     def check_origin(self, as_of: datetime | int, data_through: int | None = None) -> int:
         """The origin in us; ValueError before the cut, or more than 90 days past the newest data.
@@ -355,7 +361,7 @@ class Predictor:
     def _lifetime(self, outlook: Outlook, rows: Assembled, origin: int) -> Floats:
         """(S,) discounted value: the learned increments at their mid-points, then the anchor's tail by years."""
         last = self.horizons[-1]
-        tail = tuple(last + 365 * year for year in range(1, TAIL_YEARS + 1))
+        tail = tuple(last + 365 * year for year in range(1, tail_years(self._assembler.baseline) + 1))
         base = self._base(rows.table, origin, tail)
         far, _ = at_horizons(outlook, self.horizons, tail, base)
         value = np.concatenate([outlook.forecast.value, far.forecast.value], axis=1)

@@ -17,7 +17,8 @@ from ray_jobs.settings import TrainSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainSettings):
-    """Writes metrics.json and report.html: our model against every peer, with bootstrap intervals."""
+    """Writes metrics.json, report.html, card.md (a sentence per peer) and details.json (bands, visitors, customers with
+    one order): our model against every peer, with bootstrap intervals."""
 
     histories: Path
     """Folder that ray_jobs.prepare wrote."""
@@ -40,6 +41,8 @@ def run(options: Options) -> None:
     from clv.cluster import backtesting, session, training
     from clv.data.prepared import Prepared
     from clv.evaluate import report
+    from clv.evaluate.card import judgement
+    from clv.evaluate.findings import find, over_origins
 
     prepared = Prepared.open(options.histories)
     origins = [prepared.origin(text.strip()) for text in options.origins.split(",") if text.strip()]
@@ -64,14 +67,31 @@ def run(options: Options) -> None:
             bundle=options.bundle.absolute() if options.bundle else None,
             say=say,
         )
-    found = report.metrics_of(panels, options.seed)
-    (options.out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = [find(panel, seed=options.seed) for panel in panels]
+    metrics = report.metrics_of(found)
     title = f"{prepared.spec.name}: back-test over {options.horizon_days} days"
-    report.write(options.out / "report.html", panels, title=title, currency=prepared.spec.currency, seed=options.seed)
+    texts = {
+        "metrics.json": json.dumps(metrics, indent=1) + "\n",
+        "details.json": json.dumps(report.details_of(found), indent=1, allow_nan=False) + "\n",
+        "card.md": "\n".join([f"# {title}", "", of_model(options.bundle), "", *judgement(found)]) + "\n",
+        "report.html": report.render(found, title=title, currency=prepared.spec.currency, seed=options.seed),
+    }
+    for name, text in texts.items():
+        (options.out / name).write_text(text, encoding="utf-8")
     record.write(options.out, options, begun, seed=options.seed)
-    for line in ladder(found):
+    for line in [*ladder(metrics), "", *(c.sentence for c in over_origins(found))]:
         say(line)
     say(f"report: {options.out / 'report.html'}, {(datetime.now(UTC) - begun).total_seconds():.0f} s")
+
+
+def of_model(bundle: Path | None) -> str:
+    """What was judged, in a sentence."""
+    if bundle is None:
+        return "Every model was refitted at every origin on what was known there."
+    from clv import bundle as bundles
+
+    known = bundles.verify(bundle)
+    return f"This model is bundle {known['version']}, cut at {known['cut']}; every peer was refitted at every origin."
 
 
 LADDER = ("ngini", "spearman", "auc", "mae_over_mean", "rmse_over_mean", "bias", "decile_mape", "crps", "pit80")

@@ -15,4 +15,4 @@ def fit(kind: str, shop: Shop, origin: int, horizon: int, config: TrainConfig, s
     if kind == "peers":
         known = backtesting.truth(shop, origin, horizon)
         return known, backtesting.peers(shop, origin, horizon, seed)
-    return backtesting.refit(shop, origin, horizon, replace(config, seed=seed))[0]
+    return backtesting.refit(shop, origin, horizon, replace(config, seed=seed))[0].customers

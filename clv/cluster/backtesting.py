@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from clv.cluster import session
 from clv.data import rfm
 from clv.data.windows import cut
+from clv.evaluate.calibrate import cell_names, cells
+from clv.evaluate.panel import Panel, Visitors
 from clv.evaluate.peer_inputs import Context, population
 from clv.evaluate.peers import run_peers
 from clv.evaluate.prediction import LEVELS, Prediction, Quantiles
-from clv.evaluate.report import Panel
 from clv.models.infer import forecast
-from clv.predict import Predictor, adjust
+from clv.models.samples import Assembled
+from clv.predict import Outlook, Predictor, adjust
 from clv.train.config import TrainConfig
 from clv.train.fit import Shop, plan
 from clv.train.run import Fitted, load_model, train
@@ -40,6 +42,25 @@ class Truth:
     cohort: NDArray[Any]
     log_days: int
     orders_past: NDArray[np.float64]
+    cell: NDArray[Any]  # age x frequency, in words
+    visitors: tuple[NDArray[np.float64], NDArray[np.float64]]  # value, orders of those known without a purchase
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our model at an origin: rows of customers as in `truth`; of visitors too, with the conversion baseline's."""
+
+    customers: Prediction
+    visitors: Prediction
+    conversion: Prediction
+
+    @classmethod
+    def of(cls, rows: Assembled, outlook: Outlook, horizon: int) -> Ours:
+        """From an outlook whose horizon of that index is judged."""
+        buys = rows.table["has_purchase"].to_numpy(bool)
+        everybody = outlook.prediction(horizon)
+        base = Prediction(value=outlook.base.value[:, horizon], p_purchase=outlook.base.p_purchase[:, horizon])
+        return cls(everybody.take(buys), everybody.take(~buys), base.take(~buys))
 
 
 def truth(shop: Shop, origin: int, horizon: int) -> Truth:
@@ -54,7 +75,8 @@ def truth(shop: Shop, origin: int, horizon: int) -> Truth:
             "choose earlier --origins or a shorter --horizon-days"
         )
     past = cut(shop.histories, origin, (horizon,), clock, value=shop.value, known_before=shop.data_through)
-    table = population(rfm.purchases(past))
+    known = rfm.purchases(past)
+    table, visitors = population(known), known[~known["has_purchase"].to_numpy(bool)]
     if len(table) == 0:
         raise ValueError(f"nobody has bought before {clock.format(origin)}; choose later --origins")
     first = pd.to_datetime((day - table["T"]).to_numpy() * 86_400, unit="s")
@@ -65,6 +87,8 @@ def truth(shop: Shop, origin: int, horizon: int) -> Truth:
         first.to_period("Q").astype(str).to_numpy(),
         day - shop.first_day,
         table["orders_past"].to_numpy(),
+        np.array(cell_names())[cells(table["T"].to_numpy(), table["frequency"].to_numpy())],
+        (visitors[f"value_{horizon}"].to_numpy(), visitors[f"orders_{horizon}"].to_numpy()),
     )
 
 
@@ -92,8 +116,8 @@ def peers(shop: Shop, origin: int, horizon: int, seed: int, threads: int = 1) ->
     return run_peers(past, test, horizon, seed, context=context)
 
 
-def refit(shop: Shop, origin: int, horizon: int, config: TrainConfig) -> tuple[Prediction, Fitted]:
-    """Our model, trained at the origin in this process; rows as in `truth`."""
+def refit(shop: Shop, origin: int, horizon: int, config: TrainConfig) -> tuple[Ours, Fitted]:
+    """Our model, trained at the origin in this process."""
     wanted = replace(shop, horizons=tuple(sorted({*shop.horizons, horizon})))
     phases = plan(wanted, origin, config)
     fitted = train(wanted, phases, config.with_engine(kind="torch"))
@@ -103,8 +127,7 @@ def refit(shop: Shop, origin: int, horizon: int, config: TrainConfig) -> tuple[P
     day = int(shop.clock.day_of(np.array([origin]))[0])
     error = assembler.baseline.forecast_level(day)[2]
     outlook = adjust(raw, rows.base, rows.table, error, fitted.adjustment)
-    keep = rows.table["has_purchase"].to_numpy(bool)
-    return outlook.prediction(wanted.horizons.index(horizon)).take(keep), fitted
+    return Ours.of(rows, outlook, wanted.horizons.index(horizon)), fitted
 
 
 def check_bundle(bundle: Path, origins: Iterable[int]) -> Predictor:
@@ -120,10 +143,10 @@ def check_bundle(bundle: Path, origins: Iterable[int]) -> Predictor:
     return predictor
 
 
-def by_bundle(shop: Shop, origin: int, horizon: int, bundle: Path) -> Prediction:
-    """The prediction of a bundle whose cut is not after the origin; rows as in `truth`."""
+def by_bundle(shop: Shop, origin: int, horizon: int, bundle: Path) -> Ours:
+    """The prediction of a bundle whose cut is not after the origin."""
     predictor = check_bundle(bundle, [origin])
-    return predictor.prediction(shop.histories, origin, horizon)
+    return Ours.of(*predictor.outlook(shop.histories, origin, horizon), 0)
 
 
 def run(
@@ -154,7 +177,9 @@ def run(
     panels = []
     for origin, known in facts.items():
         label = shop.clock.format(origin)
-        predictions = {"clv": mean_of(session.get(ours[origin]))} | session.get(waiting[origin])
+        fits: list[Ours] = session.get(ours[origin])
+        predictions = {"clv": mean_of([fit.customers for fit in fits])} | session.get(waiting[origin])
+        visitors = {"clv": mean_of([f.visitors for f in fits]), "conversion": mean_of([f.conversion for f in fits])}
         say(f"origin {label}: {len(known.value):,} customers, {len(predictions)} models")
         panels.append(
             Panel(
@@ -164,7 +189,10 @@ def run(
                 orders=known.orders,
                 predictions=predictions,
                 cohort=known.cohort,
+                cell=known.cell,
+                orders_past=known.orders_past,
                 log_days=known.log_days,
+                visitors=Visitors(y=known.visitors[0], orders=known.visitors[1], predictions=visitors),
             )
         )
     return panels
@@ -177,11 +205,19 @@ def mean_of(predictions: Sequence[Prediction]) -> Prediction:
     value = np.mean([p.value for p in predictions], axis=0)
     probability = np.mean([p.p_purchase for p in predictions if p.p_purchase is not None], axis=0)
     tables = [p.quantiles for p in predictions if p.quantiles is not None]
-    quantiles = Quantiles(LEVELS, np.mean([q.values for q in tables], axis=0), p_zero=1 - probability)
-    return Prediction(value=value, p_purchase=probability, quantiles=quantiles)
+    quantiles = None
+    if tables:
+        quantiles = Quantiles(LEVELS, np.mean([q.values for q in tables], axis=0), p_zero=1 - probability)
+    return Prediction(
+        value=value,
+        p_purchase=probability,
+        quantiles=quantiles,
+        level_error=float(np.mean([p.level_error for p in predictions])),
+        sum_spread=float(np.mean([p.sum_spread for p in predictions])),
+    )
 
 
-def _ours(shop: Shop, origin: int, horizon: int, config: TrainConfig, bundle: Path | None) -> Prediction:
+def _ours(shop: Shop, origin: int, horizon: int, config: TrainConfig, bundle: Path | None) -> Ours:
     return by_bundle(shop, origin, horizon, bundle) if bundle else refit(shop, origin, horizon, config)[0]
 
 

@@ -103,6 +103,13 @@ def average_precision(event: ArrayLike, score: ArrayLike) -> float:
     return _ratio(float(np.diff(found, prepend=0.0) @ (found / seen)), float(hit.sum()))
 
 
+def calibration_error(event: ArrayLike, p: ArrayLike, bins: int = 10) -> float:
+    """Mean over equal groups by p of |mean p - share of events| (ECE, Naeini et al. 2015); NaN without customers."""
+    hit, said = _pair(np.asarray(event, bool), p)
+    real, mean = deciles(hit, said, min(bins, max(len(hit), 1)))
+    return float(np.abs(real - mean).mean()) if len(hit) else float("nan")
+
+
 def bias(y: ArrayLike, y_hat: ArrayLike) -> float:
     """Sum of predicted over sum of realised; 1 is right, 1.3 is 30 % too much."""
     a, b = _pair(y, y_hat)

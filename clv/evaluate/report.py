@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from clv.evaluate import charts, leaks, metrics, verdict
-from clv.evaluate.bootstrap import bootstrap, interval
-from clv.evaluate.prediction import Array, Prediction
+from clv.evaluate import charts, metrics, verdict
+from clv.evaluate.bootstrap import interval
+from clv.evaluate.findings import Findings, over_origins
+from clv.evaluate.prediction import Prediction
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 SYMBOLS = {"GBP": "£", "USD": "$", "EUR": "€", "JPY": "¥", "CNY": "¥", "INR": "₹"}
@@ -30,38 +30,40 @@ COLUMNS = {
     "crps": ("CRPS", "error of the whole forecast, in currency"),
     "pit80": ("PIT 80 %", "should be 0.80"),
 }
+SURENESS = {
+    "crps": ("CRPS", "error of the whole forecast"),
+    "pinball_0.1": ("Pinball 10 %", "error of the lower end"),
+    "pinball_0.5": ("Pinball 50 %", "of the median"),
+    "pinball_0.9": ("Pinball 90 %", "of the upper end"),
+    "pit80": ("PIT 80 %", "should be 0.80"),
+    "sure_coverage": ("80 % band, sure buyers", "chance of a purchase above .9; should be 0.80"),
+    "sums_coverage": ("80 % band, sums of 100", "should be 0.80"),
+    "width": ("Width", "of the 80 % band, mean"),
+}
+CELLS = {"customers": "customers", "pit80": "PIT 80 %", "coverage": "in the band", "width": "width of the band"}
+VISITORS = {
+    "auc": ("AUC", "who buys, 1 = perfect"),
+    "conversion_bias": ("Buyers", "predicted ÷ realised, 1 = right"),
+    "calibration_error": ("Calibration error", "of the chance to buy, 0 = perfect"),
+    "ngini": ("nGini", "ranking by value"),
+    "bias": ("Total", "predicted ÷ realised, 1 = right"),
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One origin and horizon: what happened and what every model said, arrays (n,) over the same customers.
-
-    `origin` is a date text, `cohort` any labels of the acquisition period, `predictions` a Prediction per model or
-    {"not_run": reason}; `log_days` the days of data before the origin, if known.
-    """
-
-    origin: str
-    horizon_days: int
-    y: Array
-    orders: Array
-    predictions: Mapping[str, Prediction | Mapping[str, str]]
-    cohort: Any = None
-    log_days: int | None = None
-
-    def models(self) -> dict[str, Prediction]:
-        """The models that ran."""
-        return {name: p for name, p in self.predictions.items() if isinstance(p, Prediction)}
-
-
-def metrics_of(panels: Sequence[Panel], seed: int = 0) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+def metrics_of(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """The content of metrics.json: origin -> horizon -> model -> metric -> number, or {"not_run": reason}."""
     out: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
-    for panel in panels:
-        found: dict[str, dict[str, Any]] = {}
-        for name, p in panel.predictions.items():
-            ran = isinstance(p, Prediction)
-            found[name] = dict(metrics.evaluate(panel.y, panel.orders, p, seed)) if ran else dict(p)  # type: ignore[arg-type]
-        out.setdefault(panel.origin, {})[str(panel.horizon_days)] = found
+    for f in found:
+        models = {name: dict(values) for name, values in f.metrics.items()}
+        out.setdefault(f.panel.origin, {})[str(f.panel.horizon_days)] = models
+    return out
+
+
+def details_of(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The content of details.json: origin -> horizon -> advice, sufficiency, uncertainty, one-order customers, ..."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for f in found:
+        out.setdefault(f.panel.origin, {})[str(f.panel.horizon_days)] = f.to_json()
     return out
 
 
@@ -74,47 +76,54 @@ def money(amount: float, currency: str | None) -> str:
 
 
 def render(
-    panels: Sequence[Panel],
+    found: Sequence[Findings],
     *,
     title: str,
     currency: str | None = None,
-    model: str = "clv",
-    draws: int = 1000,
+    notices: Sequence[str] = (),
     seed: int = 0,
     churn_threshold: float = 0.5,
 ) -> str:
-    """The page as text. It loads nothing from anywhere; its size is mostly plotly's script, about 5 MB."""
-    for panel in panels:
-        if model not in panel.models():
-            raise ValueError(f"origin {panel.origin}, horizon {panel.horizon_days}: no prediction of model {model!r}")
+    """The page as text. It loads nothing from anywhere; its size is mostly plotly's script, about 5 MB.
+
+    Without findings (nothing could be held out) the page holds the notices alone.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["money"] = lambda amount: money(float(amount), currency)
-    sections = [_section(i, p, model, currency, draws, seed, churn_threshold) for i, p in enumerate(panels)]
+    environment.filters["number"] = _number
+    sections = [_section(i, f, currency, seed, churn_threshold) for i, f in enumerate(found)]
+    together = over_origins(found) if len(found) > 1 and len({f.panel.horizon_days for f in found}) == 1 else ()
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return page.render(title=title, sections=sections, columns=COLUMNS, model=model, plotly=Markup(get_plotlyjs()))
+    return page.render(
+        title=title,
+        sections=sections,
+        together=together,
+        advice=verdict.recommendation(together) if together else "",
+        notices=notices,
+        columns=COLUMNS,
+        sureness=SURENESS,
+        cells=CELLS,
+        visitors=VISITORS,
+        model=found[0].model if found else "",
+        plotly=Markup(get_plotlyjs()) if found else "",
+    )
 
 
-def write(path: Path, panels: Sequence[Panel], **options: Any) -> Path:
-    """Write `render(panels, **options)` to a file, UTF-8; returns the path."""
-    path.write_text(render(panels, **options), encoding="utf-8")
+def write(path: Path, found: Sequence[Findings], **options: Any) -> Path:
+    """Write `render(found, **options)` to a file, UTF-8; returns the path."""
+    path.write_text(render(found, **options), encoding="utf-8")
     return path
 
 
-def _section(
-    number: int, panel: Panel, model: str, currency: str | None, draws: int, seed: int, threshold: float
-) -> dict[str, Any]:
-    y, orders = np.asarray(panel.y, float), np.asarray(panel.orders, float)
-    models = panel.models()
-    ours = models[model]
-    replicates = bootstrap(y, orders, models, draws, seed)
-    scores = {name: float(np.nan_to_num(r["ngini"][0], nan=-1.0)) for name, r in replicates.items()}
-    comparisons = [verdict.compare(n, replicates[model], r) for n, r in replicates.items() if n != model]
+def _section(number: int, f: Findings, currency: str | None, seed: int, threshold: float) -> dict[str, Any]:
+    panel, model, models = f.panel, f.model, f.panel.models()
+    y, orders, ours = np.asarray(panel.y, float), np.asarray(panel.orders, float), models[model]
+    scores = {name: float(np.nan_to_num(r["ngini"][0], nan=-1.0)) for name, r in f.replicates.items()}
     unit = currency or "shop currency"
     shown = charts.chosen(model, scores, ("bgnbd_gg", "past_spend"))
     cohort = np.repeat("all customers", len(y)) if panel.cohort is None else panel.cohort
-    found = metrics_of([panel], seed)[panel.origin][str(panel.horizon_days)]
     names = {name: verdict.label(name) for name in panel.predictions}
-    ranking = interval(replicates[model]["ngini"])
+    once = panel.once()
     return {
         "id": f"s{number}",
         "origin": panel.origin,
@@ -123,14 +132,26 @@ def _section(
         "buyers": int(np.sum(orders > 0)),
         "realised": float(y.sum()),
         "predicted": float(ours.value.sum()),
-        "bias": found[model]["bias"],
-        "capture": found[model]["top_decile_capture"],
-        "sufficiency": verdict.sufficiency(orders, panel.horizon_days, panel.log_days, ranking),
-        "comparisons": comparisons,
-        "best": _recommendation(comparisons),
-        "ladder": _ladder(panel, model, replicates, scores, names),
-        "leak": leaks.too_good(found, model) if len(models) > 1 else None,
+        "bias": f.metrics[model]["bias"],
+        "capture": f.metrics[model]["top_decile_capture"],
+        "sufficiency": f.sufficiency,
+        "comparisons": f.comparisons,
+        "best": f.advice,
+        "ladder": _ladder(f, scores, names),
+        "leak": f.leak,
         "churn": metrics.churn_report(orders, ours.p_purchase, threshold) if ours.p_purchase is not None else None,
+        "uncertainty": [(verdict.label(n), n == model, values) for n, values in f.uncertainty.items()],
+        "cells": f.cells,
+        "once": {
+            "customers": int(once.sum()),
+            "buyers": int(np.sum(orders[once] > 0)),
+            "rows": [(verdict.label(n), n == model, values) for n, values in f.one_order.items()],
+            "comparisons": f.one_order_comparisons,
+        },
+        "visitors": f.visitors,
+        "visitor_rows": []
+        if f.visitors is None
+        else [(verdict.label(n), n == model, values) for n, values in f.visitors.models.items()],
         "lift": Markup(charts.lift(f"lift{number}", y, {n: models[n] for n in shown}, names)),
         "deciles": Markup(charts.deciles(f"deciles{number}", y, ours, unit)),
         "cohorts": Markup(charts.cohorts(f"cohorts{number}", y, ours, cohort, unit)),
@@ -139,25 +160,15 @@ def _section(
     }
 
 
-def _recommendation(comparisons: Sequence[verdict.Comparison]) -> str:
-    worse = [c for c in comparisons if c.outcome == "worse"]
-    if not comparisons:
-        return "No other model ran, so there is nothing to compare with."
-    if worse:
-        best = max(worse, key=lambda c: len(c.losses) - len(c.gains))
-        return f"Use {verdict.label(best.peer)} here: significantly better than this model on more measures than worse."
-    better = sum(c.outcome == "better" for c in comparisons)
-    return f"Use this model: on balance better than {better} of {len(comparisons)} alternatives, worse than none."
+def _number(value: float | None) -> str:
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def _ladder(
-    panel: Panel,
-    model: str,
-    replicates: Mapping[str, Mapping[str, Array]],
-    scores: Mapping[str, float],
-    names: Mapping[str, str],
-) -> list[dict[str, Any]]:
+def _ladder(f: Findings, scores: Mapping[str, float], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows of the table, best nGini first: value, interval and whether it differs from ours; not-run models last."""
+    replicates, model = f.replicates, f.model
     best: dict[str, str] = {}
     for metric in COLUMNS:
         known = {n: float(verdict.distance(metric, r[metric])[0]) for n, r in replicates.items() if metric in r}
@@ -174,11 +185,11 @@ def _ladder(
             own = interval(replicates[name][metric])
             mark = ""
             if name != model and metric in replicates[model]:
-                ahead = verdict.gain(metric, replicates[model], replicates[name])
+                ahead = verdict.gain(metric, [(replicates[model], replicates[name])])
                 mark = "worse" if ahead.low > 0 else "better" if ahead.high < 0 else ""
             cells.append({"interval": own, "mark": mark, "best": best.get(metric) == name})
         rows.append({"model": name, "name": names[name], "cells": cells, "not_run": None})
-    for name, p in panel.predictions.items():
+    for name, p in f.panel.predictions.items():
         if not isinstance(p, Prediction):
             rows.append(
                 {"model": name, "name": names[name], "cells": [], "not_run": p.get("not_run", "no reason given")}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from clv.bundle import Bundle, as_json
+from clv.evaluate import report
+from clv.evaluate.card import judgement
+from clv.evaluate.findings import Findings, find
+from clv.predict import TAIL_YEARS, tail_years
 from clv.train.config import TrainConfig
 from clv.train.fit import Phases, Shop
 from clv.train.run import Fitted
@@ -33,20 +38,33 @@ def to_bundle(
         "train": as_json(config),
         "notices": notices,
     }
+    found = [find(fitted.panel)] if fitted.panel is not None else []
+    text = card(facts, fitted, found, tail_years(assembler.baseline))
+    page = report.render(
+        found,
+        title=f"{dataset['name']}: how good is bundle cut at {_iso(phases.final.cutoff)[:10]}",
+        currency=dataset["currency"],
+        notices=notices if found else [judgement(found)[0], *notices],
+    )
     return Bundle(
         config=facts,
         vocab=plain,
         anchor=assembler.baseline.to_json(),
         calibration=fitted.adjustment.to_json(),
-        metrics={"held_out": held_out, "models": fitted.metrics, "history": fitted.history},
+        metrics={
+            "held_out": held_out,
+            "models": {name: dict(values) for f in found for name, values in f.metrics.items()},
+            "details": found[0].to_json() if found else None,
+            "history": fitted.history,
+        },
         weights={name: tensor.numpy() for name, tensor in fitted.weights.items()},
         items=arrays,
-        texts={"card.md": card(facts, fitted, held_out)},
+        texts={"card.md": text, "report.html": page},
     )
 
 
-def card(facts: dict[str, Any], fitted: Fitted, held_out: dict[str, Any] | None) -> str:
-    """The bundle in plain words."""
+def card(facts: dict[str, Any], fitted: Fitted, found: Sequence[Findings], tail: int) -> str:
+    """The bundle in plain words. `tail`: years beyond the longest horizon that `clv_mean` counts."""
     dataset = facts["dataset_facts"]
     lines = [
         f"# {facts['dataset']}: customer lifetime value",
@@ -54,32 +72,32 @@ def card(facts: dict[str, Any], fitted: Fitted, held_out: dict[str, Any] | None)
         f"Trained on what was known before {facts['cut']}; values in {dataset['currency'] or 'no currency'}, "
         f"days counted in {dataset['timezone']}, value is {dataset['value']}.",
         "",
+        *judgement(found),
     ]
-    if held_out is None:
-        lines.append("No past origin could be held out: the log is too short to say how good these numbers are.")
-    else:
-        lines += [
-            f"Judged at {held_out['origin']}, {held_out['horizon_days']} days ahead, "
-            "by a model that knew nothing after it:",
-            "",
-            "| model | " + " | ".join(METRICS) + " |",
-            "|---|" + "---|" * len(METRICS),
-        ]
-        for name, metrics in fitted.metrics.items():
-            cells = [f"{metrics[m]:.3f}" if metrics.get(m) is not None else "-" for m in METRICS]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if found:
         gate = fitted.adjustment.gate_value[0]
-        verdict = (
+        lines += [
             "The anchor (BG/NBD with Gamma-Gamma spend and seasonal level) is as good here: the model adds nothing."
             if gate == 0 and fitted.adjustment.gate_purchase[0] == 0
-            else f"The model's say in the value is {gate:.0%}, the anchor's {1 - gate:.0%}."
-        )
-        lines += ["", verdict]
-    lines += ["", *(f"- {notice}" for notice in facts["notices"]), ""]
+            else f"The model's say in the value is {gate:.0%}, the anchor's {1 - gate:.0%}.",
+            "",
+        ]
+    lines += [lifetime(dataset, tail), "", *(f"- {notice}" for notice in facts["notices"]), ""]
     return "\n".join(lines)
 
 
-METRICS = ("ngini", "spearman", "auc", "mae_over_mean", "rmse_over_mean", "bias", "decile_mape", "pit80")
+def lifetime(dataset: dict[str, Any], tail: int) -> str:
+    """What `clv_mean` counts, in words."""
+    text = (
+        f"`clv_mean` is what a customer spends in the next {dataset['horizons'][-1]} days and the {tail} years after "
+        f"them, discounted at {dataset['discount_rate_annual']:.0%} a year; the years are the anchor's, not learned."
+    )
+    if tail < TAIL_YEARS:
+        text += (
+            f" This log does not show that customers leave, and without that they would buy for ever: {tail} years are "
+            f"counted instead of {TAIL_YEARS}. Do not book it as revenue."
+        )
+    return text
 
 
 def _iso(us: int) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clv.evaluate.panel import Panel
 from clv.models.infer import forecast
 from clv.models.model import CustomerModel
 from clv.predict import Adjustment
@@ -19,7 +19,7 @@ from clv.train import loop
 from clv.train.config import TrainConfig
 from clv.train.engine import Engine, make_engine
 from clv.train.fit import Phases, Setup, Shop
-from clv.train.selection import HeldOut, choose_gate, held_out_metrics, judge, total_scale
+from clv.train.selection import HeldOut, choose_gate, held_out_panel, judge, total_scale
 
 Row = dict[str, float | int | str]
 UNJUDGED_GATE = 0.5
@@ -49,12 +49,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The end of a run: weights of the final fit, its adjustment, the held-out metrics, one row per epoch."""
+    """The end of a run: weights of the final fit, its adjustment, one row per epoch, what was said and what happened
+    at the held-out origin (None where there was none)."""
 
     weights: dict[str, Tensor]
     adjustment: Adjustment
-    metrics: dict[str, Any]
     history: list[Row]
+    panel: Panel | None = None
 
 
 def train(
@@ -84,14 +85,15 @@ def train(
     weights = _run_phase(shop, phases.final, final_config, has_value, device, hooks, progress, checkpoint, None, config)
 
     num = len(shop.horizons)
-    adjustment, metrics = Adjustment.none(num, gate=UNJUDGED_GATE), {}
+    adjustment, panel = Adjustment.none(num, gate=UNJUDGED_GATE), None
     if held_out is not None and phases.trial is not None:
         model = load_model(phases.trial, config, progress.best_weights, device)
         raw = forecast(model, held_out.rows.samples, phases.trial.assembler.money, device=device)
         adjustment, outlook = judge(held_out, raw, progress.gate)
-        metrics = held_out_metrics(held_out, outlook)
+        place = shop.clock.format(phases.trial.cutoff)
+        panel = held_out_panel(held_out, outlook, place, shop.first_day_known(phases.trial.cutoff))
     scale = _final_scale(shop, phases.final, config, weights, adjustment, device)
-    return Fitted(weights, replace(adjustment, scale=scale), metrics, progress.history)
+    return Fitted(weights, replace(adjustment, scale=scale), progress.history, panel)
 
 
 def _run_phase(

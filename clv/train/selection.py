@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from clv.anchor.baseline import Curves
 from clv.evaluate import metrics
-from clv.evaluate.calibrate import fit_calibration, identity
+from clv.evaluate.calibrate import cell_names, cells, fit_calibration, identity
+from clv.evaluate.panel import Panel, Visitors
+from clv.evaluate.peer_inputs import Context
+from clv.evaluate.peers import run_peers
 from clv.evaluate.prediction import Prediction
 from clv.models.infer import Forecast
 from clv.models.samples import Assembled
@@ -20,6 +23,8 @@ from clv.predict import Adjustment, Outlook, adjust
 Floats = NDArray[np.float64]
 
 GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
+JUDGED = 50_000  # customers, and as many visitors, whose predictions a held-out panel keeps
+SIMPLE_PEERS = ("past_spend", "bgnbd_gg")  # cost no training
 GATE_TOLERANCE = 0.002  # of the score: a smaller gain does not pay for moving away from the anchor
 
 
@@ -116,14 +121,43 @@ def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[
     return adjustment, adjust(raw, rows.base, rows.table, held_out.level_error, adjustment)
 
 
-def held_out_metrics(held_out: HeldOut, outlook: Outlook) -> dict[str, dict[str, Any]]:
-    """Metrics of model and anchor at the held-out origin, primary horizon."""
-    i, keep = held_out.horizon, held_out.buyers
+def held_out_panel(held_out: HeldOut, outlook: Outlook, origin: str, first_day: int) -> Panel:
+    """What happened at the held-out origin (a date text) over the primary horizon, and what model, anchor and peers
+    that cost no training had said. `first_day`: local day on which the log begins."""
+    i, table = held_out.horizon, held_out.rows.table
+    labels, base = held_out.rows.cut.labels, held_out.rows.base
+    assert labels is not None
+    rng = np.random.default_rng(0)
+    buyers, visitors = (_some(np.flatnonzero(rows), rng) for rows in (held_out.buyers, ~held_out.buyers))
     y, orders = held_out.labels(i)
-    base = held_out.rows.base
     anchor = Prediction(value=base.value[:, i], p_purchase=base.p_purchase[:, i])
-    predictions = {"clv": outlook.prediction(i), "anchor": anchor}
-    return {name: metrics.evaluate(y[keep], orders[keep], p.take(keep)) for name, p in predictions.items()}
+    ours, part = outlook.prediction(i), table.iloc[buyers]
+    day = int(table["origin_day"].iloc[0])
+    simple = run_peers(
+        table.iloc[:0], part, labels.horizons[i], names=SIMPLE_PEERS, context=Context(log_start_day=first_day)
+    )
+    first = pd.to_datetime((day - part["T"]).to_numpy() * 86_400, unit="s")
+    return Panel(
+        origin=origin,
+        horizon_days=labels.horizons[i],
+        y=y[buyers],
+        orders=orders[buyers],
+        predictions={"clv": ours.take(buyers), "anchor": anchor.take(buyers), **simple},
+        cohort=first.to_period("Q").astype(str).to_numpy(),
+        cell=np.array(cell_names())[cells(part["T"].to_numpy(), part["frequency"].to_numpy())],
+        orders_past=part["orders_past"].to_numpy(),
+        log_days=day - first_day,
+        visitors=Visitors(
+            y=y[visitors],
+            orders=orders[visitors],
+            predictions={"clv": ours.take(visitors), "conversion": anchor.take(visitors)},
+        ),
+    )
+
+
+def _some(rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """All rows, or JUDGED random ones of more."""
+    return rows if len(rows) <= JUDGED else np.sort(rng.choice(rows, JUDGED, replace=False))
 
 
 def _ratio(better: float, worse: float) -> float:

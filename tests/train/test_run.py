@@ -14,6 +14,8 @@ from clv.data import histories
 from clv.data.histories import Histories
 from clv.data.windows import Value
 from clv.evaluate.leaks import scramble_future
+from clv.evaluate.metrics import auc, score_of
+from clv.evaluate.panel import Panel
 from clv.models.infer import forecast
 from clv.predict import Adjustment, adjust
 from clv.train.config import TrainConfig
@@ -55,6 +57,14 @@ def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.
         assert torch.equal(second[name], value), name
 
 
+def assert_same_panels(first: Panel | None, second: Panel | None) -> None:
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(first.y, second.y)
+    for name, prediction in first.models().items():
+        assert np.array_equal(prediction.value, second.models()[name].value), name
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_scrambling_the_future_changes_not_one_bit(
     seed: int,
@@ -70,7 +80,7 @@ def test_scrambling_the_future_changes_not_one_bit(
     before, expected = fitted
     assert_same_weights(expected.weights, other.weights)
     assert other.adjustment == expected.adjustment
-    assert other.metrics == expected.metrics
+    assert_same_panels(other.panel, expected.panel)
     assert phases.primary == before.primary
     assert phases.notices == before.notices
     first = scores(make_shop(), before.final, expected, tiny)
@@ -107,8 +117,10 @@ def test_a_run_says_what_it_did(fitted: tuple[Phases, Fitted], tiny: TrainConfig
     assert len(final) == best["epoch"]
     assert run.adjustment.gate_value == (best["gate_value"],) * 2
     assert run.adjustment.gate_purchase == (best["gate_purchase"],) * 2
-    assert set(run.metrics) == {"clv", "anchor"}
-    assert 0.5 < run.metrics["clv"]["auc"] < 1
+    assert run.panel is not None
+    assert (run.panel.origin, run.panel.horizon_days) == ("2024-01-02", 90)
+    assert set(run.panel.models()) == {"clv", "anchor", "past_spend", "bgnbd_gg"}
+    assert 0.5 < auc(run.panel.orders > 0, score_of(run.panel.models()["clv"])) < 1
     assert all(c.level == 1.0 for c in run.adjustment.calibration)
 
 
@@ -126,7 +138,7 @@ def test_a_log_too_short_to_hold_an_origin_out_keeps_half_way_to_the_anchor(shop
     assert long == "horizon 90 days: no past origin of the log has matured for it, so it follows the anchor"
     assert short.startswith("the log is too short (78 days) to hold an origin out: no calibration, no early stopping")
     assert run.adjustment.gate_purchase == run.adjustment.gate_value == (UNJUDGED_GATE,) * 2 == (0.5, 0.5)
-    assert run.metrics == {}
+    assert run.panel is None
     assert {row["phase"] for row in run.history} == {"final"}
     assert len(run.history) == tiny.epochs
     assert np.isfinite(scores(shop, phases.final, run, tiny)["value"]).all()
@@ -145,7 +157,8 @@ def test_a_shop_without_prices_learns_purchases(make_shop: MakeShop, cutoff: int
     found = scores(shop, phases.final, run, tiny)
     assert (found["value"] < 0.01).all()
     assert found["p"][:, 1].max() > 0.3
-    assert run.metrics["clv"]["auc"] > 0.5
+    assert run.panel is not None
+    assert auc(run.panel.orders > 0, score_of(run.panel.models()["clv"])) > 0.5
 
 
 def one_customer(table: pa.Table, num_tokens: int | None = None) -> pa.Table:
