@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from clv import bundle as bundles
-from clv.anchor.baseline import Baseline, Curves, levelled
+from clv.anchor.baseline import Baseline, Curves
 from clv.data.clock import DAY_US, Clock
 from clv.data.histories import Histories
 from clv.evaluate import sums
@@ -104,13 +104,25 @@ class Outlook:
     remap: Floats  # (S, H, GRID): the level to read for a wanted level of a buyer's value
     level_error: Floats  # (H,) log standard deviation of the level that all customers share
     sum_spread: Floats  # (H,) realised over predicted variance of sums of customers
+    learned: Outlook | None = None  # at the learned horizons, where this one is read off it
+    right: NDArray[np.int64] | None = None  # (H,) index of the learned horizon at or after each; their number beyond
 
     def quantiles(self, levels: Floats) -> Floats:
         """(S, H, Q) in shop currency, non-decreasing in level and in horizon."""
         p = self.forecast.p_purchase[..., None]
         inner, read = self._read(levels)
         values = self.forecast.quantile(np.where(inner > 0, 1 - p + p * read, 0.0))
-        return np.maximum.accumulate(np.maximum.accumulate(values, axis=2), axis=1)
+        values = np.maximum.accumulate(values, axis=2)
+        return self._between(values, None if self.learned is None else self.learned.quantiles(levels))
+
+    def _between(self, values: Floats, learned: Floats | None) -> Floats:
+        """Values (S, H, Q) made non-decreasing in the horizon, and held between those of the learned horizons around
+        each: what is said of a horizon must not depend on which others are asked for."""
+        if learned is not None and self.right is not None:
+            edge = np.zeros((len(values), 1, values.shape[2]))
+            around = np.concatenate([edge, learned, edge + np.inf], axis=1)
+            values = np.clip(values, around[:, self.right], around[:, self.right + 1])
+        return np.maximum.accumulate(values, axis=1)
 
     def _read(self, levels: Floats) -> tuple[Floats, Floats]:
         """For wanted levels, (S, H, Q) each: the level among the customer's purchases, and where the mixture has it."""
@@ -136,13 +148,15 @@ class Outlook:
         # One ascending curve of all rows: each stands 2 above the one before.
         step = 2.0 * np.arange(low.size).reshape(*low.shape, 1)
         found = np.interp((read + step).ravel(), (below + step).ravel(), log_value.ravel()).reshape(read.shape)
-        return np.maximum.accumulate(np.where(inner > 0, np.exp(found), 0.0), axis=1)
+        values = np.where(inner > 0, np.exp(found), 0.0)
+        return self._between(values, None if self.learned is None else self.learned.equally_likely())
 
     def take(self, rows: slice) -> Outlook:
         """The outlook of some rows."""
         forecast = replace(self.forecast, **{f.name: getattr(self.forecast, f.name)[rows] for f in fields(Forecast)})
         base = replace(self.base, **{f.name: getattr(self.base, f.name)[rows] for f in fields(Curves)})
-        return replace(self, forecast=forecast, base=base, remap=self.remap[rows])
+        learned = None if self.learned is None else self.learned.take(rows)
+        return replace(self, forecast=forecast, base=base, remap=self.remap[rows], learned=learned)
 
     def prediction(self, horizon: int) -> Prediction:
         """The outlook at the learned horizon of that index, as the metrics take it."""
@@ -184,39 +198,52 @@ def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, level_error: Floats
 
 
 def at_horizons(
-    outlook: Outlook, learned: tuple[int, ...], plain: tuple[int, ...], base: Curves
+    outlook: Outlook, learned: tuple[int, ...], wanted: tuple[int, ...], plain: Curves
 ) -> tuple[Outlook, NDArray[np.bool_]]:
-    """The outlook at other horizons `plain` (ascending) whose anchor curves are `base`; and which are extrapolated.
+    """The outlook at other horizons `wanted` (ascending), and which of them are extrapolated.
 
-    Between learned horizons the anchor's own growth spreads the increment; beyond the last its tail is scaled.
+    `plain`: the anchor's curves, without level, at learned + wanted. Its growth spreads the increments between learned
+    horizons and carries the last one on. All is non-decreasing in the horizon, whatever else is asked for.
     """
-    f = outlook.forecast
-    known = np.array(learned)
-    right = np.minimum(np.searchsorted(known, plain), len(known) - 1)
-    beyond = np.array(plain) > known[-1]
+    f, known, days = outlook.forecast, np.array(learned), np.array(wanted)
+    right = np.searchsorted(known, days)
+    near, beyond = np.minimum(right, len(known) - 1), right == len(known)
+    even = (days - np.append(0, known)[near]) / np.diff(known, prepend=0)[near]
 
-    def read(model: Floats, anchor: Floats, wanted: Floats) -> Floats:
-        zero = np.zeros((len(model), 1))
-        model, anchor = np.concatenate([zero, model], 1), np.concatenate([zero, anchor], 1)
-        low, high = anchor[:, right], anchor[:, right + 1]
-        share = np.clip((wanted - low) / np.maximum(high - low, 1e-12), 0, 1)
-        between = model[:, right] + share * (model[:, right + 1] - model[:, right])
-        ratio = np.clip(model[:, -1:] / np.maximum(anchor[:, -1:], 1e-12), 0.02, 50.0)
-        tail = model[:, -1:] + ratio * np.maximum(wanted - anchor[:, -1:], 0)
-        return np.maximum.accumulate(np.where(beyond, tail, between), axis=1)
+    def share(anchor: Floats) -> Floats:
+        """(S, W) how much of the increment to the next learned horizon has come."""
+        padded = np.concatenate([np.zeros((len(anchor), 1)), anchor[:, : len(known)]], 1)
+        low, step = padded[:, near], padded[:, near + 1] - padded[:, near]
+        grown = (anchor[:, len(known) :] - low) / np.maximum(step, 1e-12)
+        return np.clip(np.where(step > 1e-12, grown, even), 0, 1)
 
-    hazard = np.maximum(read(f.hazard, outlook.base.hazard, base.hazard), 1e-12)
+    def read(model: Floats, anchor: Floats) -> Floats:
+        padded = np.concatenate([np.zeros((len(model), 1)), model], 1)
+        between = padded[:, near] + share(anchor) * (padded[:, near + 1] - padded[:, near])
+        last, ahead = anchor[:, [len(known) - 1]], anchor[:, len(known) :]
+        ratio = np.clip(model[:, -1:] / np.maximum(last, 1e-12), 0.02, 50.0)
+        return np.where(beyond, model[:, -1:] + ratio * np.maximum(ahead - last, 0), between)
+
+    hazard = np.maximum(read(f.hazard, plain.hazard), 1e-12)
+    value = np.maximum(read(f.value, plain.value), 1e-12)
+    base = Curves(*(read(getattr(outlook.base, n), getattr(plain, n)) for n in ("hazard", "orders", "value")))
+    spent = f.value / f.p_purchase  # (S, L) by a buyer
+    here = value / -np.expm1(-hazard) / spent[:, near]
+    before = np.minimum(spent[:, np.maximum(near - 1, 0)] / spent[:, near], 1.0)
+    size = np.where(near == 0, np.minimum(here, 1.0), before ** (1 - share(plain.value)))
+    size = np.where(beyond, np.maximum(here, 1.0), size)
     moved = replace(
         f,
-        repeats=read(f.repeats, outlook.base.repeats, base.repeats),
-        hazard=f.hazard[:, right],
-        value=f.value[:, right],
-        log_weight=f.log_weight[:, right],
-        location=f.location[:, right],
-        sigma=f.sigma[:, right],
-    ).moved(hazard, np.maximum(read(f.value, outlook.base.value, base.value), 1e-12))
-    level_error = np.interp(plain, known, outlook.level_error)
-    return Outlook(moved, base, outlook.remap[:, right], level_error, outlook.sum_spread[right]), beyond
+        repeats=read(f.repeats, plain.repeats),
+        hazard=hazard,
+        value=value,
+        log_weight=f.log_weight[:, near],
+        location=f.location[:, near] + np.log(size)[..., None],
+        sigma=f.sigma[:, near],
+    )
+    level_error = np.interp(days, known, outlook.level_error)
+    out = Outlook(moved, base, outlook.remap[:, near], level_error, outlook.sum_spread[near], outlook, right)
+    return out, beyond
 
 
 class Predictor:
@@ -261,8 +288,8 @@ class Predictor:
         rows, learned = self._outlook(Histories.from_table(histories), origin)
         if rows is None or learned is None:
             return SCORES.empty_table()
-        clv = self._lifetime(learned, rows, origin)
-        outlook, beyond = self._at(learned, rows, origin, wanted)
+        clv = self._lifetime(learned, rows)
+        outlook, beyond = self._at(learned, rows, wanted)
         return _scores(rows.table["customer_id"], origin, wanted, outlook, clv, beyond)
 
     def portfolio(self, histories: pa.Table, as_of: datetime | int, horizons: Sequence[int] | None = None) -> pa.Table:
@@ -275,7 +302,7 @@ class Predictor:
         rows, learned = self._outlook(Histories.from_table(histories), origin)
         mean, band, num = np.zeros(len(wanted)), np.zeros((len(wanted), 3)), 0
         if rows is not None and learned is not None:
-            outlook, _ = self._at(learned, rows, origin, wanted)
+            outlook, _ = self._at(learned, rows, wanted)
             num, mean = len(rows.table), outlook.forecast.value.sum(0)
             chunks = [slice(start, start + _CHUNK) for start in range(0, num, _CHUNK)]
             drawn = sum(sums.totals(outlook.take(c).equally_likely(), c.start) for c in chunks)
@@ -303,7 +330,7 @@ class Predictor:
         rows, outlook = self._outlook(histories, origin)
         if rows is None or outlook is None or not rows.table["has_purchase"].any():
             raise ValueError(f"nobody has bought before {self.clock.format(origin)}")
-        return rows, self._at(outlook, rows, origin, (horizon,))[0]
+        return rows, self._at(outlook, rows, (horizon,))[0]
 
     def check_origin(self, as_of: datetime | int, data_through: int | None = None) -> int:
         """The origin in us; ValueError before the cut, or more than 90 days past the newest data.
@@ -325,13 +352,11 @@ class Predictor:
             raise ValueError(f"horizons_days {list(wanted)} must lie between 1 and 3650")
         return wanted
 
-    def _at(
-        self, outlook: Outlook, rows: Assembled, origin: int, wanted: tuple[int, ...]
-    ) -> tuple[Outlook, NDArray[np.bool_]]:
+    def _at(self, outlook: Outlook, rows: Assembled, wanted: tuple[int, ...]) -> tuple[Outlook, NDArray[np.bool_]]:
         """The outlook at the wanted horizons, and which of them are extrapolated."""
         if wanted == self.horizons:
             return outlook, np.zeros(len(wanted), bool)
-        return at_horizons(outlook, self.horizons, wanted, self._base(rows.table, origin, wanted))
+        return at_horizons(outlook, self.horizons, wanted, self._plain(rows.table, wanted))
 
     def _after_cut(self, as_of: datetime | int) -> int:
         origin = int(as_of) if isinstance(as_of, int | np.integer) else self.clock.parse(as_of)
@@ -353,17 +378,18 @@ class Predictor:
         _, _, error = self._assembler.baseline.forecast_level(self._day(origin))
         return rows, adjust(raw, rows.base, rows.table, error, self._adjustment)
 
-    def _base(self, table: pd.DataFrame, origin: int, horizons: tuple[int, ...]) -> Curves:
-        baseline = self._assembler.baseline
-        orders, value, _ = baseline.forecast_level(self._day(origin), horizons)
-        return levelled(baseline.curves(table, horizons), orders, value)
+    def _plain(self, table: pd.DataFrame, wanted: tuple[int, ...]) -> Curves:
+        """The anchor's curves without level at learned + wanted horizons."""
+        asked = tuple(sorted({*self.horizons, *wanted}))
+        found = self._assembler.baseline.curves(table, asked)
+        place = [asked.index(h) for h in (*self.horizons, *wanted)]
+        return Curves(found.hazard[:, place], found.orders[:, place], found.value[:, place])
 
-    def _lifetime(self, outlook: Outlook, rows: Assembled, origin: int) -> Floats:
+    def _lifetime(self, outlook: Outlook, rows: Assembled) -> Floats:
         """(S,) discounted value: the learned increments at their mid-points, then the anchor's tail by years."""
         last = self.horizons[-1]
         tail = tuple(last + 365 * year for year in range(1, tail_years(self._assembler.baseline) + 1))
-        base = self._base(rows.table, origin, tail)
-        far, _ = at_horizons(outlook, self.horizons, tail, base)
+        far, _ = at_horizons(outlook, self.horizons, tail, self._plain(rows.table, tail))
         value = np.concatenate([outlook.forecast.value, far.forecast.value], axis=1)
         ends = np.array((*self.horizons, *tail), float)
         middle = (np.append(0.0, ends[:-1]) + ends) / 2

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from clv import bundle as bundles
 from clv.bundle import Bundle
@@ -141,6 +143,44 @@ def test_every_score_grows_with_the_horizon(predictor: Predictor, table: pa.Tabl
         assert (np.diff(grid, axis=1) >= -1e-9 * grid[:, 1:]).all(), name
     mean = scores.groupby("horizon_days")["value_mean"].mean()
     assert (np.diff(mean[list(asked)]) > 0).all()
+
+
+GROWING = ("p_purchase", "orders_mean", "value_mean", "anchor_value_mean", "value_p10", "value_median", "value_p90")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.integers(1, 3650), min_size=1, max_size=4), min_size=2, max_size=4))
+def test_every_score_grows_with_any_horizon_whichever_others_are_asked_for(
+    predictor: Predictor, table: pa.Table, requests: list[list[int]]
+) -> None:
+    """Each request alone, the answers put together: near and far, learned or not."""
+    parts = [predictor.predict(table.slice(0, 60), predictor.cut, [*asked]).to_pandas() for asked in [*requests, [90]]]
+    scores = pd.concat(parts).drop_duplicates(["customer_id", "horizon_days"])
+    for name in GROWING:
+        grid = scores.pivot(index="customer_id", columns="horizon_days", values=name).to_numpy()
+        assert (np.diff(grid, axis=1) >= -1e-6 * (1e-3 + grid[:, 1:])).all(), name
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 1500), min_size=2, max_size=4, unique=True))
+def test_a_portfolio_grows_with_any_horizon(predictor: Predictor, table: pa.Table, asked: list[int]) -> None:
+    found = predictor.portfolio(table.slice(0, 60), predictor.cut, asked)
+    for name in ("value_mean", "value_p10", "value_median", "value_p90"):
+        assert (np.diff(found[name].to_numpy()) >= 0).all(), name
+
+
+def test_lifetime_value_counts_fewer_years_where_nobody_is_seen_to_leave(bundle: Bundle, table: pa.Table) -> None:
+    def lifetime(warning: str | None) -> pd.Series:
+        one = Predictor(replace(bundle, anchor=bundle.anchor | {"warning": warning}))
+        scores = one.predict(table, CUT, (90, 90 + 3 * 365)).to_pandas()
+        assert scores.groupby("customer_id")["clv_mean"].nunique().eq(1).all()
+        return scores.set_index(["horizon_days", "customer_id"])
+
+    ten, three = lifetime(None), lifetime("the purchases show no dropout")
+    assert (three["clv_mean"] < ten["clv_mean"]).all()
+    assert (three["clv_mean"] > 0.6 * three.loc[90, "value_mean"].reindex(three.index, level=1)).all()
+    # Discounted, so never more than what is spent in those years.
+    assert (three.loc[90, "clv_mean"] <= three.loc[90 + 3 * 365, "value_mean"]).all()
 
 
 def test_horizons_beyond_the_learned_ones_are_marked_as_extrapolated(predictor: Predictor, table: pa.Table) -> None:
