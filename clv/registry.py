@@ -2,6 +2,7 @@
 
 ROOT/versions/VERSION/    a published bundle, never changed
 ROOT/production.json      the versions promoted so far, the last one in production; replaced in one step
+ROOT/trial.json           the version tried beside it, while a rollout tries one
 ROOT/log.jsonl            every promotion, refusal and rollback, with its reason
 """
 
@@ -99,6 +100,20 @@ def compare(
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A version tried beside the one in production on a share of the requests: it answers them (canary), or only
+    computes them too, to be compared (shadow)."""
+
+    version: str
+    share: float
+    shadow: bool
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share {self.share} of a trial must lie above 0 and at most at 1")
+
+
+@dataclass(frozen=True)
 class BundleInfo:
     """What the registry needs to know of a bundle: its version and the end of its training data."""
 
@@ -125,6 +140,7 @@ class Registry:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._pointer = root / "production.json"
+        self._trial = root / "trial.json"
 
     def path(self, version: str) -> Path:
         """Folder of a published version; RegistryError for an unknown one."""
@@ -152,6 +168,27 @@ class Registry:
         if version is None:
             raise RegistryError(f"nothing is in production in {self.root}: promote a version first")
         return self.path(version)
+
+    def trial(self) -> Trial | None:
+        """What is tried beside production at the moment."""
+        try:
+            return Trial(**json.loads(self._trial.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def start_trial(self, trial: Trial) -> None:
+        """Try a published version beside production, instead of what is tried now."""
+        inspect(self.path(trial.version))
+        with self._lock():
+            self._replace(self._trial, asdict(trial))
+            self._log("start trial", **asdict(trial))
+
+    def end_trial(self, *, reason: str | None = None) -> None:
+        """Leave all requests to the version in production; without a trial nothing happens."""
+        with self._lock():
+            if trial := self.trial():
+                self._trial.unlink()
+                self._log("end trial", version=trial.version, reason=reason)
 
     def publish(self, bundle: Path) -> str:
         """Verify and copy a bundle; returns its version. The same bundle again changes nothing, another one of the
@@ -259,13 +296,16 @@ class Registry:
         return [str(version) for version in found["promoted"]]
 
     def _point(self, stack: list[str]) -> None:
-        aside = self._pointer.with_name(f".production.{uuid4().hex}")
+        self._replace(self._pointer, {"production": stack[-1], "promoted": stack})
+
+    def _replace(self, path: Path, content: dict[str, Any]) -> None:
+        aside = path.with_name(f".{path.stem}.{uuid4().hex}")
         try:
             with aside.open("w", encoding="utf-8") as file:
-                json.dump({"production": stack[-1], "promoted": stack}, file, indent=1)
+                json.dump(content, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(self._pointer)
+            aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
         folder = os.open(self.root, os.O_RDONLY)

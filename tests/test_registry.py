@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from clv import bundle as bundles
-from clv.registry import Comparison, Registry, RegistryError, compare
+from clv.registry import Comparison, Registry, RegistryError, Trial, compare
 
 MakeBundle = Callable[..., Path]
 
@@ -224,6 +224,28 @@ def test_promoting_what_is_in_production_changes_nothing(with_two: Registry) -> 
     with_two.promote("v1")
     with pytest.raises(RegistryError, match="no earlier version"):
         with_two.rollback()
+
+
+def test_a_trial_names_a_published_version_until_it_ends_and_is_logged(with_two: Registry) -> None:
+    assert with_two.trial() is None
+    with pytest.raises(RegistryError, match="v9' is not in"):
+        with_two.start_trial(Trial("v9", 0.1, shadow=False))
+    with_two.start_trial(Trial("v2", 0.1, shadow=False))
+    with_two.start_trial(Trial("v2", 0.5, shadow=True))
+    assert with_two.trial() == Trial("v2", 0.5, shadow=True)
+    assert with_two.current() == "v1"
+    with_two.end_trial(reason="enough seen")
+    with_two.end_trial()
+    assert with_two.trial() is None
+    acts = [(line["act"], line["version"]) for line in with_two.log()[-3:]]
+    assert acts == [("start trial", "v2"), ("start trial", "v2"), ("end trial", "v2")]
+    assert with_two.log()[-1]["reason"] == "enough seen"
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
+def test_a_share_of_a_trial_is_a_share(share: float) -> None:
+    with pytest.raises(ValueError, match="must lie above 0"):
+        Trial("v2", share, shadow=False)
 
 
 def test_readers_always_find_a_whole_pointer(with_two: Registry) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 import numpy as np
@@ -15,10 +17,13 @@ import pyarrow as pa
 from clv.data import histories
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import EVENTS, US
-from clv.serve.batching import Batcher, Batching
+from clv.registry import Trial
+from clv.serve.batching import Batcher, Batching, Overloaded, one_thread
 from clv.serve.metrics import Metrics
-from clv.serve.routes import Facts, NotReady
+from clv.serve.rollcall import Served
+from clv.serve.routes import Facts, NotReady, Scorer
 from clv.serve.store import Store
+from clv.serve.trial import Canary, Comparison, Shadow
 
 LOG = logging.getLogger(__name__)
 
@@ -47,7 +52,9 @@ class Predicts(Protocol):
 class BatchedScorer:
     """A `Scorer` over one predictor."""
 
-    def __init__(self, predictor: Predicts, batching: Batching, metrics: Metrics) -> None:
+    def __init__(
+        self, predictor: Predicts, batching: Batching, metrics: Metrics, thread: ThreadPoolExecutor | None = None
+    ) -> None:
         self.facts = Facts(
             version=predictor.version,
             cut=to_us(predictor.cut),
@@ -56,14 +63,26 @@ class BatchedScorer:
             horizons=tuple(predictor.horizons),
             clock=predictor.clock,
         )
+        self.served = Served()
         self._predictor, self._metrics = predictor, metrics
-        self._batcher = Batcher(predictor.predict, replace(batching, longest=predictor.max_tokens), metrics)
+        options = replace(batching, longest=predictor.max_tokens)
+        self._batcher = Batcher(predictor.predict, options, metrics, thread)
 
     def check(self, as_of: int, data_through: int) -> None:
         self._predictor.check_origin(as_of, data_through)
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
-        scores = await self._batcher.score(histories, as_of, horizons)
+        began, failed = time.perf_counter(), 0
+        try:
+            scores = await self._batcher.score(histories, as_of, horizons)
+        except Overloaded:
+            raise
+        except Exception:
+            failed = 1
+            raise
+        finally:
+            s, seconds = self.served, time.perf_counter() - began
+            self.served = Served(answered=s.answered + 1, errors=s.errors + failed, seconds=s.seconds + seconds)
         self._metrics.scored(scores)
         return scores
 
@@ -83,34 +102,49 @@ class LiveBackend:
         self.store = store
         self.batching = batching or Batching()
         self.metrics = metrics or Metrics()
-        self._scorer: BatchedScorer | None = None
+        self.current: BatchedScorer | None = None
+        self.candidate: BatchedScorer | None = None
+        self.comparison = Comparison()
+        self.trial: Trial | None = None
+        self._thread = one_thread()
+
+    def prepare(self, predictor: Predicts) -> BatchedScorer:
+        """The predictor behind a batcher, warmed up; raises what it raises."""
+        scorer = BatchedScorer(predictor, self.batching, self.metrics, self._thread)
+        scorer.warm_up()
+        return scorer
 
     def install(self, predictor: Predicts) -> None:
         """Warm the predictor up, then put it in service; raises what it raises, the old one then stays."""
-        scorer = BatchedScorer(predictor, self.batching, self.metrics)
-        scorer.warm_up()
-        self._scorer = scorer
-        self.metrics.in_service(scorer.facts.version, predictor.cut)
+        self.put_in_service(self.prepare(predictor))
+
+    def put_in_service(self, scorer: BatchedScorer) -> None:
+        """From the next request on this one answers."""
+        self.current = scorer
+        self.metrics.in_service(scorer.facts.version, to_datetime(scorer.facts.cut))
         LOG.info("bundle %s is in service", scorer.facts.version)
 
-    async def follow(self, pointed: Callable[[], str], load: Callable[[str], Predicts], every_s: float) -> None:
-        """Install what `pointed()` names whenever it changes; a bundle that fails is logged and not tried again."""
-        tried = self._scorer.facts.version if self._scorer else None
-        while True:
-            await asyncio.sleep(every_s)
-            try:
-                version = await asyncio.to_thread(pointed)
-                if version != tried:
-                    tried = version
-                    predictor = await asyncio.to_thread(load, version)
-                    await asyncio.to_thread(self.install, predictor)
-            except Exception:
-                LOG.exception("cannot follow the production pointer, still serving the bundle from before")
+    def try_out(self, scorer: BatchedScorer, trial: Trial) -> None:
+        """From the next request on this one gets its share, or is compared."""
+        self.candidate, self.trial, self.comparison = scorer, trial, Comparison()
+        LOG.info("bundle %s is tried on %g of the requests", trial.version, trial.share)
 
-    def scorer(self) -> BatchedScorer:
-        if self._scorer is None:
+    def end_trial(self) -> None:
+        """All requests belong to the bundle in service again."""
+        self.candidate = self.trial = None
+
+    def scorer(self, pinned: str | None = None) -> Scorer:
+        """The scorer of one request: that of the version it is pinned to, if that is loaded, or as the trial has it."""
+        current, candidate, trial = self.current, self.candidate, self.trial
+        if current is None:
             raise NotReady
-        return self._scorer
+        if candidate is None or trial is None or pinned == current.facts.version:
+            return current
+        if pinned == candidate.facts.version:
+            return candidate
+        if random.random() >= trial.share:
+            return current
+        return Shadow(candidate, current, self.comparison) if trial.shadow else Canary(candidate, current)
 
     def stored(self, customer_ids: Sequence[str]) -> pa.Table:
         return histories.HISTORIES.empty_table() if self.store is None else self.store.get(customer_ids)
@@ -122,11 +156,16 @@ class LiveBackend:
         return None if self.store is None else self.store.data_through()
 
 
-def to_us(time: datetime) -> int:
+def to_us(when: datetime) -> int:
     """Microseconds UTC of an aware datetime."""
-    if time.tzinfo is None:
-        raise ValueError(f"{time} has no time zone")
-    return int(np.datetime64(round(time.timestamp() * 1_000_000), "us").astype(np.int64))
+    if when.tzinfo is None:
+        raise ValueError(f"{when} has no time zone")
+    return round(when.timestamp() * 1_000_000)
+
+
+def to_datetime(us: int) -> datetime:
+    """Aware datetime of microseconds UTC."""
+    return datetime.fromtimestamp(us / 1e6, UTC)
 
 
 def warm_up_histories(facts: Facts) -> pa.Table:

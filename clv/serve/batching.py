@@ -68,14 +68,20 @@ class _Entry:
 class Batcher:
     """Calls `score(histories, as_of, horizons)` in one thread, on the joined histories of waiting requests.
 
-    Requests of different `as_of` or horizons are never joined.
+    Requests of different `as_of` or horizons are never joined. Batchers may share a thread: they then take turns.
     """
 
-    def __init__(self, score: Score, options: Batching, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        score: Score,
+        options: Batching,
+        metrics: Metrics | None = None,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
         self.options = options
         self._score = score
         self._metrics = metrics or Metrics()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="clv-score")
+        self._thread = thread or one_thread()
         self._waiting: deque[_Entry] = deque()
         self._num_waiting = 0
         self._tokens_waiting = 0
@@ -95,10 +101,6 @@ class Batcher:
             self._worker = asyncio.create_task(self._work())
         return await entry.result
 
-    def close(self) -> None:
-        """Let the running call end and accept no more."""
-        self._thread.shutdown(wait=False)
-
     def _admit(self, customers: int) -> None:
         wait_s = self._tokens_waiting * self._seconds / self._tokens if self._tokens else 0.0
         full = self._num_waiting and self._num_waiting + customers > self.options.max_waiting
@@ -108,7 +110,7 @@ class Batcher:
     def _count(self, customers: int, tokens: int) -> None:
         self._num_waiting += customers
         self._tokens_waiting += tokens
-        self._metrics.waiting.set(self._num_waiting)
+        self._metrics.waiting.inc(customers)
 
     async def _work(self) -> None:
         await asyncio.sleep(self.options.wait_s)
@@ -177,6 +179,11 @@ class Batcher:
         self._fastest = min(self._fastest, seconds)
         self._seconds = REMAINS * self._seconds + seconds - self._fastest
         self._tokens = REMAINS * self._tokens + real
+
+
+def one_thread() -> ThreadPoolExecutor:
+    """The thread that scores."""
+    return ThreadPoolExecutor(1, thread_name_prefix="clv-score")
 
 
 def padded(lengths: NDArray[np.int64], rows: int) -> int:

@@ -21,6 +21,7 @@ from ray import serve
 from clv.registry import Registry
 from clv.serve.backend import LiveBackend, Predicts
 from clv.serve.batching import Batching
+from clv.serve.follow import Follower
 from clv.serve.metrics import Metrics
 from clv.serve.routes import routes
 from clv.serve.security import Keys, check_exposure
@@ -103,13 +104,10 @@ class Replica:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="clv"))
         await asyncio.to_thread(self._start)
         if self.args.registry:
+            replica = serve.get_replica_context().replica_id.unique_id
             registry = Registry(self.args.registry)
-            follow = self.backend.follow(
-                pointed=lambda: registry.production().name,
-                load=lambda version: self.load(registry.path(version)),
-                every_s=self.args.follow_registry_s,
-            )
-            self._following = asyncio.create_task(follow)
+            follower = Follower(self.backend, registry, self.load, replica, self.args.follow_registry_s)
+            self._following = asyncio.create_task(follower.run())
         # Serve's proxy writes the X-Request-ID header itself.
         return routes(
             self.backend, self.keys, metrics=self.metrics, deadline_s=self.args.deadline_s, echo_request_id=False

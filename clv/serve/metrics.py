@@ -66,6 +66,14 @@ class Metrics:
         self.model.clear()
         self.model.labels(version, cut.isoformat()).set(1)
 
+    def answers_and_errors(self) -> tuple[int, int]:
+        """Requests answered so far, and how many of them with 5xx."""
+        found = [
+            sample for metric in self.requests.collect() for sample in metric.samples if sample.name.endswith("_total")
+        ]
+        errors = sum(sample.value for sample in found if sample.labels["status"].startswith("5"))
+        return int(sum(sample.value for sample in found)), int(errors)
+
     def scored(self, scores: pa.Table) -> None:
         """The distribution of scores, from an evenly spaced sample of one answer."""
         shortest = scores.filter(pc.equal(scores["horizon_days"], pc.min(scores["horizon_days"])))

@@ -192,29 +192,6 @@ def test_senseless_options_are_refused(wrong: dict[str, Any]) -> None:
         Batching(**wrong)
 
 
-def test_a_new_bundle_takes_over_and_a_broken_one_does_not(backend: Any, make_predictor: Callable[..., Any]) -> None:
-    async def go() -> list[str]:
-        pointer = iter(["v1", "v2", "broken", "broken", "v3"])
-        seen = []
-
-        def load(version: str) -> Any:
-            if version == "broken":
-                raise ValueError("damaged")
-            return make_predictor(version)
-
-        def pointed() -> str:
-            seen.append(backend.scorer().facts.version)
-            return next(pointer, "v3")
-
-        task = asyncio.create_task(backend.follow(pointed, load, 0.01))
-        while len(seen) < 7:
-            await asyncio.sleep(0.01)
-        task.cancel()
-        return seen
-
-    assert asyncio.run(go())[:7] == ["v1", "v1", "v2", "v2", "v2", "v3", "v3"]
-
-
 def test_a_bundle_that_scores_nobody_is_not_put_in_service(backend: Any, make_predictor: Callable[..., Any]) -> None:
     predictor = make_predictor("v2")
     predictor.predict = lambda histories, as_of, horizons: make_predictor().predict(histories, 0, horizons)
