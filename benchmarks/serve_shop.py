@@ -1,0 +1,53 @@
+"""A simulated shop, its online store and a bundle of the `tiny` preset whose weights are drawn, not trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from clv import bundle as bundles
+from clv.data.clock import Clock
+from clv.data.histories import Histories, build
+from clv.data.synth import simulate
+from clv.models.features import Items
+from clv.predict import Adjustment
+from clv.serve.store_sqlite import SqliteStore
+from clv.train.config import TrainConfig
+from clv.train.fit import Shop, prepare
+
+CUT = "2024-12-01"
+HORIZONS = (30, 90)
+
+
+def make_shop(folder: Path, num_customers: int) -> list[str]:
+    """Writes `folder`/store and `folder`/bundle; returns the ids of the customers with an event before the cut."""
+    clock = Clock("UTC")
+    end = clock.parse(CUT)
+    made = simulate(num_customers, "2023-01-01", CUT, seed=5)
+    histories = build(made.events, clock)
+    store = SqliteStore(folder / "store", create=True)
+    store.put_histories(histories)
+    store.close()
+    h = Histories.from_table(histories)
+    config = dataclasses.replace(TrainConfig.preset("tiny"), num_origins=4)
+    setup = prepare(Shop(h, clock, "gross", HORIZONS, Items.empty(), end), end, config, HORIZONS[0])
+    vocab, items = setup.assembler.space.to_arrays()
+    facts = {"currency": "EUR", "timezone": "UTC", "horizons": list(HORIZONS), "value": "gross"}
+    bundle = bundles.Bundle(
+        config={
+            "cut_us": end,
+            "data_through_us": int(h.time.max()),
+            "model": bundles.as_json(config.model),
+            "money": setup.assembler.money,
+            "dataset_facts": {**facts, "discount_rate_annual": 0.1},
+        },
+        vocab=vocab,
+        anchor=setup.assembler.baseline.to_json(),
+        calibration=Adjustment.none(len(HORIZONS)).to_json(),
+        metrics={},
+        weights={name: tensor.numpy() for name, tensor in setup.model(config).state_dict().items()},
+        items=items,
+    )
+    bundles.save(bundle, folder / "bundle")
+    ids: list[str] = histories["customer_id"].to_pylist()
+    return ids
