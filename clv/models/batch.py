@@ -80,9 +80,17 @@ class Samples:
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.tokens.offsets)
 
-    def batch(self, rows: NDArray[np.int64], *, drop: float = 0.0, seed: int | None = None) -> Batch:
+    def batch(
+        self,
+        rows: NDArray[np.int64],
+        *,
+        drop: float = 0.0,
+        seed: int | None = None,
+        part: tuple[int, int] | None = None,
+    ) -> Batch:
         """Padded batch of `rows`. `drop` > 0 leaves out each token but the newest with that probability, and truncates
-        one row in four to a random number of its newest tokens; both drawn from `seed`."""
+        one row in four to a random number of its newest tokens; both drawn from `seed`. `part` (i, n) takes every n-th
+        row from the i-th on, after the draw: however a batch is shared, each row loses the same tokens."""
         t = self.tokens
         start, stop = t.offsets[rows], t.offsets[rows + 1]
         index = ranges(start, stop)
@@ -95,6 +103,10 @@ class Samples:
             num_kept = np.where(shorten, np.ceil(rng.random(len(rows)) * (stop - start)), stop - start)
             keep &= (np.repeat(stop, stop - start) - index) <= num_kept[place]
             index, place = index[keep | newest], place[keep | newest]
+        if part is not None:
+            first, num_parts = part
+            mine = place % num_parts == first
+            index, place, rows = index[mine], place[mine] // num_parts, rows[first::num_parts]
         length = np.bincount(place, minlength=len(rows))
         column = np.arange(len(index)) - np.repeat(np.cumsum(length) - length, length)
         width = max(int(length.max(initial=0)), 1)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 Architecture = Literal["bert", "gpt2", "lstm", "bilstm", "gru", "mlp"]
 MAX_POSITIONS = 512
+EVENT_ENCODER = "backbone.json"  # the file that tells a pretrained encoder of ours from a BERT checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Shape of the backbone. `pretrained`: folder or hub id of a BERT encoder whose every encoder tensor is loaded."""
+    """Shape of the backbone. `pretrained`: a folder of `ray_jobs.pretrain`, or a folder, `pkg://PACKAGE` or hub id of a
+    BERT encoder; every tensor of the backbone is loaded from it."""
 
     architecture: Architecture = "bert"
     width: int = 128
@@ -98,13 +100,18 @@ def build(config: BackboneConfig) -> nn.Module:
         raise ValueError(f"backbone.width {config.width} is not a multiple of backbone.num_heads {config.num_heads}")
     if config.architecture == "bert":
         return Transformer(_bert(config))
-    if config.pretrained:
+    if config.pretrained and not is_event_encoder(config.pretrained):
         raise ValueError(f"backbone.pretrained needs architecture 'bert', not {config.architecture!r}")
     if config.architecture == "gpt2":
         return Transformer(_gpt2(config))
     if config.architecture == "mlp":
         return Perceptron(config)
     return Recurrent(config)
+
+
+def is_event_encoder(source: str) -> bool:
+    """Whether `source` is a folder of ours (see `clv.models.transfer`), and not a BERT checkpoint."""
+    return (Path(source) / EVENT_ENCODER).is_file()
 
 
 def resolve_preset(name: str) -> BackboneConfig:

@@ -203,6 +203,15 @@ class FeatureSpace:
             offsets, scalars, codes, np.append(0, np.cumsum(stop - start)), _position(self.item_keys, lines)
         )
 
+    def event_codes(self, types: NDArray[Any], amounts: NDArray[Any], days: NDArray[Any]) -> tuple[Ints, Ints, Ints]:
+        """Type, amount bin and bin of a number of days, of single events, as `tokens` codes them."""
+        amount = _sign_log(np.nan_to_num(amounts))
+        return (
+            _position(self.types, types),
+            np.asarray(np.searchsorted(self.amount_edges, amount) + 1),
+            _time_bin(days),
+        )
+
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """(JSON-able part, array part); `from_arrays` is the inverse."""
         plain = {
