@@ -115,6 +115,7 @@ def fit(
         horizons=tuple(spec.horizons_days),
         items=Items.empty() if catalogue is None else Items.from_tables(catalogue, None),
         data_through=_end(table, spec.clock),
+        name=spec.name,
     )
     config = (config or TrainConfig()).with_engine(kind="torch")
     phases = plan(shop, shop.data_through if origin is None else spec.clock.parse(origin), config)

@@ -29,6 +29,8 @@ class TrainSettings:
     """(customer, origin) pairs drawn per epoch."""
     batch_size: int | None = None
     """Customers per step over all workers."""
+    batch_tokens: int | None = None
+    """Tokens per step over all workers, padding included, in place of the batch size."""
     learning_rate: float | None = None
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] | None = None
     loss: Literal["mixture", "ziln", "tweedie", "mse"] | None = None
@@ -51,7 +53,7 @@ class TrainSettings:
     """A DeepSpeed JSON, merged with these settings; conflicts are refused."""
     seed: int = 0
     track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
-    """Where scalars go: MLFLOW_TRACKING_URI and WANDB_API_KEY are heeded, without them all stays in OUT.run/tracking."""
+    """Where scalars go: to MLFLOW_TRACKING_URI or with WANDB_API_KEY; without them all stays in OUT.run/tracking."""
 
     def tracking(self, aside: Path, begun: datetime, config: TrainConfig) -> Tracking:
         """Of a run that began at `begun`, in a folder of its own beside the output."""
@@ -82,7 +84,7 @@ class TrainSettings:
                 **given("offload_optimizer", "offload_parameters"),
                 deepspeed=_read_json(self.deepspeed) if self.deepspeed else {},
             ),
-            **given("epochs", "samples_per_epoch", "batch_size", "seed"),
+            **given("epochs", "samples_per_epoch", "batch_size", "batch_tokens", "seed"),
         )
 
 

@@ -27,8 +27,16 @@ class Options(TrainSettings):
     """Give every worker a GPU."""
     storage: str | None = None
     """Folder or URI that all nodes reach, for checkpoints; default: OUT.run."""
+    min_workers: int | None = None
+    """Go on with as few as these where nodes are lost, and grow again; by default wait for all."""
     max_failures: int = 2
     """Worker deaths that the run survives."""
+    checkpoint_steps: int = 0
+    """Save every so many steps, beside every epoch's end; 0: never."""
+    checkpoint_minutes: float = 10.0
+    """Save every so many minutes within an epoch; 0: never."""
+    keep_checkpoints: int = 2
+    """Checkpoints that stay: the best by held-out score, and always the newest."""
     object_store_mb: int = 512
     """Object store of a Ray started here."""
 
@@ -41,9 +49,14 @@ def run(options: Options) -> None:
     from clv.data.prepared import Prepared
     from clv.train import export, fit, tracking, zero
 
-    for name in ("workers", "accumulation"):
+    for name in ("workers", "accumulation", "keep_checkpoints"):
         if (given := getattr(options, name)) < 1:
-            raise ValueError(f"--{name} {given} must be at least 1")
+            raise ValueError(f"--{name.replace('_', '-')} {given} must be at least 1")
+    if options.min_workers is not None and not 1 <= options.min_workers <= options.workers:
+        raise ValueError(f"--min-workers {options.min_workers} must lie between 1 and --workers {options.workers}")
+    for name in ("checkpoint_steps", "checkpoint_minutes"):
+        if (given := getattr(options, name)) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} {given} must not be negative")
     tracking.check(options.track)
     prepared = Prepared.open(options.histories)
     cutoff = prepared.origin(options.origin)
@@ -62,7 +75,11 @@ def run(options: Options) -> None:
     cluster = training.Cluster(
         num_workers=options.workers,
         use_gpu=options.gpu,
+        min_workers=options.min_workers,
         max_failures=options.max_failures,
+        checkpoint_steps=options.checkpoint_steps,
+        checkpoint_minutes=options.checkpoint_minutes,
+        keep_checkpoints=options.keep_checkpoints,
         storage=options.storage or str(aside),
     )
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):

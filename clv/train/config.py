@@ -78,7 +78,8 @@ class EngineConfig:
 class TrainConfig:
     """One training run.
 
-    batch_size: customers per step over all workers. samples_per_epoch: (customer, origin) pairs drawn per epoch.
+    batch_size: customers per step over all workers; batch_tokens: tokens instead, padding included, where it is not 0;
+    prefetch: batches made ahead of their step. samples_per_epoch: (customer, origin) pairs drawn per epoch.
     ema_decay: decay per step of the averaged weights that are kept; 0 turns averaging off.
     """
 
@@ -89,6 +90,8 @@ class TrainConfig:
     epochs: int = 4
     samples_per_epoch: int = 16_000
     batch_size: int = 128
+    batch_tokens: int = 0
+    prefetch: int = 2
     token_dropout: float = 0.1
     ema_decay: float = 0.99
     num_origins: int = 40
@@ -99,6 +102,11 @@ class TrainConfig:
         for name in ("epochs", "samples_per_epoch", "batch_size", "num_origins"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("batch_tokens", "prefetch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if 0 < self.batch_tokens < (longest := self.model.backbone.max_tokens):
+            raise ValueError(f"batch_tokens {self.batch_tokens} is less than one customer's max_tokens {longest}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
 

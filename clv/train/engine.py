@@ -177,13 +177,30 @@ class Engine:
             dist.all_reduce(value)
         return value
 
-    def agree(self, flag: bool) -> bool:
-        """Whether any worker says so; every worker calls it."""
+    def highest(self, value: int) -> int:
+        """The highest value of any worker; every worker calls it."""
         if self.world_size == 1:
-            return flag
-        value = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+            return value
+        shared = torch.tensor(value, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared.item())
+
+    def random(self) -> tuple[Tensor, ...]:
+        """States of the workers' generators, on every worker; every worker calls it."""
+        state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+        if self.world_size == 1:
+            return (state,)
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, state)
+        return tuple(found)
+
+    def set_random(self, states: tuple[Tensor, ...]) -> None:
+        """Inverse of `random`; with another number of workers each goes on from some saved state."""
+        state = states[self.rank % len(states)]
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)
 
     def live(self) -> dict[str, Tensor]:
         """The weights that this worker holds, on its device, not copied: all of them, or its shard under ZeRO-3."""

@@ -14,7 +14,7 @@ from clv.data import rfm
 from clv.data.clock import Clock
 from clv.data.histories import Histories
 from clv.data.windows import Value, cut
-from clv.models import encoders
+from clv.models import transfer
 from clv.models.features import FeatureSpace, Items
 from clv.models.model import CustomerModel
 from clv.models.samples import Assembler, money_scale, origin_grid
@@ -36,6 +36,7 @@ class Shop:
     horizons: tuple[int, ...]
     items: Items
     data_through: int  # us: the end of the log
+    name: str = ""
 
     @property
     def first_day(self) -> int:
@@ -66,7 +67,7 @@ class Setup:
         torch.manual_seed(config.seed)
         model = CustomerModel(config.model, self.assembler.space, len(self.assembler.horizons))
         if config.model.backbone.pretrained:
-            encoders.load_pretrained(model.backbone, config.model.backbone.pretrained)
+            transfer.warm_start(model, self.assembler.space, config.model.backbone, config.model.backbone.pretrained)
         return model
 
 
@@ -158,6 +159,8 @@ def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
             f"the log is too short ({log_days} days) to hold an origin out: no calibration, no early stopping; "
             "the model keeps half way to the anchor"
         )
+    judged = (trial or final).cutoff
+    transfer.check_cut(config.model.backbone.pretrained, shop.name, judged, clock.format(judged))
     if final.assembler.baseline.warning is not None:
         notices.append(f"anchor: {final.assembler.baseline.warning}")
     return Phases(trial, final, primary, tuple(notices))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,14 +20,9 @@ from clv.models.batch import Batch, Samples
 from clv.models.samples import Assembler
 from clv.train.config import OptimizerConfig, TrainConfig
 from clv.train.engine import Engine
+from clv.train.feed import Source, ahead, feed
 
-Ints = NDArray[np.int64]
-
-
-class Source(Protocol):
-    """Where the samples of an epoch come from; the same (epoch, seed) gives the same samples on every worker."""
-
-    def epoch(self, epoch: int) -> Samples: ...
+NOTICE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -65,31 +60,6 @@ def first_days(h: Histories, cutoff: int) -> NDArray[np.int64]:
     place = np.searchsorted(seen, h.offsets[:-1])
     token = np.append(seen, len(h.time))[place]
     return np.where(token < h.offsets[1:], np.append(h.day, 0)[token].astype(np.int64), np.iinfo(np.int64).max)
-
-
-def steps_of(samples: Samples, config: TrainConfig, rank: int, world_size: int, epoch: int) -> Iterator[list[Batch]]:
-    """The micro-batches of each step for one worker.
-
-    Rows are shuffled, sorted by length within large windows so that little is padded, and dealt so that every worker
-    and micro-batch gets its share of the same global batch.
-    """
-    rng = np.random.default_rng((config.seed, epoch, 1))
-    order = rng.permutation(len(samples))
-    window = config.batch_size * 16
-    order = np.concatenate(
-        [
-            chunk[np.argsort(samples.lengths[chunk], kind="stable")]
-            for chunk in np.split(order, range(window, len(order), window))
-        ]
-    )
-    num_batches = max(len(order) // config.batch_size, 1)
-    starts = rng.permutation(num_batches) * config.batch_size
-    num_parts = world_size * config.engine.accumulation
-    for step, start in enumerate(starts):
-        rows = order[start : start + config.batch_size]
-        parts = [rows[i::num_parts] for i in range(num_parts)][rank::world_size]
-        seed = hash((config.seed, epoch, step, rank)) % 2**32
-        yield [samples.batch(part, drop=config.token_dropout, seed=seed + i) for i, part in enumerate(parts)]
 
 
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
@@ -137,6 +107,50 @@ class EpochEnd:
     waiting: float
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: whole epochs done, steps done of the next, the sum of their losses.
+
+    random: the states of the generators that dropout draws from, one per worker; none at the start of an epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    random: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Saving:
+    """When a run is saved between the ends of its epochs: every `steps`, every `seconds`, or on `notice`; 0 is never.
+
+    notice: whether machines are about to be taken away; every worker asks at the same step, every few seconds.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    notice: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        self._saved = self._asked = time.monotonic()
+
+    def due(self, engine: Engine) -> bool:
+        """Whether to save now, the same answer on every worker; each must ask after each step."""
+        now = time.monotonic()
+        due = bool(self.steps) and engine.step_count % self.steps == 0
+        if self.seconds or self.notice:
+            late = bool(self.seconds) and now - self._saved >= self.seconds
+            # Clocks differ: what any worker wants, all do.
+            wish = engine.highest(2 if late else int(self.notice is not None and now - self._asked >= NOTICE_SECONDS))
+            due = due or wish == 2
+            if self.notice is not None and wish == 1:
+                self._asked = now
+                due = self.notice() or due
+        if due:
+            self._saved = now
+        return due
+
+
 def run(
     engine: Engine,
     source: Source,
@@ -144,9 +158,11 @@ def run(
     *,
     num_epochs: int | None = None,
     schedule_epochs: int | None = None,
-    start_epoch: int = 0,
+    start: Position = Position(),
     average: Average | None = None,
+    saving: Saving | None = None,
     on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
+    on_save: Callable[[Position, Average], None] = lambda position, average: None,
     on_epoch: Callable[[EpochEnd, Average], bool] = lambda end, average: True,
 ) -> dict[str, Tensor]:
     """Train for `num_epochs` of a learning-rate schedule over `schedule_epochs` (both `config.epochs` by default).
@@ -155,32 +171,45 @@ def run(
 
     Raises FloatingPointError when the loss is no longer finite.
     """
-    num_steps = (schedule_epochs or config.epochs) * max(1, config.samples_per_epoch // config.batch_size)
+    schedule, saving = schedule_epochs or config.epochs, saving or Saving()
+    planned = schedule * max(1, config.samples_per_epoch // config.batch_size)
     average = average or Average(config.ema_decay)
-    for epoch in range(start_epoch, num_epochs or config.epochs):
-        began, waited, loss_sum, num = time.perf_counter(), 0.0, 0.0, 0
-        torch.manual_seed(config.seed * 1000 + epoch)  # dropout: the same after a resume
-        engine.module.train()
-        samples = source.epoch(epoch)
-        waited += time.perf_counter() - began
-        batches = steps_of(samples, config, engine.rank, engine.world_size, epoch)
-        mark = time.perf_counter()
-        for micro in batches:
-            waited += time.perf_counter() - mark
-            rate = learning_rate(engine.step_count, num_steps, config.optimizer)
-            loss = engine.train_step(micro, rate)
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"loss is {loss} at step {engine.step_count}: lower optimizer.learning_rate")
-            if config.ema_decay:
-                average.update(engine.live())
-            on_step(engine.step_count, loss, rate)
-            loss_sum, num = loss_sum + loss, num + 1
-            mark = time.perf_counter()
-        weights = engine.whole(average.weights) if config.ema_decay else engine.weights()
-        seconds = time.perf_counter() - began
-        end = EpochEnd(epoch + 1, engine.step_count, loss_sum / max(num, 1), weights, seconds, waited / seconds)
-        if not on_epoch(end, average):
-            break
+    epochs = range(start.epoch, num_epochs or config.epochs)
+    batches = ahead(feed(source, config, engine.rank, engine.world_size, epochs, start.step), config.prefetch)
+    with closing(batches):
+        for epoch in epochs:
+            here = start if epoch == start.epoch else Position(epoch)
+            began, waited, loss_sum, num = time.perf_counter(), 0.0, here.loss_sum, here.step
+            torch.manual_seed(config.seed * 1000 + epoch)  # dropout: the same after a resume
+            if here.random:
+                engine.set_random(here.random)
+            engine.module.train()
+            while True:
+                mark = time.perf_counter()
+                step = next(batches)
+                waited += time.perf_counter() - mark
+                if step is None:
+                    break
+                at, of = engine.step_count, planned
+                if config.batch_tokens:  # how many steps an epoch has is known when it is cut
+                    at, of = epoch * step.num_steps + step.number, schedule * step.num_steps
+                rate = learning_rate(at, of, config.optimizer)
+                loss = engine.train_step(step.batches, rate)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        f"loss is {loss} at step {engine.step_count}: lower optimizer.learning_rate"
+                    )
+                if config.ema_decay:
+                    average.update(engine.live())
+                on_step(engine.step_count, loss, rate)
+                loss_sum, num = loss_sum + loss, num + 1
+                if saving.due(engine):
+                    on_save(Position(epoch, num, loss_sum, engine.random()), average)
+            weights = engine.whole(average.weights) if config.ema_decay else engine.weights()
+            seconds = time.perf_counter() - began
+            end = EpochEnd(epoch + 1, engine.step_count, loss_sum / max(num, 1), weights, seconds, waited / seconds)
+            if not on_epoch(end, average):
+                break
     return to_cpu(engine.whole(average.weights)) if config.ema_decay else engine.weights()
 
 
@@ -197,17 +226,19 @@ def sum_loss(config: TrainConfig, has_value: bool) -> Callable[[nn.Module, Batch
     return loss
 
 
-def save(engine: Engine, folder: Path, epoch: int, average: Average) -> None:
-    """Checkpoint after `epoch` epochs; every worker calls it."""
+def save(engine: Engine, folder: Path, position: Position, average: Average) -> None:
+    """Checkpoint at `position`; every worker calls it."""
     folder.mkdir(parents=True, exist_ok=True)
     engine.save(folder)
     whole = engine.whole(average.weights)
     if engine.rank == 0:
-        torch.save({"epoch": epoch, "average": whole, "count": average.count}, folder / "loop.pt")
+        state = {"position": position.__dict__, "average": whole, "count": average.count}
+        torch.save(state, folder / "loop.pt")
 
 
-def resume(engine: Engine, folder: Path, config: TrainConfig) -> tuple[int, Average]:
-    """(epochs done, averaged weights) of a checkpoint, loaded into the engine."""
+def resume(engine: Engine, folder: Path, config: TrainConfig) -> tuple[Position, Average]:
+    """(position, averaged weights) of a checkpoint, loaded into the engine; also one of other workers' number."""
     engine.load(folder)
     found = torch.load(folder / "loop.pt", map_location="cpu", weights_only=True)
-    return int(found["epoch"]), Average(config.ema_decay, engine.share(found["average"]), int(found["count"]))
+    average = Average(config.ema_decay, engine.share(found["average"]), int(found["count"]))
+    return Position(**found["position"]), average

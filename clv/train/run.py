@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clv.evaluate.metrics import evaluate
 from clv.evaluate.panel import Panel
 from clv.models.infer import forecast
 from clv.models.model import CustomerModel
@@ -32,6 +33,8 @@ class Hooks:
 
     on_step: Callable[[Row], None] = lambda row: None
     on_epoch: Callable[[Row, Callable[[Path], None]], None] = lambda row, save: None
+    on_save: Callable[[Row, Callable[[Path], None]], None] = lambda row, save: None
+    saving: loop.Saving = field(default_factory=loop.Saving)
 
 
 @dataclass
@@ -56,6 +59,12 @@ class Fitted:
     adjustment: Adjustment
     history: list[Row]
     panel: Panel | None = None
+
+    def metrics(self) -> dict[str, dict[str, float | None]]:
+        """Of each model at the held-out origin; none where there was none."""
+        if self.panel is None:
+            return {}
+        return {name: evaluate(self.panel.y, self.panel.orders, p) for name, p in self.panel.models().items()}
 
 
 def train(
@@ -111,17 +120,21 @@ def _run_phase(
     """Train one phase; with `held_out`, watch it and note the best epoch, weights and gate in `progress`."""
     model = setup.model(config)
     engine = make_engine(model, loop.sum_loss(config, has_value), config, torch.device(device))
-    start, average = 0, None
+    start, average = loop.Position(), None
     if checkpoint is not None:
         start, average = loop.resume(engine, checkpoint, config)
-        if held_out is not None and start - progress.best_epoch >= PATIENCE:
-            return average.weights  # it had stopped early when it was interrupted
+        if held_out is not None and progress.epoch - progress.best_epoch >= PATIENCE:
+            return loop.to_cpu(engine.whole(average.weights))  # it had stopped early when it was interrupted
     watcher = CustomerModel(config.model, setup.assembler.space, len(shop.horizons)) if held_out else None
     if watcher is not None:
         watcher.to(device)
 
     def on_step(step: int, loss: float, rate: float) -> None:
         hooks.on_step({"phase": progress.phase, "step": step, "loss": loss, "learning_rate": rate})
+
+    def on_save(position: loop.Position, average: loop.Average) -> None:
+        row: Row = {"phase": progress.phase, "epoch": position.epoch, "step": engine.step_count}
+        hooks.on_save(row, lambda folder: _save(engine, folder, progress, position, average))
 
     def on_epoch(end: loop.EpochEnd, average: loop.Average) -> bool:
         row: Row = {"phase": progress.phase, "epoch": end.epoch, "step": end.step, "loss": end.loss}
@@ -138,9 +151,9 @@ def _run_phase(
             row |= {"held_out_score": score, "gate_purchase": purchase, "gate_value": value}
             if score > progress.best_score:
                 progress.best_score, progress.best_epoch, progress.gate = score, end.epoch, (purchase, value)
-                progress.best_weights = {name: w.clone() for name, w in end.weights.items()}
+                progress.best_weights = {name: w.to("cpu", copy=True) for name, w in end.weights.items()}
         progress.history.append(row)
-        hooks.on_epoch(row, lambda folder: _save(engine, folder, progress, average))
+        hooks.on_epoch(row, lambda folder: _save(engine, folder, progress, loop.Position(end.epoch), average))
         return held_out is None or end.epoch - progress.best_epoch < PATIENCE
 
     return loop.run(
@@ -149,9 +162,11 @@ def _run_phase(
         config,
         num_epochs=config.epochs,
         schedule_epochs=(schedule or config).epochs,
-        start_epoch=start,
+        start=start,
         average=average,
+        saving=hooks.saving,
         on_step=on_step,
+        on_save=on_save,
         on_epoch=on_epoch,
     )
 
@@ -190,8 +205,8 @@ def _broadcast(value: tuple[float, float, float] | None) -> tuple[float, float, 
     return value
 
 
-def _save(engine: Engine, folder: Path, progress: Progress, average: loop.Average) -> None:
-    loop.save(engine, folder, progress.epoch, average)
+def _save(engine: Engine, folder: Path, progress: Progress, position: loop.Position, average: loop.Average) -> None:
+    loop.save(engine, folder, position, average)
     if engine.rank == 0:
         torch.save(progress, folder / "progress.pt")
 

@@ -21,6 +21,7 @@ from clv.models.model import CustomerModel
 from clv.train import loop
 from clv.train.config import TrainConfig
 from clv.train.engine import Engine, make_engine
+from clv.train.feed import steps_of
 from clv.train.zero import DeepSpeedEngine
 
 
@@ -91,8 +92,8 @@ def run_case(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> dict[
         losses: list[float] = []
         weights = loop.run(engine, Fixed(samples), config, on_step=lambda step, loss, rate: losses.append(loss))
         return {"losses": losses, "weights": weights, "zero_stage": engine.zero_stage}
-    epochs = (loop.steps_of(samples, config, engine.rank, engine.world_size, epoch) for epoch in count())
-    steps = list(islice(chain.from_iterable(epochs), num_steps))
+    epochs = (steps_of(samples, config, engine.rank, engine.world_size, epoch) for epoch in count())
+    steps = [step.batches for step in islice(chain.from_iterable(epochs), num_steps)]
     engine.module.train()
     losses = []
     for i, micro in enumerate(steps):
@@ -100,12 +101,12 @@ def run_case(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> dict[
             average = loop.Average(0.9)
             average.update(engine.live())
             expected = engine.weights()
-            loop.save(engine, folder / case["name"], 3, average)
+            loop.save(engine, folder / case["name"], loop.Position(3, i), average)
             if dist.get_world_size() > 1:
                 dist.barrier()
             engine, config = build(case, setup)
-            epoch, average = loop.resume(engine, folder / case["name"], config)
-            assert epoch == 3, epoch
+            position, average = loop.resume(engine, folder / case["name"], config)
+            assert position == loop.Position(3, i), position
             found = engine.whole(average.weights)
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -12,6 +12,7 @@ from clv.models.model import CustomerModel
 from clv.train import loop
 from clv.train.config import OptimizerConfig, TrainConfig
 from clv.train.engine import make_engine, make_optimizer
+from clv.train.feed import steps_of
 from clv.train.fit import Setup, Shop
 from clv.train.zero import deepspeed_config
 
@@ -214,7 +215,7 @@ def test_the_gradient_norm_is_clipped_only_where_asked(setup: Setup, shop: Shop,
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         settings = replace(config, optimizer=OptimizerConfig(name="sgd", clip_norm=clip, weight_decay=0.0))
         engine = make_engine(model, loop.sum_loss(settings, True), settings, torch.device("cpu"))
-        engine.train_step(next(loop.steps_of(setup.source(shop, config).epoch(0), settings, 0, 1, 0)), 1.0)
+        engine.train_step(next(steps_of(setup.source(shop, config).epoch(0), settings, 0, 1, 0)).batches, 1.0)
         steps = [(p.detach() - before[name]).square().sum() for name, p in model.named_parameters()]
         moved[clip] = float(torch.stack(steps).sum().sqrt())
     assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)

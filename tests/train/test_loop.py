@@ -1,4 +1,6 @@
 import math
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +17,9 @@ from clv.models.batch import Batch, Samples
 from clv.train import loop
 from clv.train.config import OptimizerConfig, TrainConfig
 from clv.train.engine import Engine, make_engine
+from clv.train.feed import ahead, global_batches, steps_of
 from clv.train.fit import Setup, Shop, prepare
-from clv.train.loop import Average, RandomOrigins, learning_rate, steps_of
+from clv.train.loop import Average, Position, RandomOrigins, Saving, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +108,7 @@ def test_no_past_origin_at_all_says_that_the_log_is_too_short(source: RandomOrig
 
 
 def rows_of(samples: Samples, config: TrainConfig, rank: int, world_size: int, epoch: int = 0) -> list[list[Batch]]:
-    return list(steps_of(samples, config, rank, world_size, epoch))
+    return [step.batches for step in steps_of(samples, config, rank, world_size, epoch)]
 
 
 def test_workers_and_micro_batches_share_the_same_global_batch(source: RandomOrigins, tiny: TrainConfig) -> None:
@@ -257,16 +260,16 @@ def test_a_resumed_run_ends_with_the_weights_of_the_undisturbed_one(
     engine = engine_of(setup, config)
 
     def stop(end: loop.EpochEnd, average: Average) -> bool:
-        loop.save(engine, tmp_path / "checkpoint", end.epoch, average)
+        loop.save(engine, tmp_path / "checkpoint", Position(end.epoch), average)
         return end.epoch < 2
 
     loop.run(engine, source, config, on_step=note("parts"), on_epoch=stop)
     torch.manual_seed(12345)  # another process has another state
     fresh = engine_of(setup, replace(config, seed=config.seed + 5))
     start, average = loop.resume(fresh, tmp_path / "checkpoint", config)
-    assert start == 2
+    assert start == Position(2)
     assert fresh.step_count == engine.step_count
-    parts = loop.run(fresh, source, config, start_epoch=start, average=average, on_step=note("parts"))
+    parts = loop.run(fresh, source, config, start=start, average=average, on_step=note("parts"))
     assert losses["parts"] == losses["whole"]
     assert parts.keys() == whole.keys()
     for name, value in whole.items():
@@ -288,3 +291,174 @@ def test_origins_are_whole_weeks_before_the_cut(source: RandomOrigins, cutoff: i
     before = source.assembler.clock.day_of(cutoff) - source.days
     assert (before > 0).all()
     assert (before % 7 == 0).all()
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [3, 8, 11])
+def test_a_run_saved_within_an_epoch_goes_on_at_the_very_step(
+    stop_at: int, setup: Setup, source: RandomOrigins, tiny: TrainConfig, tmp_path: Path
+) -> None:
+    config = dropping(tiny)
+    losses: dict[str, list[float]] = {"whole": [], "parts": []}
+    ends: dict[str, list[tuple[int, float]]] = {"whole": [], "parts": []}
+
+    def telling(name: str) -> dict[str, Any]:
+        def ended(end: loop.EpochEnd, average: Average) -> bool:
+            ends[name].append((end.epoch, end.loss))
+            return True
+
+        return {"on_step": lambda step, loss, rate: losses[name].append(loss), "on_epoch": ended}
+
+    whole = loop.run(engine_of(setup, config), source, config, **telling("whole"))
+    engine = engine_of(setup, config)
+
+    def save(position: Position, average: Average) -> None:
+        loop.save(engine, tmp_path / "checkpoint", position, average)
+        raise Stopped
+
+    with pytest.raises(Stopped, match=r"^$"):
+        loop.run(engine, source, config, saving=Saving(steps=stop_at), on_save=save, **telling("parts"))
+    torch.manual_seed(12345)
+    fresh = engine_of(setup, replace(config, seed=config.seed + 5))
+    start, average = loop.resume(fresh, tmp_path / "checkpoint", config)
+    assert fresh.step_count == stop_at > 0
+    parts = loop.run(fresh, source, config, start=start, average=average, **telling("parts"))
+    assert losses["parts"] == losses["whole"]
+    assert ends["parts"] == ends["whole"]
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_a_run_is_saved_by_steps_by_time_and_on_notice(
+    setup: Setup, source: RandomOrigins, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, asked = [0.0], []
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    engine = engine_of(setup, tiny)
+
+    def saved(saving: Saving, seconds_per_step: float = 1.0) -> list[int]:
+        found = []
+        for engine.step_count in range(1, 13):
+            now[0] += seconds_per_step
+            if saving.due(engine):
+                found.append(engine.step_count)
+        return found
+
+    assert saved(Saving()) == []
+    assert saved(Saving(steps=5)) == [5, 10]
+    assert saved(Saving(seconds=4)) == [4, 8, 12]
+    assert saved(Saving(notice=lambda: asked.append(now[0]) or len(asked) == 3)) == [6]
+    assert np.diff(asked).tolist() == [2.0] * (len(asked) - 1)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_each_row_loses_the_same_tokens_however_a_batch_is_shared(
+    drop: float, source: RandomOrigins, tiny: TrainConfig
+) -> None:
+    samples, config = source.epoch(0), replace(tiny, token_dropout=drop)
+
+    def tokens(batches: list[Batch]) -> list[list[float]]:
+        scalars = [
+            row[mask > 0].flatten().tolist() for b in batches for row, mask in zip(b.scalars, b.mask, strict=True)
+        ]
+        return sorted(scalars)
+
+    whole = [tokens(step) for step in rows_of(samples, config, 0, 1)]
+    for world_size in (2, 3, 4):
+        shared = [rows_of(samples, config, rank, world_size) for rank in range(world_size)]
+        assert [tokens([b for part in step for b in part]) for step in zip(*shared, strict=True)] == whole
+
+
+def test_a_token_budget_bounds_every_padded_batch_and_leaves_no_row_out(
+    source: RandomOrigins, tiny: TrainConfig
+) -> None:
+    samples, config = source.epoch(0), replace(tiny, batch_tokens=96)
+    batches = global_batches(samples, config, 0)
+    lengths = np.maximum(samples.lengths, 1)
+    padded = [len(rows) * lengths[rows].max() for rows in batches]
+    assert max(padded) <= 96
+    assert np.mean(padded) > 0.75 * 96
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(samples)))
+    assert len({len(rows) for rows in batches}) > 3
+    again, other = global_batches(samples, config, 0), global_batches(samples, config, 1)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(batches, other, strict=False))
+
+
+def test_a_run_by_tokens_follows_the_whole_schedule(setup: Setup, source: RandomOrigins, tiny: TrainConfig) -> None:
+    config = replace(tiny, batch_tokens=96)
+    rates: list[float] = []
+    loop.run(engine_of(setup, config), source, config, on_step=lambda step, loss, rate: rates.append(rate))
+    assert max(rates) == config.optimizer.learning_rate
+    assert rates[-1] == pytest.approx(0.05 * config.optimizer.learning_rate, rel=0.1)
+
+
+def test_a_budget_below_the_longest_customer_is_refused(tiny: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="batch_tokens 15 is less than one customer's max_tokens 16"):
+        replace(tiny, batch_tokens=15)
+
+
+def test_batches_are_made_ahead_and_in_order() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(50):
+            made.append(i)
+            yield i
+
+    stream = ahead(items(), 3)
+    assert next(stream) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(made) >= 4  # nobody has asked for them yet
+    assert list(stream) == list(range(1, 50))
+    assert list(ahead(items(), 0)) == list(range(50))
+
+
+def test_making_ahead_is_bounded_and_ends_with_its_reader() -> None:
+    made: list[int] = []
+
+    def endless() -> Iterator[int]:
+        while True:
+            made.append(len(made))
+            yield made[-1]
+
+    stream = ahead(endless(), 2)
+    next(stream)
+    time.sleep(0.3)
+    assert len(made) <= 5
+    before = threading.active_count()
+    stream.close()
+    assert threading.active_count() == before - 1
+
+
+def test_an_error_of_the_maker_is_raised_where_batches_are_read() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("no such shard")
+
+    stream = ahead(broken(), 2)
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match="no such shard"):
+        next(stream)
+
+
+def test_prefetching_changes_no_loss(setup: Setup, source: RandomOrigins, tiny: TrainConfig) -> None:
+    found = []
+    for depth in (0, 1, 4):
+        losses: list[float] = []
+        config = replace(dropping(tiny), prefetch=depth)
+        loop.run(engine_of(setup, config), source, config, on_step=lambda s, loss, r, kept=losses: kept.append(loss))
+        found.append(losses)
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_average_stays_on_the_device_of_the_weights() -> None:
+    average = Average(0.9)
+    for _ in range(3):
+        # A tensor of this device has no values: any copy to the CPU fails.
+        average.update({"w": torch.zeros(3, device="meta")})
+    assert average.weights["w"].device.type == "meta"
