@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from clv.cluster.workers import Cluster
     from clv.train.config import TrainConfig
     from clv.train.tracking import Tracking
 
@@ -85,6 +86,55 @@ class TrainSettings:
                 deepspeed=_read_json(self.deepspeed) if self.deepspeed else {},
             ),
             **given("epochs", "samples_per_epoch", "batch_size", "batch_tokens", "seed"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """Where a training job runs, and what it survives."""
+
+    workers: int = 2
+    gpu: bool = False
+    """Give every worker a GPU."""
+    storage: str | None = None
+    """Folder or URI that all nodes reach, for checkpoints; default: OUT.run."""
+    min_workers: int | None = None
+    """Go on with as few as these where nodes are lost, and grow again; by default wait for all."""
+    max_failures: int = 2
+    """Worker deaths that the run survives."""
+    checkpoint_steps: int = 0
+    """Save every so many steps, beside every epoch's end; 0: never."""
+    checkpoint_minutes: float = 10.0
+    """Save every so many minutes within an epoch; 0: never."""
+    keep_checkpoints: int = 2
+    """Checkpoints that stay: the best by held-out score, and always the newest."""
+    object_store_mb: int = 512
+    """Object store of a Ray started here."""
+
+    def cluster(self, aside: Path) -> Cluster:
+        """The group of workers, its checkpoints in `aside` by default. Raises ValueError for a number out of range."""
+        from clv.cluster.workers import Cluster
+
+        for name, least in (
+            ("workers", 1),
+            ("keep_checkpoints", 1),
+            ("checkpoint_steps", 0),
+            ("checkpoint_minutes", 0),
+        ):
+            if (given := getattr(self, name)) < least:
+                wanted = f"be at least {least}" if least else "not be negative"
+                raise ValueError(f"--{name.replace('_', '-')} {given} must {wanted}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(f"--min-workers {self.min_workers} must lie between 1 and --workers {self.workers}")
+        return Cluster(
+            num_workers=self.workers,
+            min_workers=self.min_workers,
+            use_gpu=self.gpu,
+            max_failures=self.max_failures,
+            checkpoint_steps=self.checkpoint_steps,
+            checkpoint_minutes=self.checkpoint_minutes,
+            keep_checkpoints=self.keep_checkpoints,
+            storage=self.storage or str(aside),
         )
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ray_jobs import record
 from ray_jobs.command import execute, say
-from ray_jobs.settings import TrainSettings
+from ray_jobs.settings import ClusterSettings, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainSettings):
+class Options(TrainSettings, ClusterSettings):
     """Fits anchor, level and model on what was known before the origin; the bundle holds everything to score with."""
 
     histories: Path
@@ -21,24 +21,6 @@ class Options(TrainSettings):
     """Bundle folder to write; checkpoints, scalars and run.json lie beside it, in OUT.run."""
     origin: str | None = None
     """Training cut: nothing known at or after it is used (local midnight of the shop); default: the end of the log."""
-    workers: int = 2
-    """Training workers; each holds the histories and a copy of the model (ZeRO shards the rest)."""
-    gpu: bool = False
-    """Give every worker a GPU."""
-    storage: str | None = None
-    """Folder or URI that all nodes reach, for checkpoints; default: OUT.run."""
-    min_workers: int | None = None
-    """Go on with as few as these where nodes are lost, and grow again; by default wait for all."""
-    max_failures: int = 2
-    """Worker deaths that the run survives."""
-    checkpoint_steps: int = 0
-    """Save every so many steps, beside every epoch's end; 0: never."""
-    checkpoint_minutes: float = 10.0
-    """Save every so many minutes within an epoch; 0: never."""
-    keep_checkpoints: int = 2
-    """Checkpoints that stay: the best by held-out score, and always the newest."""
-    object_store_mb: int = 512
-    """Object store of a Ray started here."""
 
 
 def run(options: Options) -> None:
@@ -47,41 +29,27 @@ def run(options: Options) -> None:
     from clv import bundle
     from clv.cluster import session, training
     from clv.data.prepared import Prepared
+    from clv.models import transfer
     from clv.train import export, fit, tracking, zero
 
-    for name in ("workers", "accumulation", "keep_checkpoints"):
-        if (given := getattr(options, name)) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {given} must be at least 1")
-    if options.min_workers is not None and not 1 <= options.min_workers <= options.workers:
-        raise ValueError(f"--min-workers {options.min_workers} must lie between 1 and --workers {options.workers}")
-    for name in ("checkpoint_steps", "checkpoint_minutes"):
-        if (given := getattr(options, name)) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} {given} must not be negative")
+    out = options.out.absolute()
+    aside = out.with_name(out.name + ".run")
+    cluster = options.cluster(aside)
     tracking.check(options.track)
     prepared = Prepared.open(options.histories)
     cutoff = prepared.origin(options.origin)
     config = options.config()
     # Everything that a wrong argument can cause is found before Ray starts.
     zero.deepspeed_config(config, "fp32", options.workers)
-    bundle.check_target(options.out.absolute())
+    bundle.check_target(out)
     shop = training.read_shop(options.histories)
     say(f"{prepared.spec.name}: {len(shop.histories):,} customers, cut at {prepared.clock.format(cutoff)}")
     phases = fit.plan(shop, cutoff, config)
     for notice in phases.notices:
         say(f"notice: {notice}")
-    out = options.out.absolute()
-    aside = out.with_name(out.name + ".run")
+    if source := config.model.backbone.pretrained:
+        say(transfer.describe(phases.final.assembler.space, config.model.backbone, source))
     board = options.tracking(aside, begun, config)
-    cluster = training.Cluster(
-        num_workers=options.workers,
-        use_gpu=options.gpu,
-        min_workers=options.min_workers,
-        max_failures=options.max_failures,
-        checkpoint_steps=options.checkpoint_steps,
-        checkpoint_minutes=options.checkpoint_minutes,
-        keep_checkpoints=options.keep_checkpoints,
-        storage=options.storage or str(aside),
-    )
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
         fitted = training.train(options.histories.absolute(), phases, config, cluster, board, say)
     facts = training.dataset_facts(prepared)

@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -132,21 +132,35 @@ def warm_start(model: nn.Module, space: FeatureSpace, config: BackboneConfig, so
         raise ValueError(f"pretrained {source!r}: {WEIGHTS} differs from its sha256; the folder is damaged")
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(("embedding.", "backbone."))}
     loaded: dict[str, Tensor] = {}
-    matched: dict[str, tuple[int, int]] = {}
-    wanted = _vocabulary(space)
+    wanted, known = _vocabulary(space), facts["vocabulary"]
     for name, tensor in own.items():
         part = name.removeprefix("embedding.").removesuffix(".weight")
         if name == "embedding.text.weight":
             loaded[name] = torch.zeros_like(tensor)
         elif name.startswith("embedding.") and part in MATCHED:
             kind = MATCHED[part]
-            loaded[name], hits = _matched_rows(tensor, found[name], wanted[kind], facts["vocabulary"][kind])
-            matched[kind] = (hits, len(wanted[kind]))
+            loaded[name] = _matched_rows(tensor, found[name], wanted[kind], known[kind])
         elif name not in found:
             raise ValueError(f"pretrained {source!r} lacks tensor {name!r}")
         else:
             loaded[name] = found[name].to(tensor.dtype)
     model.load_state_dict(loaded, strict=False)
+    return _loaded(facts, space)
+
+
+def describe(space: FeatureSpace, config: BackboneConfig, source: str) -> str:
+    """What a warm start from `source` takes, in one line; raises what `warm_start` would raise for the backbone."""
+    if not encoders.is_event_encoder(source):
+        sha256 = encoders.load_pretrained(encoders.build(replace(config, pretrained=None)), source)
+        return f"pretrained {source}: every encoder tensor taken, sha256 {sha256[:12]}"
+    facts = facts_of(source)
+    _check_shape(source, facts["backbone"], config)
+    return _loaded(facts, space).line()
+
+
+def _loaded(facts: dict[str, Any], space: FeatureSpace) -> Loaded:
+    wanted, known = _vocabulary(space), facts["vocabulary"]
+    matched = {kind: (len(set(keys) & set(known[kind])), len(keys)) for kind, keys in wanted.items()}
     return Loaded(facts["sha256"], matched)
 
 
@@ -160,14 +174,14 @@ def _check_shape(source: str, theirs: dict[str, Any], config: BackboneConfig) ->
             )
 
 
-def _matched_rows(own: Tensor, found: Tensor, wanted: list[Any], known: list[Any]) -> tuple[Tensor, int]:
+def _matched_rows(own: Tensor, found: Tensor, wanted: list[Any], known: list[Any]) -> Tensor:
     """Row 0 (unknown), and rows whose key both vocabularies hold, from `found`; the others as they are."""
     place = {key: row for row, key in enumerate(known, start=1)}
     pairs = [(row, place[key]) for row, key in enumerate(wanted, start=1) if key in place]
     rows = torch.tensor([(0, 0), *pairs])
     out = own.clone()
     out[rows[:, 0]] = found[rows[:, 1]].to(own.dtype)
-    return out, len(pairs)
+    return out
 
 
 def _vocabulary(space: FeatureSpace) -> dict[str, list[Any]]:

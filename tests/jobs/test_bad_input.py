@@ -258,7 +258,7 @@ OUTSIDE = "lies before the log"
         ),
         ("train", ["--deepspeed", "none.json"], ["none.json"]),
         ("train", ["--workers", "0"], ["--workers 0 must be at least 1"]),
-        ("train", ["--accumulation", "0"], ["--accumulation 0 must be at least 1"]),
+        ("train", ["--accumulation", "0"], ["engine.accumulation must be at least 1, not 0"]),
         ("train", ["--epochs", "0"], ["epochs must be at least 1, not 0"]),
         ("score", ["--origin", "2020-01-01"], [OUTSIDE, "choose one inside it"]),
         ("score", ["--origin", "2023-06-01"], ["2023-06-01 lies before the bundle's cut 2024-01-01"]),

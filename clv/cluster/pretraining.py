@@ -1,0 +1,69 @@
+"""The pretraining of `clv.train.pretraining` on Ray Train: one encoder from the histories of one shop or several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clv.cluster import training, workers
+from clv.cluster.workers import Cluster, Say
+from clv.train.config import TrainConfig
+from clv.train.fit import Shop
+from clv.train.pretraining import Plan, Pretrained
+from clv.train.run import Row
+from clv.train.tracking import Tracking
+
+
+def read_shops(folders: Sequence[Path]) -> list[Shop]:
+    """The datasets of several histories folders, in memory; ValueError where two have one name."""
+    shops = [training.read_shop(folder) for folder in folders]
+    names = [shop.name for shop in shops]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"dataset {twice[0]!r} is given twice; name each histories folder once")
+    return shops
+
+
+def pretrain(planned: Plan, config: TrainConfig, cluster: Cluster, tracking: Tracking, say: Say) -> Pretrained:
+    """Pretrain on a group of workers; a killed one costs the steps since the last checkpoint.
+
+    Raises RuntimeError when the loss is no longer finite, when the disk of the checkpoints is full, or when workers
+    failed more than `max_failures` times.
+    """
+    import ray
+
+    arguments = {"plan": ray.put(planned), "config": config, "tracking": tracking}
+    result = workers.run_group(worker, arguments, cluster, tracking.run, say)
+    assert isinstance(result, Pretrained)
+    return result
+
+
+def worker(arguments: dict[str, Any]) -> None:
+    """What every worker runs."""
+    import ray
+
+    from clv.train import pretraining
+
+    if workers.in_vain(arguments):
+        return
+    config: TrainConfig = arguments["config"]
+    rank, world_size = workers.join_group(config, arguments["cluster"].use_gpu)
+    planned: Plan = ray.get(arguments["plan"])
+    arguments["lines"].put(
+        f"worker rank {rank} of {world_size}: {len(planned.grounds)} shops, engine {config.engine.kind}, "
+        f"pid {os.getpid()}"
+    )
+    workers.attend(
+        arguments,
+        config,
+        lambda hooks, device, start: pretraining.train(planned, config, device=device, hooks=hooks, checkpoint=start),
+        line=line_of,
+    )
+
+
+def line_of(row: Row) -> str:
+    """An epoch in one line."""
+    parts = [f"{name} {row[name]:.3f}" for name in ("masked", "next_event", "coles", "autoencoder") if name in row]
+    return f"pretrain, epoch {row['epoch']}: loss {row['loss']:.4f} ({', '.join(parts)}), {row['seconds']:.0f} s"

@@ -1,0 +1,222 @@
+"""Pretraining inside one group of workers: random pasts of one shop or several, no labels of value. Knows no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clv.data.clock import DAY_US
+from clv.data.windows import cut, first_not_before
+from clv.models import encoders, pretrain, transfer
+from clv.models.batch import Batch
+from clv.models.features import FeatureSpace, TokenArrays
+from clv.models.pretrain import EventSamples, NextEvents, Objectives, Pretrainer
+from clv.train import fit, loop
+from clv.train.config import TrainConfig
+from clv.train.engine import make_engine
+from clv.train.fit import Shop
+from clv.train.run import Hooks, Row
+
+
+@dataclass(frozen=True)
+class Ground:
+    """One shop's past: what it was known to hold before `cutoff` (us), and how its tokens are read."""
+
+    shop: Shop
+    cutoff: int
+    space: FeatureSpace
+
+    def draw(self, rng: np.random.Generator, num: int, max_tokens: int) -> tuple[TokenArrays, NextEvents]:
+        """Pasts of `num` random customers at a random day of their life before the cut, and what came next."""
+        h, clock = self.shop.histories, self.shop.clock
+        first = loop.first_days(h, self.cutoff)
+        cutoff_day = int(clock.day_of(np.array([self.cutoff]))[0])
+        known = np.flatnonzero(first < cutoff_day)
+        if len(known) == 0:
+            raise ValueError(f"nobody is known before {clock.format(self.cutoff)}; choose a later --origin")
+        customers = np.sort(rng.choice(known, num))
+        days = first[customers] + 1 + (rng.random(num) * (cutoff_day - first[customers])).astype(np.int64)
+        origins = clock.start_of(days.astype(np.int32))
+        past = cut(h, origins, (), clock, value=self.shop.value, customers=customers)
+        return self.space.tokens(past, max_tokens), self._following(past.customer, past.origin)
+
+    def _following(self, customers: NDArray[np.int64], origins: NDArray[np.int64]) -> NextEvents:
+        h = self.shop.histories
+        seen = np.flatnonzero((h.time < self.cutoff) & (h.known_at < self.cutoff))
+        start = first_not_before(h.time, h.offsets[customers], h.offsets[customers + 1], origins)
+        token = np.append(seen, len(h.time))[np.searchsorted(seen, start)]
+        known = token < h.offsets[customers + 1]
+        at = np.where(known, token, 0)
+        wait = np.where(known, h.time[at] - origins, self.cutoff - origins) / DAY_US
+        codes = self.space.event_codes(h.type[at], h.amount[at], wait)
+        kind, amount, bins = codes
+        return NextEvents(np.where(known, kind, 0), np.where(known, amount, 0), bins, known)
+
+
+@dataclass(frozen=True)
+class RandomPasts:
+    """Samples of an epoch: as many of each shop, whatever its size; `num_samples` in all."""
+
+    grounds: Sequence[Ground]
+    objectives: Objectives
+    num_samples: int
+    max_tokens: int
+    seed: int
+
+    def epoch(self, epoch: int) -> EventSamples:
+        rng = np.random.default_rng((self.seed, epoch, 3))
+        share = -(-self.num_samples // len(self.grounds))
+        drawn = [ground.draw(rng, share, self.max_tokens) for ground in self.grounds]
+        following = [nexts for _, nexts in drawn]
+        joined = NextEvents(*(np.concatenate([getattr(n, name) for n in following]) for name in NEXT_FIELDS))
+        return EventSamples.of(_concat([tokens for tokens, _ in drawn]), joined, self.objectives)
+
+
+NEXT_FIELDS = ("type", "amount", "wait", "known")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fitted before pretraining: a joint vocabulary, and each shop's ground."""
+
+    grounds: tuple[Ground, ...]
+    space: FeatureSpace
+    objectives: Objectives
+
+    def source(self, config: TrainConfig) -> RandomPasts:
+        tokens = config.model.backbone.max_tokens
+        return RandomPasts(self.grounds, self.objectives, config.samples_per_epoch, tokens, config.seed)
+
+    def model(self, config: TrainConfig) -> Pretrainer:
+        """A fresh model, seeded; it goes on from the encoder that the backbone names."""
+        torch.manual_seed(config.seed)
+        model = Pretrainer(config.model.backbone, self.space, self.objectives)
+        if source := config.model.backbone.pretrained:
+            transfer.warm_start(model, self.space, config.model.backbone, source)
+        return model
+
+
+def plan(shops: Sequence[Shop], origins: Sequence[int], objectives: Objectives, config: TrainConfig) -> Plan:
+    """Grounds that end where `train` at the same origins (us) holds out its last window, so that nothing there is
+    known to the encoder that is judged by it. Raises ValueError for an origin that leaves too little log."""
+    encoders.build(config.model.backbone)  # an impossible shape is told before any work
+    setups = []
+    for shop, origin in zip(shops, origins, strict=True):
+        phases = fit.plan(shop, origin, config)
+        setups.append(phases.trial or phases.final)
+    joint = pretrain.joint_space([setup.assembler.space for setup in setups])
+    grounds = tuple(
+        Ground(shop, setup.cutoff, pretrain.scaled_as(joint, setup.assembler.space))
+        for shop, setup in zip(shops, setups, strict=True)
+    )
+    return Plan(grounds, joint, objectives)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The end of a run: weights of embedding and backbone (and decoders), one row per epoch."""
+
+    weights: dict[str, Tensor]
+    history: list[Row]
+
+
+def train(
+    planned: Plan,
+    config: TrainConfig,
+    *,
+    device: str = "cpu",
+    hooks: Hooks | None = None,
+    checkpoint: Path | None = None,
+) -> Pretrained:
+    """Pretrain; called alike by every worker of a process group, or without one. Resumes a checkpoint."""
+    hooks = hooks or Hooks()
+    engine = make_engine(planned.model(config), sum_loss, config, torch.device(device))
+    start, average = loop.resume(engine, checkpoint, config) if checkpoint else (loop.Position(), None)
+    history: list[Row] = []
+    if checkpoint is not None:
+        history = torch.load(checkpoint / HISTORY, weights_only=True)
+    probe = replace(planned.source(config), num_samples=PROBE_ROWS).epoch(2**31)
+
+    def save(folder: Path, position: loop.Position, average: loop.Average) -> None:
+        loop.save(engine, folder, position, average)
+        if engine.rank == 0:
+            torch.save(history, folder / HISTORY)
+
+    def on_save(position: loop.Position, average: loop.Average) -> None:
+        row: Row = {"phase": "pretrain", "epoch": position.epoch, "step": engine.step_count}
+        hooks.on_save(row, lambda folder: save(folder, position, average))
+
+    def on_epoch(end: loop.EpochEnd, average: loop.Average) -> bool:
+        row: Row = {"phase": "pretrain", "epoch": end.epoch, "step": end.step, "loss": end.loss}
+        row |= {"seconds": end.seconds, "waiting": end.waiting}
+        if engine.rank == 0:
+            row |= objective_losses(planned, config, end.weights, probe)
+        history.append(row)
+        hooks.on_epoch(row, lambda folder: save(folder, loop.Position(end.epoch), average))
+        return True
+
+    weights = loop.run(
+        engine,
+        planned.source(config),
+        config,
+        start=start,
+        average=average,
+        saving=hooks.saving,
+        on_step=lambda step, loss, rate: hooks.on_step(
+            {"phase": "pretrain", "step": step, "loss": loss, "learning_rate": rate}
+        ),
+        on_save=on_save,
+        on_epoch=on_epoch,
+    )
+    return Pretrained(weights, history)
+
+
+HISTORY = "history.pt"
+PROBE_ROWS = 1024
+
+
+def sum_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor] = model(batch)
+    return out
+
+
+@torch.inference_mode()
+def objective_losses(
+    planned: Plan, config: TrainConfig, weights: dict[str, Tensor], probe: EventSamples
+) -> dict[str, float]:
+    """Mean loss of each objective over rows drawn for the purpose."""
+    model = Pretrainer(config.model.backbone, planned.space, planned.objectives)
+    model.load_state_dict(weights)
+    model.eval()
+    rows = np.arange(len(probe))
+    parts = [model.losses(probe.batch(part, seed=0)) for part in np.array_split(rows, -(-len(rows) // 128))]
+    return {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}
+
+
+def facts(planned: Plan, config: TrainConfig, history: Sequence[Row]) -> dict[str, Any]:
+    """What the folder keeps for people."""
+    from clv.bundle import as_json
+
+    return {"objectives": as_json(planned.objectives), "train": as_json(config), "history": list(history)}
+
+
+def _concat(parts: Sequence[TokenArrays]) -> TokenArrays:
+    """Rows of several token arrays, one after the other."""
+    return TokenArrays(
+        offsets=_joined_offsets([part.offsets for part in parts]),
+        scalars=np.concatenate([part.scalars for part in parts]),
+        codes=np.concatenate([part.codes for part in parts]),
+        item_offsets=_joined_offsets([part.item_offsets for part in parts]),
+        item=np.concatenate([part.item for part in parts]),
+    )
+
+
+def _joined_offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.append(0, np.cumsum(np.concatenate([np.diff(part) for part in parts])))

@@ -1,0 +1,127 @@
+"""Pretraining in one process: honest pasts, several shops, resuming, and a fine-tuning that starts from it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clv.data.histories import Histories
+from clv.evaluate.leaks import scramble_future
+from clv.models import transfer
+from clv.models.pretrain import Objectives
+from clv.models.transfer import Seen
+from clv.train import fit, pretraining
+from clv.train.config import TrainConfig
+from clv.train.fit import Shop
+from clv.train.pretraining import Plan
+from clv.train.run import Hooks
+
+ALL = Objectives.only("masked", "next_event", "coles", "autoencoder")
+
+
+@pytest.fixture(scope="module")
+def config(tiny: TrainConfig) -> TrainConfig:
+    return replace(tiny, samples_per_epoch=256)
+
+
+@pytest.fixture(scope="module")
+def planned(shop: Shop, cutoff: int, config: TrainConfig) -> Plan:
+    return pretraining.plan([shop], [cutoff], ALL, config)
+
+
+def drawn(plan: Plan, config: TrainConfig) -> dict[str, np.ndarray]:
+    samples = plan.source(config).epoch(0)
+    assert samples.following is not None
+    return {**vars(samples.tokens), **vars(samples.following)}
+
+
+def test_the_past_ends_where_training_holds_its_last_window_out(planned: Plan, shop, cutoff, config) -> None:
+    phases = fit.plan(shop, cutoff, config)
+    assert phases.trial is not None
+    assert planned.grounds[0].cutoff == phases.trial.cutoff < cutoff
+
+
+def test_nothing_after_the_past_reaches_a_sample(planned: Plan, shop: Shop, cutoff: int, config) -> None:
+    until = planned.grounds[0].cutoff
+    future = Histories.from_table(scramble_future(shop.histories.to_table(), until, 1))
+    other = pretraining.plan([replace(shop, histories=future)], [cutoff], ALL, config)
+    ours, theirs = drawn(planned, config), drawn(other, config)
+    for name in ours:
+        assert np.array_equal(ours[name], theirs[name]), name
+    # The check would see a difference: with the whole log as the past there is one.
+    later = [replace(p, grounds=(replace(p.grounds[0], cutoff=shop.data_through),)) for p in (planned, other)]
+    assert any(not np.array_equal(a, b) for a, b in zip(*(drawn(p, config).values() for p in later), strict=True))
+
+
+def test_the_next_event_is_the_first_after_the_origin_and_censored_at_the_cut(planned: Plan, shop: Shop) -> None:
+    ground, rng = planned.grounds[0], np.random.default_rng(0)
+    h, clock = shop.histories, shop.clock
+    customers = np.arange(len(h))
+    origin = clock.start_of(clock.day_of(np.array([ground.cutoff]))[0] - 60)
+    following = ground._following(customers, np.full(len(h), origin))
+    for i in rng.choice(len(h), 60, replace=False):
+        times = h.time[h.offsets[i] : h.offsets[i + 1]]
+        later = times[(times >= origin) & (times < ground.cutoff)]
+        days = (later.min() if len(later) else ground.cutoff) - origin
+        assert following.known[i] == (len(later) > 0)
+        assert following.wait[i] == int(np.log1p(days / 86_400e6) / np.log1p(1500) * 15)
+    assert 0.1 < following.known.mean() < 0.95
+
+
+def test_every_objective_falls_on_rows_drawn_for_the_purpose(planned: Plan, config: TrainConfig) -> None:
+    longer = replace(config, epochs=6)
+    done = pretraining.train(planned, longer)
+    first, last = done.history[0], done.history[-1]
+    for name in ("masked", "next_event", "coles", "autoencoder"):
+        assert float(last[name]) < float(first[name]), name
+
+
+def test_a_resumed_run_ends_like_the_undisturbed_one(planned: Plan, config: TrainConfig, tmp_path: Path) -> None:
+    whole = pretraining.train(planned, config)
+
+    def stop_after_first(row: Any, save: Any) -> None:
+        save(tmp_path)
+        raise InterruptedError("stop")
+
+    tmp_path.mkdir(exist_ok=True)
+    with pytest.raises(InterruptedError, match="stop"):
+        pretraining.train(planned, config, hooks=Hooks(on_epoch=stop_after_first))
+    resumed = pretraining.train(planned, config, checkpoint=tmp_path)
+    assert [row["epoch"] for row in resumed.history] == [1, 2]
+    for name, tensor in whole.weights.items():
+        assert torch.equal(tensor, resumed.weights[name]), name
+
+
+def test_several_shops_share_one_encoder_and_take_equal_parts(shop: Shop, cutoff: int, config) -> None:
+    events = shop.histories
+    dear = replace(shop, name="dear", histories=replace(events, amount=events.amount * 50))
+    both = pretraining.plan([shop, dear], [cutoff, cutoff], Objectives(), config)
+    samples = both.source(config).epoch(0)
+    assert len(samples) == config.samples_per_epoch
+    codes = samples.tokens.codes
+    half = samples.tokens.offsets[len(samples) // 2]
+    # A basket that is dear in its own shop has the same bins in both, whatever the currency.
+    shares = [np.bincount(part[:, 1], minlength=17) / len(part) for part in (codes[:half], codes[half:])]
+    assert np.abs(shares[0] - shares[1]).max() < 0.05
+
+
+def test_training_starts_from_the_encoder_and_refuses_one_that_knows_too_much(
+    planned: Plan, shop: Shop, cutoff: int, config: TrainConfig, tmp_path: Path
+) -> None:
+    done = pretraining.train(planned, replace(config, epochs=1))
+    named = replace(shop, name="simulated")
+    backbone = config.model.backbone
+    until = planned.grounds[0].cutoff
+    transfer.save(tmp_path / "e", backbone, planned.space, done.weights, [Seen("simulated", until)], {})
+    tuned = replace(config, model=replace(config.model, backbone=replace(backbone, pretrained=str(tmp_path / "e"))))
+    phases = fit.plan(named, cutoff, tuned)
+    for setup in filter(None, (phases.trial, phases.final)):
+        model = setup.model(tuned)
+        name = "backbone.model.encoder.layer.0.attention.self.query.weight"
+        assert torch.equal(model.state_dict()[name], done.weights[name])
+    transfer.save(tmp_path / "e", backbone, planned.space, done.weights, [Seen("simulated", cutoff)], {})
+    with pytest.raises(ValueError, match="has seen simulated until 2024-03-31, after 2024-01-02"):
+        fit.plan(named, cutoff, tuned)
