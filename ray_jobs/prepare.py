@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from clv.data.spec import DatasetSpec, SpecError
 from ray_jobs import record
@@ -20,16 +21,22 @@ class Options:
     """Dataset file (YAML), such as ray_jobs/datasets/cdnow.yaml."""
     out: Path | None = None
     """Folder to write; needed unless --check."""
+    append: bool = False
+    """Add the files that the sources hold by now and --out has not read yet: only shards that change are made anew."""
     check: bool = False
     """Only try the first 10,000 rows of each table, without Ray, and print the books."""
     partitions: int | None = None
     """Number of shards; by default one for about 500,000 events."""
+    engine: Literal["auto", "ray", "here"] = "auto"
+    """ray, or this process alone; auto takes Ray from 2 million rows on. The result is the same."""
     workers: int | None = None
-    """Tasks that run at once; by default as many as the cluster has CPUs."""
+    """Tasks of Ray that run at once; by default as many as the cluster has CPUs."""
     object_store_mb: int = 512
     """Object store of a Ray started here; the tables never pass through it."""
     overwrite: bool = False
     """Replace an existing histories folder."""
+    keep_lines: bool = True
+    """Keep the cleaned events beside the shards: --append, compact and a change of shards need them."""
     max_rejected_share: float | None = None
     """Overrides the dataset's limit."""
 
@@ -52,21 +59,26 @@ def run(options: Options) -> None:
     from clv.cluster import intake, session
     from clv.data.check import check_sources
 
-    intake.check_target(options.out, options.overwrite)
-    check_sources(spec, place)
-    with session.ray_session(num_cpus=options.workers, object_store_mb=options.object_store_mb):
-        cpus = options.workers or session.cluster_cpus()
-        intake.prepare(
-            spec,
-            place,
-            options.out.absolute(),
-            run=partial(intake.run_on_ray, workers=options.workers),
-            cpus=cpus,
-            partitions=options.partitions,
-            overwrite=options.overwrite,
-            say=say,
-        )
-    record.write(options.out, options, begun)
+    out = options.out.absolute()
+    if options.append:
+        if options.overwrite or options.partitions or not options.keep_lines:
+            raise SpecError(
+                "--append keeps the folder's own settings: leave --overwrite, --partitions, --keep-lines out"
+            )
+        stock, _ = intake.appendable(spec, place, out)
+        units = intake.new_units(spec, place, out, stock)
+        job = partial(intake.append, spec, place, out, say=say)
+    else:
+        intake.check_target(out, options.overwrite)
+        units = check_sources(spec, place)
+        job = partial(intake.prepare, spec, place, out, say=say, overwrite=options.overwrite)
+        job = partial(job, partitions=options.partitions, keep_lines=options.keep_lines)
+    if options.engine == "here" or (options.engine == "auto" and intake.are_few(spec, units)):
+        job(run=intake.run_here)
+    else:
+        with session.ray_session(num_cpus=options.workers, object_store_mb=options.object_store_mb):
+            job(run=partial(intake.run_on_ray, workers=options.workers))
+    record.write(out, options, begun)
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def histories(name: str, cache: Path) -> Path:
     folder = cache / f"{name}-{source_hash()}"
     if not folder.exists():
         path = DATASETS / f"{name}.yaml"
-        intake.prepare(DatasetSpec.load(path), str(path), folder, run=intake.run_here, cpus=1, say=lambda line: None)
+        intake.prepare(DatasetSpec.load(path), str(path), folder, run=intake.run_here, say=lambda line: None)
     return folder.absolute()
 
 

@@ -18,16 +18,20 @@ from numpy.typing import NDArray
 
 from clv.data import clean, intake, items, sources
 from clv.data.books import REJECTS, Books
+from clv.data.erasure import Erased, leave_out
 from clv.data.events import EVENTS, stable_hash
 from clv.data.sources import Unit
 from clv.data.spec import DatasetSpec
 
+LINES = "lines"  # the folder of what pass 1 wrote; kept, it lets a later job add events or erase customers
 FLUSH_ROWS = 1_000_000
 ORDERS = pa.schema([("order", pa.int64()), ("customer", pa.int64())])
 UNIT = pa.field("unit", pa.int32())
 
 
-def split(unit: Unit, spec: DatasetSpec, place: str, work: Path, num_partitions: int) -> dict[str, Books]:
+def split(
+    unit: Unit, spec: DatasetSpec, place: str, work: Path, num_partitions: int, erased: Erased | None = None
+) -> dict[str, Books]:
     """Reads a unit, writes accepted rows by partition and rejects under `work`; returns the books by table."""
     source = getattr(spec, unit.table)[unit.source]
     key = f"{unit.table}[{unit.source}]"
@@ -41,6 +45,9 @@ def split(unit: Unit, spec: DatasetSpec, place: str, work: Path, num_partitions:
         if unit.table == "events":
             taken = intake.take(block, source, spec, unit.path, prices)
             events = taken.events
+            if erased:
+                events, left_out = leave_out(events, erased, taken.books, "events", unit.path)
+                rejects.append(left_out)
             if UNIT.name in wanted:
                 events = events.append_column(UNIT, pa.array(np.full(len(events), unit.number, np.int32)))
             customer = stable_hash(events["customer_id"])
@@ -55,7 +62,11 @@ def split(unit: Unit, spec: DatasetSpec, place: str, work: Path, num_partitions:
             writers["items"].add(taken.events, stable_hash(taken.events["item_id"]))
         else:
             taken = items.take_customers(block, source, spec, unit.path)
-            customers.add(taken.events, stable_hash(taken.events["customer_id"]))
+            known = taken.events
+            if erased:
+                known, left_out = leave_out(known, erased, taken.books, "customers", unit.path)
+                rejects.append(left_out)
+            customers.add(known, stable_hash(known["customer_id"]))
         books.add(taken.books)
         rejects.append(taken.rejects)
     for writer in (*writers.values(), customers):
@@ -121,26 +132,35 @@ class Splitter:
             self.flush()
 
     def flush(self) -> None:
-        if not self.rows:
-            return
-        part = np.concatenate(self.parts).astype(np.uint16 if self.num_partitions < 65_536 else np.uint32)
-        order = np.argsort(part, kind="stable")
-        table = pa.concat_tables(self.tables).combine_chunks().take(pa.array(order)).combine_chunks()
-        bounds = np.searchsorted(part[order], np.arange(self.num_partitions + 1)).tolist()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"u{self.unit:06d}-{self.files:06d}.arrow"
-        temporary = path.with_suffix(".tmp")
-        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(
-            file, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-        ) as writer:  # fmt: skip
-            for low, high in pairwise(bounds):
-                batches = table.slice(low, high - low).to_batches()
-                writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema))
-        os.replace(temporary, path)
-        self.tables, self.parts, self.rows, self.files = [], [], 0, self.files + 1
+        if self.rows:
+            table = pa.concat_tables(self.tables).combine_chunks()
+            write_partitions(
+                table,
+                np.concatenate(self.parts),
+                self.num_partitions,
+                self.folder / f"u{self.unit:06d}-{self.files:06d}.arrow",
+            )
+            self.tables, self.parts, self.rows, self.files = [], [], 0, self.files + 1
 
     def close(self) -> None:
         self.flush()
+
+
+def write_partitions(table: pa.Table, part: NDArray[np.int64], num_partitions: int, path: Path) -> None:
+    """An IPC file whose record batch i holds the rows of partition i, in their order; written aside and renamed."""
+    part = part.astype(np.uint16 if num_partitions < 65_536 else np.uint32)
+    order = np.argsort(part, kind="stable")
+    table = table.take(pa.array(order)).combine_chunks()
+    bounds = np.searchsorted(part[order], np.arange(num_partitions + 1)).tolist()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(
+        file, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+    ) as writer:  # fmt: skip
+        for low, high in pairwise(bounds):
+            batches = table.slice(low, high - low).to_batches()
+            writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema))
+    os.replace(aside, path)
 
 
 def gather(folder: Path, partition: int, schema: pa.Schema | None = None) -> pa.Table:
@@ -196,12 +216,13 @@ def cleaned(table: pa.Table, spec: DatasetSpec, paths: list[str]) -> tuple[pa.Ta
 
 
 def write_rejects(tables: list[pa.Table], work: Path, name: str) -> None:
-    """rejects/part-NAME.parquet, if there is anything to write."""
+    """rejects/part-NAME.parquet, which is absent if there is nothing to write."""
     rows = pa.concat_tables([REJECTS.empty_table(), *tables])
+    path = work.parent / "rejects" / f"part-{name}.parquet"
     if len(rows):
-        folder = work.parent / "rejects"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_parquet(rows, folder / f"part-{name}.parquet")
+        write_parquet(rows, path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

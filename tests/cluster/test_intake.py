@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clv.cluster.intake import choose_partitions, file_sha256, prepare, run_here, run_on_ray
+from clv.cluster.intake import choose_partitions, prepare
+from clv.cluster.tasks import run_here, run_on_ray
 from clv.data import histories, shuffle, sources, windows
 from clv.data.check import TooManyRejectsError, check
+from clv.data.finish import file_sha256
 from clv.data.histories import Histories, concat
 from clv.data.spec import DatasetSpec, SpecError
 
@@ -138,7 +140,7 @@ def test_the_folder_holds_what_the_manifest_says(tmp_path: Path, rng: np.random.
     out = tmp_path / "out"
     manifest = prepared(spec, out, partitions=3)
     assert sorted(path.name for path in out.iterdir()) == [
-        "items", "manifest.json", "quality.html", "rejects", "shards", "spec.yaml", "stats.json",
+        "items", "lines", "manifest.json", "parts.json", "quality.html", "rejects", "shards", "spec.yaml", "stats.json",
     ]  # fmt: skip
     assert json.loads((out / "manifest.json").read_text()) == manifest
     for shard in manifest["shards"]:
@@ -152,8 +154,8 @@ def test_the_folder_holds_what_the_manifest_says(tmp_path: Path, rng: np.random.
     page = (out / "quality.html").read_text()
     assert "exact duplicate of another row" in page
     assert "http" not in page
-    leftover = [path.name for path in tmp_path.iterdir() if ".tmp" in path.name]
-    assert leftover == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert [str(path) for path in out.rglob(".*")] == []
 
 
 def test_attributes_join_and_missing_ones_are_filled_and_flagged(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -294,11 +296,10 @@ def test_only_a_histories_folder_is_overwritten_and_only_when_asked(tmp_path: Pa
     assert (out / "manifest.json").stat().st_ino != before
 
 
-def test_partitions_grow_with_the_log_and_small_logs_have_few() -> None:
-    assert choose_partitions(0, 16) == 1
-    assert choose_partitions(60_000, 16) == 1
-    assert choose_partitions(400_000, 4) == 4
-    assert choose_partitions(100_000_000, 16) == 200
+def test_partitions_grow_with_the_log_alone_and_become_larger_when_there_are_very_many() -> None:
+    assert [choose_partitions(rows) for rows in (0, 60_000, 500_001, 100_000_000)] == [1, 1, 2, 200]
+    # Ten billion: the root of twenty times larger ones.
+    assert choose_partitions(10_000_000_000) == 4473
 
 
 @pytest.mark.ray

@@ -162,7 +162,7 @@ def test_prepare_on_ray_says_its_books_and_leaves_a_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None
 ) -> None:
     needs_package("lifetimes")
-    run(Options(dataset=DATASETS / "cdnow.yaml", out=tmp_path / "out", partitions=2))
+    run(Options(dataset=DATASETS / "cdnow.yaml", out=tmp_path / "out", partitions=2, engine="ray"))
     said = capsys.readouterr().out
     assert "events: 69,659 rows read, 69,659 accepted, 0 rejected" in said
     assert "histories: 23,570 customers" in said

@@ -1,0 +1,78 @@
+"""The folder beside a result in which it is made: one writer at a time, found again after a kill, renamed when done."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+JOURNAL = "journal"
+
+
+@contextmanager
+def workshop(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
+    """The folder in which `out` is made. What an interrupted run of the same `plan` left there is still in it.
+
+    ValueError while another process works there. It is removed when the block raises ValueError (nothing of use can be
+    in it), left for the next run after any other end but `publish`.
+    """
+    folder = out.parent / f".{out.name}.making"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is writing {out}; wait for it, or choose another folder") from None
+        text = json.dumps(plan, sort_keys=True)
+        described = folder / "plan.json"
+        if described.is_file() and described.read_text(encoding="utf-8") == text:
+            done = len(list((folder / JOURNAL).glob("*/[0-9]*.json")))
+            say(f"continuing an interrupted run: {done} of its tasks are done")
+        else:
+            _empty(folder)
+            described.write_text(text, encoding="utf-8")
+        try:
+            yield folder
+        except ValueError:
+            shutil.rmtree(folder)
+            raise
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Puts the finished folder in place of `out` by renaming."""
+    for name in ("plan.json", "lock"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / JOURNAL, ignore_errors=True)
+    old = None
+    if out.exists():
+        old = out.parent / f".{out.name}.old-{os.getpid()}"
+        os.replace(out, old)
+    os.replace(folder, out)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """The files of a folder once more, without copying where the file system can: they must only ever be replaced."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    if os.path.exists(target):
+        return  # a run that was interrupted has come this far, and may have replaced it since
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
