@@ -15,7 +15,8 @@ from ray import serve
 from ray.serve import Application
 
 from clv.serve.deployments import AppArgs, Replica
-from clv.serve.routes import Facts, routes
+from clv.serve.routes import routes
+from clv.serve.service import Facts
 
 
 def pack(table: pa.Table) -> bytes:

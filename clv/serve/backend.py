@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from clv.registry import Trial
 from clv.serve.batching import Batcher, Batching, Overloaded, one_thread
 from clv.serve.metrics import Metrics
 from clv.serve.rollcall import Served
-from clv.serve.routes import Facts, NotReady, Scorer
+from clv.serve.service import Facts, NotReady, Scorer
 from clv.serve.store import Store
 from clv.serve.trial import Canary, Comparison, Shadow
 
@@ -47,6 +48,7 @@ class Predicts(Protocol):
     def max_tokens(self) -> int: ...
     def check_origin(self, as_of: int, data_through: int | None = None) -> int: ...
     def predict(self, histories: pa.Table, as_of: int, horizons: Sequence[int] | None = None) -> pa.Table: ...
+    def portfolio(self, histories: pa.Table, as_of: int, horizons: Sequence[int] | None = None) -> pa.Table: ...
 
 
 class BatchedScorer:
@@ -72,9 +74,18 @@ class BatchedScorer:
         self._predictor.check_origin(as_of, data_through)
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
+        scores = await self._counted(self._batcher.score(histories, as_of, horizons))
+        self._metrics.scored(scores)
+        return scores
+
+    async def portfolio(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
+        call = partial(self._predictor.portfolio, histories, as_of, horizons)
+        return await self._counted(self._batcher.alone(call, histories))
+
+    async def _counted(self, work: Awaitable[pa.Table]) -> pa.Table:
         began, failed = time.perf_counter(), 0
         try:
-            scores = await self._batcher.score(histories, as_of, horizons)
+            return await work
         except Overloaded:
             raise
         except Exception:
@@ -83,8 +94,10 @@ class BatchedScorer:
         finally:
             s, seconds = self.served, time.perf_counter() - began
             self.served = Served(answered=s.answered + 1, errors=s.errors + failed, seconds=s.seconds + seconds)
-        self._metrics.scored(scores)
-        return scores
+
+    def busy_s(self) -> float:
+        """Seconds since the running call to the predictor began; 0 without one."""
+        return self._batcher.busy_s()
 
     def warm_up(self) -> None:
         """One small prediction: no caller pays for first-call costs, and a bundle that cannot score is found now."""
@@ -146,14 +159,16 @@ class LiveBackend:
             return current
         return Shadow(candidate, current, self.comparison) if trial.shadow else Canary(candidate, current)
 
+    def check_health(self, stuck_s: float) -> None:
+        """Raises when nothing is in service, or a call to the predictor has not ended for `stuck_s`."""
+        if self.current is None:
+            raise NotReady
+        for scorer in (self.current, self.candidate):
+            if scorer and scorer.busy_s() > stuck_s:
+                raise RuntimeError(f"scoring with {scorer.facts.version} has not ended for {stuck_s:g} s")
+
     def stored(self, customer_ids: Sequence[str]) -> pa.Table:
         return histories.HISTORIES.empty_table() if self.store is None else self.store.get(customer_ids)
-
-    def count(self) -> int | None:
-        return None if self.store is None else self.store.count()
-
-    def data_through(self) -> int | None:
-        return None if self.store is None else self.store.data_through()
 
 
 def to_us(when: datetime) -> int:

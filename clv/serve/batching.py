@@ -88,6 +88,7 @@ class Batcher:
         self._fastest = math.inf  # seconds of the shortest call: what a call costs whatever it holds
         self._seconds = self._tokens = 0.0  # of the latest calls, beyond that
         self._worker: asyncio.Task[None] | None = None
+        self._began: float | None = None  # when the running call did
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
         """SCORES of the histories; raises Overloaded when it would wait too long. Cancelling withdraws the request."""
@@ -100,6 +101,21 @@ class Batcher:
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await entry.result
+
+    async def alone(self, call: Callable[[], pa.Table], histories: pa.Table) -> pa.Table:
+        """What `call` returns, in this batcher's thread and turn; raises Overloaded as `score` does."""
+        self._admit(len(histories))
+        tokens = int(pc.sum(pc.list_value_length(histories["time"])).as_py() or 0)
+        self._count(len(histories), tokens)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        finally:
+            self._count(-len(histories), -tokens)
+
+    def busy_s(self) -> float:
+        """Seconds since the running call began; 0 without one."""
+        began = self._began
+        return time.perf_counter() - began if began is not None else 0.0
 
     def _admit(self, customers: int) -> None:
         wait_s = self._tokens_waiting * self._seconds / self._tokens if self._tokens else 0.0
@@ -163,8 +179,11 @@ class Batcher:
         # Two requests may bring the same customer with different histories: within the call, a row's number is its id.
         numbers = pa.array(np.char.zfill(np.arange(len(histories)).astype(str), 9))
         where = histories.schema.get_field_index("customer_id")
-        began = time.perf_counter()
-        scores = self._score(histories.set_column(where, "customer_id", numbers), *batch[0].key)
+        self._began = began = time.perf_counter()
+        try:
+            scores = self._score(histories.set_column(where, "customer_id", numbers), *batch[0].key)
+        finally:
+            self._began = None
         self._observe(np.concatenate([entry.lengths for entry in batch]), time.perf_counter() - began)
         row: Any = scores["customer_id"].to_numpy(zero_copy_only=False).astype(np.int64)
         order = np.lexsort((scores["horizon_days"].to_numpy(), row))

@@ -1,10 +1,13 @@
-"""A typed HTTP client. Every call is a read, so a call whose answer was lost is simply made again."""
+"""A typed HTTP client. Reads are harmless and events counted once, so a call whose answer was lost is made again."""
 
 from __future__ import annotations
 
+import math
 import random
+import ssl
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -12,20 +15,26 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from clv.serve.schemas import (
     MAX_CUSTOMERS,
+    MAX_POSTED,
     Customer,
     CustomerResponse,
+    EventsRequest,
     ModelResponse,
+    PortfolioRequest,
+    PortfolioResponse,
+    PostedEvent,
     PredictRequest,
     PredictResponse,
     Problem,
+    Stored,
 )
 
-# 500 stands here for Ray Serve's own "the replica died" (plain text); our 500 is a problem and is not repeated.
-_AGAIN = frozenset({429, 500, 502, 503, 504})
+# Nobody worked on these; any other 5xx may have a reason that a repetition would only repeat.
+_AGAIN = frozenset({429, 503})
 _PROBLEM = "application/problem+json"
 
 
@@ -41,8 +50,9 @@ class ClvError(ValueError):
 class Client:
     """Calls one service; one instance may be shared by threads.
 
-    Repeats after dropped connections, 429 and 503, up to `retries` times with growing random pauses (at least what
-    Retry-After says, at most `max_pause_s`).
+    A call is repeated after a dropped connection, 503 and 429, at most `retries` times and no later than `retry_for_s`
+    after its first failure, with growing random pauses (at least what Retry-After says, where that is within the time
+    left). `failures` counts what attempts failed with, by status or error, those that a repetition made good included.
     """
 
     def __init__(
@@ -51,13 +61,15 @@ class Client:
         key: str | None = None,
         *,
         timeout_s: float = 30.0,
-        retries: int = 5,
-        max_pause_s: float = 10.0,
+        retries: int = 3,
+        retry_for_s: float = 5.0,
+        verify: ssl.SSLContext | bool = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, transport=transport)
-        self._retries, self._max_pause_s = retries, max_pause_s
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, verify=verify, transport=transport)
+        self._retries, self._retry_for_s = retries, retry_for_s
+        self.failures: Counter[str] = Counter()
 
     def predict(
         self,
@@ -65,6 +77,7 @@ class Client:
         *,
         as_of: datetime | str | None = None,
         horizons_days: Sequence[int] | None = None,
+        model_version: str | None = None,
     ) -> PredictResponse:
         """Scores of any number of customers, asked for in requests of 1,000; a string is a stored customer's id.
 
@@ -77,32 +90,48 @@ class Client:
         for _ in range(self._retries + 1):
             parts: list[PredictResponse] = []
             for start in range(0, len(given), MAX_CUSTOMERS):
-                # The first part's default time holds for all parts, so that they are one answer.
-                at = parts[0].as_of if parts else as_of
+                # The first part's time and bundle hold for all parts, so that they are one answer.
+                at, version = (parts[0].as_of, parts[0].model.version) if parts else (as_of, model_version)
                 part = given[start : start + MAX_CUSTOMERS]
-                parts.append(self._predict({"as_of": at, "horizons_days": horizons, "customers": part}))
+                asked = {"as_of": at, "horizons_days": horizons, "model_version": version, "customers": part}
+                parts.append(PredictResponse.model_validate_json(self._post("predict", PredictRequest, asked)))
                 if parts[-1].model != parts[0].model:
                     break  # a new bundle took over: scores of two models must not stand in one answer
             else:
                 return parts[0].model_copy(update={"results": [result for one in parts for result in one.results]})
-            time.sleep(min(1.0, self._max_pause_s))
+            time.sleep(min(1.0, self._retry_for_s))
         raise ClvError(503, None, "the bundle in service changed between the parts of every attempt")
 
-    def _predict(self, request: dict[str, Any]) -> PredictResponse:
-        body = PredictRequest.model_validate(request).model_dump_json(exclude_none=True)
-        headers = {"Content-Type": "application/json"}
-        return PredictResponse.model_validate_json(self._call("POST", "/v1/predict", content=body, headers=headers))
+    def portfolio(
+        self,
+        customer_ids: Sequence[str],
+        *,
+        as_of: datetime | str | None = None,
+        horizons_days: Sequence[int] | None = None,
+    ) -> PortfolioResponse:
+        """What up to 10,000 stored customers will be worth together. Raises as `predict`."""
+        horizons = list(horizons_days) if horizons_days is not None else None
+        asked = {"as_of": as_of, "horizons_days": horizons, "customer_ids": list(customer_ids)}
+        return PortfolioResponse.model_validate_json(self._post("portfolio", PortfolioRequest, asked))
+
+    def send(self, events: Sequence[PostedEvent | Mapping[str, Any]]) -> Stored:
+        """Stores any number of events, 1,000 per request; the parts before a refused one are stored. Raises as
+        `predict`; ClvError 409 names an event id that stands for another event."""
+        stored = repeated = 0
+        for start in range(0, len(events), MAX_POSTED):
+            part = {"events": list(events[start : start + MAX_POSTED])}
+            done = Stored.model_validate_json(self._post("events", EventsRequest, part))
+            stored, repeated = stored + done.stored, repeated + done.repeated
+        return Stored(stored=stored, repeated=repeated)
+
+    def erase(self, customer_id: str) -> bool:
+        """Erases a customer; whether one was there. (After a lost answer the repetition finds nobody: False.)"""
+        return self._about(customer_id, "DELETE") is not None
 
     def customer(self, customer_id: str) -> CustomerResponse | None:
         """What is stored of one customer, with scores; None for an unknown one."""
-        try:
-            return CustomerResponse.model_validate_json(
-                self._call("GET", f"/v1/customers/{quote(customer_id, safe='')}")
-            )
-        except ClvError as error:
-            if error.status == 404:
-                return None
-            raise
+        found = self._about(customer_id, "GET")
+        return None if found is None else CustomerResponse.model_validate_json(found)
 
     def model(self) -> ModelResponse:
         """The bundle in service."""
@@ -120,33 +149,49 @@ class Client:
     ) -> None:
         self.close()
 
+    def _about(self, customer_id: str, method: str) -> bytes | None:
+        try:
+            return self._call(method, f"/v1/customers/{quote(customer_id, safe='')}")
+        except ClvError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _post(self, name: str, model: type[BaseModel], request: dict[str, Any]) -> bytes:
+        body = model.model_validate(request).model_dump_json(exclude_none=True)
+        return self._call("POST", f"/v1/{name}", content=body, headers={"Content-Type": "application/json"})
+
     def _call(
         self, method: str, path: str, *, content: str | None = None, headers: dict[str, str] | None = None
     ) -> bytes:
         request_id = uuid.uuid4().hex
         headers = {**(headers or {}), "X-Request-ID": request_id}
+        until = math.inf
         for attempt in range(self._retries + 1):
-            last = attempt == self._retries
-            wait = 0.0
+            pause = random.uniform(0.5, 1.0) * 0.2 * 2**attempt
             try:
                 answer = self._http.request(method, path, content=content, headers=headers)
-            except httpx.TransportError:
-                if last:
-                    raise
+            except httpx.TransportError as error:
+                self.failures[type(error).__name__] += 1
+                failure: Exception = error
             else:
-                if answer.status_code == 200:
+                if answer.is_success:
                     return answer.content
-                ours = answer.headers.get("content-type", "").startswith(_PROBLEM)
-                final = answer.status_code not in _AGAIN or (answer.status_code == 500 and ours)
-                if last or final:
-                    raise ClvError(answer.status_code, _problem(answer) if ours else None, request_id)
-                wait = _seconds(answer.headers.get("retry-after"))
-            pause = random.uniform(0.5, 1.0) * 0.1 * 2**attempt
-            time.sleep(min(max(pause, wait), self._max_pause_s))
+                self.failures[str(answer.status_code)] += 1
+                failure = ClvError(answer.status_code, _problem(answer), request_id)
+                if answer.status_code not in _AGAIN:
+                    raise failure
+                pause = max(pause, _seconds(answer.headers.get("retry-after")))
+            until = min(until, time.monotonic() + self._retry_for_s)
+            if attempt == self._retries or time.monotonic() + pause > until:
+                raise failure
+            time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
 
 def _problem(answer: httpx.Response) -> Problem | None:
+    if not answer.headers.get("content-type", "").startswith(_PROBLEM):
+        return None
     try:
         return Problem.model_validate_json(answer.content)
     except ValidationError:

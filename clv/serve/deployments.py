@@ -129,8 +129,11 @@ class Replica:
         self.backend.install(self.load(bundle))
 
     def check_health(self) -> None:
-        """Called by Serve: raises, and so has the replica replaced, when the store cannot be read."""
-        self.backend.data_through()
+        """Called by Serve: raises, and so has the replica replaced, when nothing is in service or scoring is stuck.
+
+        A store that is down is no reason: another replica would not reach it either, and inline requests go on.
+        """
+        self.backend.check_health(2 * self.args.deadline_s)
 
 
 async def http_host() -> str | None:

@@ -16,7 +16,7 @@ from clv.data import histories
 from clv.data.clock import Clock
 from clv.data.events import EVENTS, US
 from clv.serve.guard import ProblemError
-from clv.serve.schemas import MAX_EVENTS, Customer, FieldError
+from clv.serve.schemas import MAX_EVENTS, Customer, Event, FieldError
 
 
 @dataclass(frozen=True)
@@ -29,34 +29,38 @@ class Asked:
 
 def gather(customers: Sequence[Customer], stored: Callable[[Sequence[str]], pa.Table], clock: Clock) -> Asked:
     """Histories in any order; ProblemError 422 for a repeated customer or too many events."""
-    repeated = [name for name, times in Counter(customer.customer_id for customer in customers).items() if times > 1]
-    if repeated:
-        places = [i for i, customer in enumerate(customers) if customer.customer_id == repeated[0]]
-        raise _refused(f"customers[{places[1]}].customer_id", f"stands already in customers[{places[0]}]")
+    refuse_repeated([customer.customer_id for customer in customers], "customers[{}].customer_id")
     inline = [customer for customer in customers if customer.events is not None]
     num_events = sum(len(customer.events or ()) for customer in inline)
     if num_events > MAX_EVENTS:
-        raise _refused("customers", f"hold {num_events} events, more than {MAX_EVENTS}: send fewer per request")
+        raise refused("customers", f"hold {num_events} events, more than {MAX_EVENTS}: send fewer per request")
     tables, newest = [], None
     ids = [customer.customer_id for customer in customers if customer.events is None]
     if ids:
         tables.append(stored(ids))
     if inline:
-        events = events_of(inline, clock)
+        owners = [customer.customer_id for customer in inline for _ in customer.events or ()]
+        events = events_table(owners, [event for customer in inline for event in customer.events or ()], clock)
         newest = int(np.max(events["event_time"].cast(pa.int64()).to_numpy()))
         tables.append(histories.build(events, clock))
     return Asked(histories.concat(tables), newest)
 
 
-def events_of(customers: Sequence[Customer], clock: Clock) -> pa.Table:
-    """The inline events of validated customers as a table of schema EVENTS; naive times are the shop's."""
-    owners = [customer.customer_id for customer in customers for _ in customer.events or ()]
-    events = [event for customer in customers for event in customer.events or ()]
+def refuse_repeated(names: Sequence[str], place: str) -> None:
+    """422 for the first name that stands twice; `place` is where, with {} for the position."""
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        places = [place.format(i) for i, name in enumerate(names) if name == repeated[0]]
+        raise refused(places[1], f"stands already in {places[0].removesuffix('.customer_id')}")
+
+
+def events_table(owners: Sequence[str], events: Sequence[Event], clock: Clock) -> pa.Table:
+    """Validated events of these customers as a table of schema EVENTS; naive times are the shop's."""
     times = to_us([event.event_time for event in events], clock)
     known = np.maximum(times, to_us([event.known_at or event.event_time for event in events], clock))
     columns = {
         "event_id": [event.event_id for event in events],
-        "customer_id": owners,
+        "customer_id": list(owners),
         "event_time": pa.array(times).cast(US),
         "known_at": pa.array(known).cast(US),
         "event_type": [event.event_type for event in events],
@@ -83,5 +87,6 @@ def to_us(times: Sequence[datetime], clock: Clock) -> NDArray[np.int64]:
     return us
 
 
-def _refused(field: str, message: str) -> ProblemError:
+def refused(field: str, message: str) -> ProblemError:
+    """422 that names one field."""
     return ProblemError(422, f"{field} {message}.", errors=[FieldError(field=field, message=message)])

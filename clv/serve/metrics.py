@@ -25,6 +25,7 @@ class Metrics:
         self.customers = Counter(
             "clv_customers_total", "Customers answered for, by result status.", ["status"], registry=r
         )
+        self.events = Counter("clv_events_total", "Events posted, stored or repeated.", ["status"], registry=r)
         self.waiting = Gauge("clv_waiting_customers", "Customers queued for a predictor call.", registry=r)
         self.queued = Histogram(
             "clv_queue_seconds", "Seconds a request waits for its predictor call.", buckets=seconds, registry=r

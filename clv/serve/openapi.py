@@ -6,26 +6,47 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from clv.serve.guard import OPEN_PATHS
-from clv.serve.schemas import EXAMPLE, PredictRequest, Problem
+from clv.serve.schemas import (
+    EVENTS_EXAMPLE,
+    EXAMPLE,
+    PORTFOLIO_EXAMPLE,
+    EventsRequest,
+    PortfolioRequest,
+    PredictRequest,
+    Problem,
+)
 
 _BY_ID = {"customers": [{"customer_id": "12347"}]}
 _ERRORS = {
     "401": "No valid key",
-    "404": "Unknown customer",
+    "403": "The key does not cover this",
+    "404": "Nobody of this id is stored, or there is no store",
+    "409": "An event id stands for another event; `errors` names it. Nothing was stored",
     "413": "The body is too large",
-    "415": "Not JSON",
+    "415": "Not a media type of this address",
     "422": "A field is wrong; `errors` names it",
-    "429": "Too many customers are waiting; Retry-After says when to come back",
-    "503": "No bundle is in service, or no answer in time; Retry-After says when to come back",
+    "429": "Too many customers are waiting, or too many requests of this key; Retry-After says when to come back",
+    "503": "No bundle is in service, no answer in time, or the store is down; Retry-After says when to come back",
 }
-_OF = {
-    "/v1/predict": ("401", "413", "415", "422", "429", "503"),
-    "/v1/customers/{customer_id}": ("401", "404", "429", "503"),
-    "/v1/model": ("401", "503"),
-    "/readyz": ("503",),
-    "/metrics": ("401",),
+_KEYED = ("401", "403", "429")
+_BODY = (*_KEYED, "413", "415", "422", "503")
+_OF: dict[tuple[str, str], tuple[str, ...]] = {
+    ("/v1/predict", "post"): _BODY,
+    ("/v1/portfolio", "post"): _BODY,
+    ("/v1/events", "post"): (*_BODY, "404", "409"),
+    ("/v1/customers/{customer_id}", "get"): (*_KEYED, "404", "422", "503"),
+    ("/v1/customers/{customer_id}", "delete"): (*_KEYED, "404", "503"),
+    ("/v1/model", "get"): (*_KEYED, "503"),
+    ("/readyz", "get"): ("503",),
+    ("/metrics", "get"): _KEYED,
+}
+_BODIES: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+    "/v1/predict": (PredictRequest, {"by id and with events": EXAMPLE, "by id, default time and horizons": _BY_ID}),
+    "/v1/portfolio": (PortfolioRequest, {"by id": PORTFOLIO_EXAMPLE}),
+    "/v1/events": (EventsRequest, {"an order's line": EVENTS_EXAMPLE}),
 }
 
 
@@ -39,29 +60,24 @@ def document(app: FastAPI) -> dict[str, Any]:
 def _complete(found: dict[str, Any]) -> dict[str, Any]:
     components = found.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in (PredictRequest, Problem):
+    models: list[type[BaseModel]] = [Problem, *(model for model, _ in _BODIES.values())]
+    for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    found["paths"]["/v1/predict"]["post"]["requestBody"] = {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {"$ref": "#/components/schemas/PredictRequest"},
-                "examples": {
-                    "by id and with events": {"value": EXAMPLE},
-                    "by id, default time and horizons": {"value": _BY_ID},
-                },
-            }
-        },
-    }
+    for path, (model, examples) in _BODIES.items():
+        content = {
+            "schema": {"$ref": f"#/components/schemas/{model.__name__}"},
+            "examples": {name: {"value": value} for name, value in examples.items()},
+        }
+        found["paths"][path]["post"]["requestBody"] = {"required": True, "content": {"application/json": content}}
     for path, methods in found["paths"].items():
-        for operation in methods.values():
+        for method, operation in methods.items():
             operation["responses"].pop("422", None)
-            for status in _OF.get(path, ()):
+            for status in sorted(_OF.get((path, method), ())):
                 operation["responses"][status] = {
                     "description": _ERRORS[status],
                     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},

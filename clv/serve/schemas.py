@@ -11,6 +11,8 @@ MAX_BODY_BYTES = 32 * 2**20
 MAX_CUSTOMERS = 1_000
 MAX_EVENTS_PER_CUSTOMER = 10_000
 MAX_EVENTS = 100_000
+MAX_POSTED = 1_000
+MAX_PORTFOLIO = 10_000
 MAX_HORIZONS = 32
 MAX_HORIZON_DAYS = 3_650
 FIRST_YEAR, LAST_YEAR = 1990, 2100
@@ -35,6 +37,22 @@ EXAMPLE: dict[str, Any] = {
         },
     ],
 }
+
+
+EVENTS_EXAMPLE: dict[str, Any] = {
+    "events": [
+        {
+            "event_id": "A1-1",
+            "customer_id": "12347",
+            "event_time": "2011-06-03T14:20:00",
+            "event_type": "purchase",
+            "order_id": "A1",
+            "item_id": "85123A",
+            "amount": 19.9,
+        }
+    ]
+}
+PORTFOLIO_EXAMPLE: dict[str, Any] = {"horizons_days": [90], "customer_ids": ["12347", "12348"]}
 
 
 def _time(value: object) -> object:
@@ -88,6 +106,21 @@ class Event(_Request):
         return self
 
 
+class PostedEvent(Event):
+    """An event for the store."""
+
+    customer_id: Identifier
+    event_id: Identifier = Field(description="The same id with the same content again changes nothing.")
+
+
+class EventsRequest(_Request):
+    """Events in any order of time; all of them are stored, or none."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra={"examples": [EVENTS_EXAMPLE]})
+
+    events: Annotated[list[PostedEvent], Field(min_length=1, max_length=MAX_POSTED)]
+
+
 class Customer(_Request):
     """A customer of the store, or, with `events`, one whose whole history comes with the request."""
 
@@ -100,7 +133,10 @@ class Customer(_Request):
 class PredictRequest(_Request):
     """Whom to score, at which time, for which horizons."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
+    # `model_version` would else be taken for a method of pydantic's.
+    model_config = ConfigDict(
+        strict=True, extra="forbid", protected_namespaces=(), json_schema_extra={"examples": [EXAMPLE]}
+    )
 
     as_of: Time | None = Field(
         None,
@@ -111,7 +147,28 @@ class PredictRequest(_Request):
     horizons_days: Annotated[list[Horizon], Field(min_length=1, max_length=MAX_HORIZONS)] | None = Field(
         None, description="Absent: the bundle's own horizons."
     )
+    model_version: Identifier | None = Field(
+        None,
+        description="The bundle that should answer, where it is loaded: while another one is tried or takes over, "
+        "requests that belong together get scores of one. Absent, or not loaded: the service chooses. The answer "
+        "names the one that answered.",
+    )
     customers: Annotated[list[Customer], Field(min_length=1, max_length=MAX_CUSTOMERS)]
+
+
+class PortfolioRequest(_Request):
+    """Stored customers whose value together is wanted."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", protected_namespaces=(), json_schema_extra={"examples": [PORTFOLIO_EXAMPLE]}
+    )
+
+    as_of: Time | None = Field(None, description="As in a prediction.")
+    horizons_days: Annotated[list[Horizon], Field(min_length=1, max_length=MAX_HORIZONS)] | None = Field(
+        None, description="Absent: the bundle's own horizons."
+    )
+    model_version: Identifier | None = Field(None, description="As in a prediction.")
+    customer_ids: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_PORTFOLIO)]
 
 
 class ModelRef(BaseModel):
@@ -158,6 +215,35 @@ class PredictResponse(BaseModel):
     as_of: datetime
     data_through: datetime
     results: list[Result]
+
+
+class Stored(BaseModel):
+    """What became of posted events. `repeated` ones had been stored before."""
+
+    stored: int
+    repeated: int
+
+
+class Total(BaseModel):
+    """What the known customers are worth together over one horizon; the band is that of the sum."""
+
+    horizon_days: int
+    value_mean: float | None
+    value_median: float | None
+    value_p10: float | None
+    value_p90: float | None
+
+
+class PortfolioResponse(BaseModel):
+    """`customers`: those known before as_of; the others add nothing."""
+
+    model: ModelRef
+    currency: str | None
+    as_of: datetime
+    data_through: datetime
+    customers: int
+    unknown: int
+    totals: list[Total]
 
 
 class CustomerResponse(BaseModel):

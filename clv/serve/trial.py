@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,14 +34,20 @@ class Canary:
         self._candidate.check(as_of, data_through)
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
+        return await self._first_that_can(lambda one: one.score(histories, as_of, horizons))
+
+    async def portfolio(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
+        return await self._first_that_can(lambda one: one.portfolio(histories, as_of, horizons))
+
+    async def _first_that_can(self, ask: Callable[[BatchedScorer], Awaitable[pa.Table]]) -> pa.Table:
         try:
-            return await self._candidate.score(histories, as_of, horizons)
+            return await ask(self._candidate)
         except Overloaded:
             raise
         except Exception:
             LOG.exception("the canary %s failed, %s answers", self.facts.version, self._current.facts.version)
         self.facts = self._current.facts
-        return await self._current.score(histories, as_of, horizons)
+        return await ask(self._current)
 
 
 class Shadow:
@@ -64,6 +70,9 @@ class Shadow:
         else:
             self._comparison.skipped += 1
         return scores
+
+    async def portfolio(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
+        return await self._current.portfolio(histories, as_of, horizons)
 
     async def _compare(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...], current: pa.Table) -> None:
         try:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import redis
+import uvicorn
 
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import EVENTS, US
 from clv.data.histories import Histories, build
 from clv.serve.backend import LiveBackend, to_us
 from clv.serve.batching import Batching
+from clv.serve.follow import Follower
+from clv.serve.routes import routes
 from clv.serve.store_sqlite import SqliteStore
 
 CUT = datetime(2011, 6, 1, tzinfo=UTC)
@@ -80,6 +87,16 @@ class SmallPredictor:
             )
         return pa.concat_tables(tables)
 
+    def portfolio(self, histories: pa.Table, as_of: int, horizons: Sequence[int] | None = None) -> pa.Table:
+        scores = self.predict(histories, as_of, horizons)
+        wanted = sorted(horizons or self.horizons)
+        rows = [scores.filter(pc.equal(scores["horizon_days"], days)) for days in wanted]
+        totals = [float(np.nansum(one["value_mean"].to_numpy())) for one in rows]
+        names = ("value_mean", "value_p10", "value_median", "value_p90")
+        return pa.table(
+            {"horizon_days": wanted, "customers": [len(one) for one in rows], **dict.fromkeys(names, totals)}
+        )
+
 
 def events(*rows: tuple[str, str, float | None]) -> pa.Table:
     """Purchases (customer, ISO time in UTC, amount)."""
@@ -93,6 +110,11 @@ def events(*rows: tuple[str, str, float | None]) -> pa.Table:
         "amount": pa.array([amount for _, _, amount in rows], pa.float64()),
     }
     return pa.table(columns, schema=EVENTS)
+
+
+@pytest.fixture
+def sample_events() -> pa.Table:
+    return events(*STORED)
 
 
 STORED = [("A", "2011-05-01T10:00", 20.0), ("A", "2011-06-10T10:00", 30.0), ("B", "2011-06-11T09:00", None)]
@@ -195,6 +217,56 @@ def connect() -> Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]:
     return open_client
 
 
+@dataclasses.dataclass
+class Replicas:
+    """Several backends behind one address that takes them in turn; each with its metrics, all with one store."""
+
+    url: str
+    backends: list[LiveBackend]
+    apps: list[Any]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.apps.append(app := self.apps.pop(0))
+        await app(scope, receive, send)
+
+
+@contextmanager
+def replicas(
+    backends: Sequence[LiveBackend],
+    followers: Sequence[Follower] = (),
+    make_app: Callable[[LiveBackend], Any] = lambda backend: routes(backend, metrics=backend.metrics),
+) -> Iterator[Replicas]:
+    """Serves them with uvicorn in a thread, in whose loop the followers run; one more request goes to the next."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        made = Replicas(url, list(backends), [make_app(backend) for backend in backends])
+        server = uvicorn.Server(uvicorn.Config(made, log_level="error", lifespan="off"))
+
+        async def run() -> None:
+            following = [asyncio.create_task(follower.run()) for follower in followers]
+            await server.serve(sockets=[listener])
+            for task in following:
+                task.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
+
+        thread = threading.Thread(target=lambda: asyncio.run(run()))
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield made
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+@pytest.fixture
+def serve_replicas() -> Callable[..., AbstractContextManager[Replicas]]:
+    return replicas
+
+
 @pytest.fixture(scope="session")
 def shop_histories() -> pa.Table:
     """300 customers of a London shop from 2010-01-01 to 2011-06-04, some with a town."""
@@ -237,6 +309,7 @@ def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPath
 
     def make(seed: int = 0) -> Path:
         model = setup.model(dataclasses.replace(config, seed=seed))
+        noise = np.random.default_rng(seed)  # the heads begin at zero: seeds alone would all predict the same
         made = bundles.Bundle(
             config={
                 "cut_us": end,
@@ -249,7 +322,10 @@ def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPath
             anchor=setup.assembler.baseline.to_json(),
             calibration=Adjustment.none(2).to_json(),
             metrics={},
-            weights={name: tensor.numpy() for name, tensor in model.state_dict().items()},
+            weights={
+                name: tensor.numpy() + (seed > 0) * noise.normal(0, 0.02, tensor.shape).astype(np.float32)
+                for name, tensor in model.state_dict().items()
+            },
             items=items,
         )
         folder = tmp_path_factory.mktemp("bundle") / f"seed-{seed}"

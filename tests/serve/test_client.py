@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from clv.serve.backend import LiveBackend
 from clv.serve.client import Client, ClvError
 from clv.serve.routes import routes
+from clv.serve.schemas import Stored
 from clv.serve.security import Keys
 
 KEY = "a-key-of-twenty-char"
@@ -119,16 +120,53 @@ class Failing:
         [None],
         [None, None, None],
         [(503, {"retry-after": "0"}, "")],
-        [(429, {}, ""), (502, {}, ""), None, (504, {}, "")],
-        [(500, {"content-type": "text/plain"}, "The actor died")],
+        [(429, {}, ""), None, (503, {}, "")],
     ],
 )
 def test_lost_answers_and_busy_servers_are_asked_again(backend: Any, failures: list[Any]) -> None:
     app = Failing(failures, routes(backend))
-    with served(app) as url, Client(url, max_pause_s=0.05) as client:
+    with served(app) as url, Client(url, retry_for_s=5) as client:
         assert client.predict(["A"]).results[0].status == "ok"
+        assert sum(client.failures.values()) == len(failures), "those that were made good count"
     assert len(app.seen) == len(failures) + 1
     assert len({request_id for _, request_id in app.seen}) == 1, "a repeated call keeps its id"
+
+
+@pytest.mark.parametrize("status", [500, 501, 502, 504])
+def test_no_other_5xx_is_repeated(backend: Any, status: int) -> None:
+    app = Failing([(status, {"content-type": "text/plain"}, "The actor died")], routes(backend))
+    with served(app) as url, Client(url) as client, pytest.raises(ClvError, match=f"HTTP {status}: no explanation"):
+        client.predict(["A"])
+    assert len(app.seen) == 1
+
+
+def test_a_pause_that_would_outlast_the_time_for_retries_is_not_begun(backend: Any) -> None:
+    app = Failing([(503, {"retry-after": "9"}, "")], routes(backend))
+    began = time.monotonic()
+    with served(app) as url, Client(url) as client, pytest.raises(ClvError, match="HTTP 503"):
+        client.model()
+    assert time.monotonic() - began < 2
+    assert len(app.seen) == 1
+
+
+def test_events_portfolio_and_erasure_over_a_real_connection(backend: Any) -> None:
+    """1,001 events go in two requests; sent again they change nothing."""
+    events = [
+        {"customer_id": f"c{i % 7}", "event_id": f"e{i}", "event_time": "2011-06-03T10:00", "event_type": "view"}
+        for i in range(1_000)
+    ]
+    bought = {"customer_id": "A", "event_id": "e", "event_time": "2011-06-11T10:00:00Z", "event_type": "purchase"}
+    with served(routes(backend)) as url, Client(url) as client:
+        assert client.send([*events, {**bought, "amount": 50.0}]) == Stored(stored=1_001, repeated=0)
+        assert client.send([*events, {**bought, "amount": 50.0}]) == Stored(stored=0, repeated=1_001)
+        found = client.portfolio(["A", "B", "nobody"], horizons_days=[365])
+        assert (found.customers, found.unknown) == (2, 1)
+        assert found.totals[0].value_mean == pytest.approx(100.0)
+        assert (client.erase("A"), client.erase("A"), client.customer("A")) == (True, False, None)
+        with pytest.raises(ClvError, match="HTTP 409") as conflict:
+            client.send([{**events[0], "channel": "web"}])
+        assert conflict.value.problem is not None
+        assert conflict.value.problem.errors[0].field == "events[0].event_id"
 
 
 def test_retry_after_is_obeyed(backend: Any) -> None:
@@ -141,7 +179,7 @@ def test_retry_after_is_obeyed(backend: Any) -> None:
 def test_a_service_that_stays_busy_is_an_error_with_its_reason() -> None:
     with (
         served(routes(LiveBackend())) as url,
-        Client(url, retries=2, max_pause_s=0.01) as client,
+        Client(url, retries=2, retry_for_s=0.3) as client,
         pytest.raises(ClvError, match="HTTP 503: No bundle is in service"),
     ):
         client.model()
@@ -161,5 +199,5 @@ def test_nobody_listening_is_a_transport_error() -> None:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with Client(url, retries=1, max_pause_s=0.01) as client, pytest.raises(httpx.ConnectError, match="refused"):
+    with Client(url, retries=1) as client, pytest.raises(httpx.ConnectError, match="refused"):
         client.model()

@@ -13,9 +13,11 @@ import pytest
 from clv.data.clock import Clock
 from clv.serve.backend import LiveBackend
 from clv.serve.batching import Batching
-from clv.serve.routes import Facts, default_as_of, routes
+from clv.serve.questions import default_as_of
+from clv.serve.routes import routes
 from clv.serve.schemas import EXAMPLE, CustomerResponse, ModelResponse, PredictResponse, Problem
 from clv.serve.security import Keys
+from clv.serve.service import Facts
 
 KEY = "a-key-of-twenty-char"
 A_AND_UNKNOWN = {"as_of": "2011-06-12", "customers": [{"customer_id": "A"}, {"customer_id": "nobody"}]}
@@ -404,7 +406,7 @@ def test_the_document_describes_body_answers_and_problems(backend: LiveBackend, 
     body = operation["requestBody"]["content"]["application/json"]
     assert body["schema"] == {"$ref": "#/components/schemas/PredictRequest"}
     assert EXAMPLE in [example["value"] for example in body["examples"].values()]
-    assert set(operation["responses"]) == {"200", "401", "413", "415", "422", "429", "503"}
+    assert set(operation["responses"]) == {"200", "401", "403", "413", "415", "422", "429", "503"}
     schemas = found["components"]["schemas"]
     assert {"PredictRequest", "Customer", "Event", "PredictResponse", "Score", "Problem", "FieldError"} <= set(schemas)
     for reference in set(json.dumps(found).split('"#/components/schemas/')[1:]):
