@@ -37,13 +37,14 @@ class Follower:
 
     async def follow(self) -> None:
         """One look at the registry, and what follows from it."""
-        production, trial = await asyncio.to_thread(lambda: (self.registry.production().name, self.registry.trial()))
+        production, trial = await asyncio.to_thread(self._named)
         named = {production, trial.version if trial else production}
         self._failed = {version: why for version, why in self._failed.items() if version in named}
         current, candidate = self.backend.current, self.backend.candidate
         if current is None or production != current.facts.version:
             known = candidate if candidate and candidate.facts.version == production else None
-            if scorer := known or await self._prepared(production):
+            scorer = known or await self._prepared(production)
+            if scorer and (await asyncio.to_thread(self._named))[0] == production:  # not rolled back meanwhile
                 self.backend.put_in_service(scorer)
         await self._follow_trial(trial, production)
 
@@ -70,6 +71,7 @@ class Follower:
         return Entry(
             replica=self.replica,
             beat=self._beat,
+            every_s=self.every_s,
             in_service=current.facts.version if current else "",
             trial=candidate.facts.version if candidate else None,
             failed=dict(self._failed),
@@ -78,6 +80,9 @@ class Follower:
             http_errors=errors,
             comparison=self.backend.comparison.to_json() if candidate else None,
         )
+
+    def _named(self) -> tuple[str, Trial | None]:
+        return self.registry.production().name, self.registry.trial()
 
     async def _prepared(self, version: str) -> BatchedScorer | None:
         if version in self._failed:

@@ -14,6 +14,8 @@ from typing import Any
 
 FOLDER = "serving"
 FORGOTTEN_S = 3_600.0
+# A replica that has not signed that often, and for that long on top, is taken for dead.
+MISSED, SLACK_S = 4, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,11 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One replica's line. `beat` grows with every signature; `trial` is the version loaded for a trial."""
+    """One replica's line, written every `every_s`; `beat` grows each time. `trial`: the version loaded for a trial."""
 
     replica: str
     beat: int
+    every_s: float
     in_service: str
     trial: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
@@ -68,18 +71,18 @@ def entries(root: Path) -> list[Entry]:
 class Watch:
     """Who is alive: a replica is while its beat changes. No clock of another machine is believed."""
 
-    def __init__(self, root: Path, stale_s: float, now: Callable[[], float] = time.monotonic) -> None:
-        self.root, self.stale_s, self._now = root, stale_s, now
+    def __init__(self, root: Path, now: Callable[[], float] = time.monotonic) -> None:
+        self.root, self._now = root, now
         self._seen: dict[str, tuple[int, float | None]] = {}
 
     def alive(self) -> list[Entry]:
-        """Replicas whose beat has changed within `stale_s`, as far as this watch has looked."""
+        """Replicas whose beat has changed in the time of MISSED signatures, as far as this watch has looked."""
         now, found = self._now(), []
         for entry in entries(self.root):
             beat, since = self._seen.get(entry.replica, (entry.beat, None))
             if beat != entry.beat:
                 since = now
             self._seen[entry.replica] = (entry.beat, since)
-            if since is not None and now - since <= self.stale_s:
+            if since is not None and now - since <= MISSED * entry.every_s + SLACK_S:
                 found.append(entry)
         return found

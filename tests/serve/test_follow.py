@@ -162,12 +162,15 @@ def test_what_each_version_answered_and_failed_is_signed(
 
 def test_whoever_stops_signing_is_gone_and_whoever_never_signed_while_watched_was_not_there(tmp_path: Path) -> None:
     clock = [0.0]
-    watch = Watch(tmp_path, stale_s=10, now=lambda: clock[0])
+    watch = Watch(tmp_path, now=lambda: clock[0])
 
     def at(second: float, **beats: int) -> list[str]:
         clock[0] = second
         for name, beat in beats.items():
-            sign(tmp_path, Entry(replica=name, beat=beat, in_service="v1", served={"v1": Served(answered=beat)}))
+            sign(
+                tmp_path,
+                Entry(replica=name, beat=beat, every_s=2, in_service="v1", served={"v1": Served(answered=beat)}),
+            )
         return [entry.replica for entry in watch.alive()]
 
     assert at(0, a=1, dead=7) == []
@@ -179,8 +182,8 @@ def test_whoever_stops_signing_is_gone_and_whoever_never_signed_while_watched_wa
 
 
 def test_lines_of_replicas_that_are_long_gone_are_removed(tmp_path: Path) -> None:
-    sign(tmp_path, Entry(replica="old", beat=1, in_service="v1"))
-    sign(tmp_path, Entry(replica="new", beat=1, in_service="v1"))
+    sign(tmp_path, Entry(replica="old", beat=1, every_s=1, in_service="v1"))
+    sign(tmp_path, Entry(replica="new", beat=1, every_s=1, in_service="v1"))
     an_hour_ago = time.time() - 4_000
     os.utime(tmp_path / "serving/old.json", (an_hour_ago, an_hour_ago))
     assert [entry.replica for entry in entries(tmp_path)] == ["new"]
@@ -189,7 +192,7 @@ def test_lines_of_replicas_that_are_long_gone_are_removed(tmp_path: Path) -> Non
 
 
 def test_an_entry_is_written_as_it_is_read(tmp_path: Path) -> None:
-    entry = Entry(replica="r", beat=3, in_service="v1", trial="v2", failed={"v3": "x"}, served={"v1": Served(errors=1)},
-                  http_answers=5, http_errors=1, comparison={"skipped": 0, "horizons": {}})  # fmt: skip
+    more = {"trial": "v2", "failed": {"v3": "x"}, "served": {"v1": Served(errors=1)}, "http_answers": 5}
+    entry = Entry(replica="r", beat=3, every_s=1.5, in_service="v1", comparison={"skipped": 0}, **more)
     sign(tmp_path, entry)
     assert entries(tmp_path) == [entry]
