@@ -15,7 +15,6 @@ from ray import serve
 from ray.serve import Application
 
 from clv.serve.deployments import AppArgs, Replica
-from clv.serve.routes import routes
 from clv.serve.service import Facts
 
 
@@ -67,9 +66,7 @@ class Ingress(Replica):
     async def __serve_build_asgi_app__(self) -> FastAPI:
         scorer = FarScorer(self._model, await self._model.facts.remote())
         self.backend.scorer = lambda: scorer  # type: ignore[method-assign,assignment,return-value]
-        return routes(
-            self.backend, self.keys, metrics=self.metrics, deadline_s=self.args.deadline_s, echo_request_id=False
-        )
+        return self.routes(echo_request_id=False)
 
 
 def build_hop(args: AppArgs) -> Application:
@@ -85,8 +82,7 @@ def bare(bundle: Path, store: Path, port: int, cpu_threads: int) -> None:
 
     replica = Replica({"bundle": str(bundle), "store": str(store), "cpu_threads": cpu_threads})
     replica._start()
-    app = routes(replica.backend, replica.keys, metrics=replica.metrics, deadline_s=replica.args.deadline_s)
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
+    uvicorn.run(replica.routes(), host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 
 if __name__ == "__main__":

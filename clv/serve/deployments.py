@@ -22,9 +22,10 @@ from clv.registry import Registry
 from clv.serve.backend import LiveBackend, Predicts
 from clv.serve.batching import Batching
 from clv.serve.follow import Follower
+from clv.serve.limits import open_limiter
 from clv.serve.metrics import Metrics
 from clv.serve.routes import routes
-from clv.serve.security import Keys, check_exposure
+from clv.serve.security import check_exposure, keys_from_env
 from clv.serve.store import is_folder, open_store
 
 LOG = logging.getLogger(__name__)
@@ -53,6 +54,12 @@ class AppArgs(BaseModel):
     max_batch_customers: int = Field(1_024, ge=1)
     max_batch_tokens: int = Field(32_768, ge=1, description="Customers times the longest history of one call.")
     max_waiting_customers: int = Field(20_000, ge=1, description="More waiting in one replica are refused with 429.")
+    requests_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="Of a key that names no rate of its own; counted in the store, for all replicas together. Without "
+        "a store each replica counts for itself.",
+    )
     follow_registry_s: float = Field(5.0, gt=0, description="How often a replica looks at the production pointer.")
 
     @classmethod
@@ -82,7 +89,8 @@ class Replica:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self.args = AppArgs.model_validate(args)
-        self.keys = Keys.from_env(os.environ)
+        self.keys = keys_from_env(os.environ)
+        self.limiter = open_limiter(self.args.store)
         self.metrics = Metrics()
         self.backend = LiveBackend(
             open_store(self.args.store) if self.args.store else None,
@@ -99,7 +107,7 @@ class Replica:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once. Until it returns the replica gets no requests: ready means loaded and warmed up."""
-        check_exposure(self.keys, await http_host())
+        check_exposure(self.keys.now(), await http_host())
         # Parsing and reading take turns with scoring; the default of a thread per CPU of the machine would fight it.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="clv"))
         await asyncio.to_thread(self._start)
@@ -109,8 +117,18 @@ class Replica:
             follower = Follower(self.backend, registry, self.load, replica, self.args.follow_registry_s)
             self._following = asyncio.create_task(follower.run())
         # Serve's proxy writes the X-Request-ID header itself.
+        return self.routes(echo_request_id=False)
+
+    def routes(self, *, echo_request_id: bool = True) -> FastAPI:
+        """The HTTP application over what this replica holds."""
         return routes(
-            self.backend, self.keys, metrics=self.metrics, deadline_s=self.args.deadline_s, echo_request_id=False
+            self.backend,
+            self.keys,
+            limiter=self.limiter,
+            per_minute=self.args.requests_per_minute,
+            metrics=self.metrics,
+            deadline_s=self.args.deadline_s,
+            echo_request_id=echo_request_id,
         )
 
     def load(self, bundle: Path) -> Predicts:

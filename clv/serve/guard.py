@@ -1,8 +1,10 @@
-"""What surrounds every request: id, size limit, keys, metrics, and errors as RFC 9457 problem details."""
+"""What surrounds every request: id, size, key, rate, headers, metrics, and errors as RFC 9457 problem details."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import re
 import time
 import uuid
@@ -13,14 +15,28 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from clv.serve.limits import Limiter, MemoryLimiter
 from clv.serve.metrics import Metrics
 from clv.serve.schemas import MAX_BODY_BYTES, FieldError, Problem
-from clv.serve.security import Keys, host_of, is_loopback
+from clv.serve.security import KeySource, host_of, is_loopback, needed
 
 LOG = logging.getLogger(__name__)
 
 # Probes come without keys; the documents tell nothing about customers.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+# The page of the documents loads its script and style from a CDN.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src https://cdn.jsdelivr.net 'unsafe-inline'; style-src https://cdn.jsdelivr.net "
+    "'unsafe-inline'; img-src 'self' https://fastapi.tiangolo.com data:; connect-src 'self'; frame-ancestors 'none'"
+)
+_TLS = {"Strict-Transport-Security": "max-age=31536000"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -61,7 +77,7 @@ def too_large(limit: int = MAX_BODY_BYTES) -> ProblemError:
 
 
 class Guard:
-    """ASGI middleware around the whole application.
+    """ASGI middleware around the whole application. `per_minute` holds for keys that name no rate of their own.
 
     `echo_request_id` is off behind Ray Serve, whose proxy writes the X-Request-ID header itself.
     """
@@ -70,12 +86,15 @@ class Guard:
         self,
         app: ASGIApp,
         *,
-        keys: Keys,
+        keys: KeySource,
         metrics: Metrics,
+        limiter: Limiter | None = None,
+        per_minute: int | None = None,
         max_body: int = MAX_BODY_BYTES,
         echo_request_id: bool = True,
     ) -> None:
         self.app, self.keys, self.metrics = app, keys, metrics
+        self.limiter, self.per_minute = limiter or MemoryLimiter(), per_minute
         self.max_body, self.echo_request_id = max_body, echo_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,13 +112,15 @@ class Guard:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
+                answer = MutableHeaders(scope=message)
+                answer.update(_headers(scope, headers))
                 if self.echo_request_id:
-                    MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                    answer["X-Request-ID"] = request_id
             await send(message)
 
         try:
             try:
-                self._admit(scope["path"], headers)
+                await self._admit(scope["method"], scope["path"], headers)
                 await self.app(scope, self._limited(receive), send_with_id)
             except ProblemError as problem:
                 if started:
@@ -116,14 +137,29 @@ class Guard:
             self.metrics.requests.labels(_method(scope["method"]), route, status).inc()
             self.metrics.latency.labels(route).observe(time.perf_counter() - began)
 
-    def _admit(self, path: str, headers: Headers) -> None:
-        if self.keys and path not in OPEN_PATHS and not self.keys.accept(headers.get("authorization")):
-            raise ProblemError(
-                401,
-                "A valid key is needed: send Authorization: Bearer KEY.",
-                headers={"WWW-Authenticate": 'Bearer realm="clv"'},
-            )
-        if not self.keys and not is_loopback(host_of(headers.get("host"))):
+    async def _admit(self, method: str, path: str, headers: Headers) -> None:
+        keys, name, rate = self.keys.now(), "local", self.per_minute
+        if keys and path not in OPEN_PATHS:
+            key, scope = keys.find(headers.get("authorization")), needed(method, path)
+            if key is None:
+                raise ProblemError(
+                    401,
+                    "A valid key is needed: send Authorization: Bearer KEY.",
+                    headers={"WWW-Authenticate": 'Bearer realm="clv"'},
+                )
+            if not key.covers(scope):
+                challenge = f'Bearer realm="clv", error="insufficient_scope", scope="{scope}"'
+                raise ProblemError(
+                    403,
+                    f"This needs a key of scope {scope}; this key's is {key.scope}.",
+                    headers={"WWW-Authenticate": challenge},
+                )
+            name, rate = key.name, key.per_minute or rate
+        if rate is not None and path not in OPEN_PATHS:
+            wait = await asyncio.to_thread(self.limiter.take, name, rate)
+            if wait > 0:
+                raise ProblemError(429, f"This key may ask {rate} times a minute.", retry_after_s=math.ceil(wait))
+        if not keys and not is_loopback(host_of(headers.get("host"))):
             # A page in a browser of this machine could otherwise reach us under a name of its own (DNS rebinding).
             raise ProblemError(421, "Without API keys this server answers only to localhost.")
         length = headers.get("content-length", "0")
@@ -142,6 +178,12 @@ class Guard:
             return message
 
         return limited
+
+
+def _headers(scope: Scope, headers: Headers) -> dict[str, str]:
+    over_tls = scope["scheme"] == "https" or headers.get("x-forwarded-proto") == "https"
+    page = {"Content-Security-Policy": _PAGE_POLICY} if scope["path"] == "/docs" else {}
+    return HEADERS | page | (_TLS if over_tls else {})
 
 
 def _method(method: str) -> str:

@@ -18,6 +18,7 @@ from clv import __version__
 from clv.serve import answers, questions, writes
 from clv.serve.batching import Overloaded
 from clv.serve.guard import Guard, ProblemError
+from clv.serve.limits import Limiter
 from clv.serve.metrics import Metrics
 from clv.serve.openapi import document
 from clv.serve.questions import Question, in_service
@@ -34,7 +35,7 @@ from clv.serve.schemas import (
     PredictResponse,
     Stored,
 )
-from clv.serve.security import Keys
+from clv.serve.security import Keys, KeySource
 from clv.serve.service import Backend
 from clv.serve.store import StoreUnavailableError
 
@@ -45,8 +46,10 @@ M = TypeVar("M", bound=BaseModel)
 
 def routes(
     backend: Backend,
-    keys: Keys | None = None,
+    keys: KeySource | None = None,
     *,
+    limiter: Limiter | None = None,
+    per_minute: int | None = None,
     metrics: Metrics | None = None,
     deadline_s: float = 30.0,
     echo_request_id: bool = True,
@@ -54,7 +57,14 @@ def routes(
     """The application. A request not answered within `deadline_s` gets 503 and is withdrawn from the queue."""
     metrics = metrics or Metrics()
     app = FastAPI(title="Customer lifetime value", version=__version__, redoc_url=None)
-    app.add_middleware(Guard, keys=keys or Keys(), metrics=metrics, echo_request_id=echo_request_id)
+    app.add_middleware(
+        Guard,
+        keys=keys or Keys(),
+        metrics=metrics,
+        limiter=limiter,
+        per_minute=per_minute,
+        echo_request_id=echo_request_id,
+    )
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
@@ -62,7 +72,7 @@ def routes(
     @app.post("/v1/predict", tags=["scores"], response_model=PredictResponse)
     async def predict(request: Request) -> Response:
         """Scores of up to 1,000 customers, by id or with their events."""
-        body = await _body(request)
+        body = await _body(request, deadline_s)
         async with _answering(deadline_s):
             q = await asyncio.to_thread(lambda: questions.of_predict(_parsed(PredictRequest, body), backend))
             table = await q.scorer.score(q.histories, q.as_of, q.horizons) if len(q.histories) else None
@@ -73,7 +83,7 @@ def routes(
     @app.post("/v1/portfolio", tags=["scores"], response_model=PortfolioResponse)
     async def portfolio(request: Request) -> Response:
         """What up to 10,000 stored customers will be worth together, with the band of the sum."""
-        body = await _body(request)
+        body = await _body(request, deadline_s)
         async with _answering(deadline_s):
             q = await asyncio.to_thread(lambda: questions.of_portfolio(_parsed(PortfolioRequest, body), backend))
             content, known = answers.of_portfolio(q, await q.scorer.portfolio(q.histories, q.as_of, q.horizons))
@@ -104,7 +114,7 @@ def routes(
     async def events(request: Request) -> Response:
         """Stores up to 1,000 events, all or none. An event id that is stored already, with the same content, changes
         nothing: whoever got no answer sends the batch again."""
-        body = await _body(request)
+        body = await _body(request, deadline_s)
         async with _answering(deadline_s):
             stored = await asyncio.to_thread(
                 lambda: writes.store(backend, _parsed(EventsRequest, body), request.state.request_id)
@@ -153,12 +163,16 @@ def _count(metrics: Metrics, q: Question, known: int) -> None:
     metrics.data_through.set(q.data_through / 1e6)
 
 
-async def _body(request: Request) -> bytes:
-    """The bytes of a JSON body; 415 for another media type or charset."""
+async def _body(request: Request, deadline_s: float) -> bytes:
+    """The bytes of a JSON body; 415 for another media type or charset, 408 when they do not come."""
     media, _, parameters = request.headers.get("content-type", "").lower().partition(";")
     if media.strip() != JSON or parameters.replace('"', "").strip() not in ("", "charset=utf-8"):
         raise ProblemError(415, f"Send the request as Content-Type: {JSON}.", headers={"Accept": JSON})
-    return await request.body()
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await request.body()
+    except TimeoutError:
+        raise ProblemError(408, f"The request body did not come within {deadline_s:g} s.") from None
 
 
 def _parsed(model: type[M], body: bytes) -> M:

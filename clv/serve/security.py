@@ -1,65 +1,164 @@
-"""API keys and the rule that a server without keys stays on loopback."""
+"""API keys, what each may do, and the rule that a server without keys stays on loopback."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Mapping
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
-ENV = "CLV_API_KEYS"
+LOG = logging.getLogger(__name__)
+
+ENV, ENV_FILE = "CLV_API_KEYS", "CLV_API_KEYS_FILE"
 MIN_KEY_LENGTH = 16
+SCOPES = ("read", "write", "admin")  # each covers those before it
+_ENTRY = re.compile(r"(?:(?P<scope>read|write|admin)?(?:@(?P<per_minute>[1-9][0-9]{0,8}))?=)?(?P<key>.+)")
+LOOK_S = 1.0  # how long a key that was taken out of the file may still be accepted
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is kept of a key: the SHA-256 digest, the scope, and how often it may ask (None: the service's default)."""
+
+    digest: bytes = field(repr=False)
+    scope: str = "read"
+    per_minute: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What logs and rate limits call it."""
+        return hashlib.sha256(b"name" + self.digest).hexdigest()[:8]
+
+    def covers(self, scope: str) -> bool:
+        """Whether this key may do what needs `scope`."""
+        return SCOPES.index(self.scope) >= SCOPES.index(scope)
 
 
 @dataclass(frozen=True)
 class Keys:
-    """SHA-256 digests of the accepted keys; the keys themselves are not kept. Empty: no key is asked for."""
+    """The accepted keys. Empty: no key is asked for."""
 
-    digests: tuple[bytes, ...] = field(default=(), repr=False)
-
-    @classmethod
-    def parse(cls, text: str) -> Keys:
-        """Keys of a comma-separated list; each is the key itself or `sha256:HEX` (`printf %s KEY | sha256sum`)."""
-        return cls(tuple(_digest_of(entry.strip(), i) for i, entry in enumerate(text.split(",")) if entry.strip()))
+    keys: tuple[Key, ...] = ()
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Keys:
-        """Keys of CLV_API_KEYS; set but empty is an error, since it is more likely a lost secret than an intention."""
-        text = env.get(ENV)
-        if text is None:
-            return cls()
-        keys = cls.parse(text)
-        if not keys:
-            raise ValueError(f"{ENV} is set but holds no key: unset it (loopback only) or give keys")
-        return keys
+    def parse(cls, entries: Iterable[str], *, source: str = ENV, plain: bool = True) -> Keys:
+        """Keys of `[SCOPE][@PER_MINUTE]=KEY` or KEY alone (scope read); KEY may be `sha256:HEX` of the key
+        (`printf %s KEY | sha256sum`), and has to be where `plain` is false. ValueError names the entry, never a key."""
+        found = enumerate(entry.strip() for entry in entries)
+        return cls(tuple(_key(entry, f"{source}: entry {i + 1}", plain) for i, entry in found if entry))
 
     def __bool__(self) -> bool:
-        return bool(self.digests)
+        return bool(self.keys)
 
-    def accept(self, authorization: str | None) -> bool:
-        """Whether an Authorization header carries one of the keys; takes the same time for any wrong key."""
-        if not self.digests:
-            return True
-        scheme, _, key = (authorization or "").partition(" ")
-        given = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
-        matches = [hmac.compare_digest(given, digest) for digest in self.digests]
-        return scheme.lower() == "bearer" and any(matches)
+    def now(self) -> Keys:
+        return self
+
+    def find(self, authorization: str | None) -> Key | None:
+        """The key an Authorization header carries; takes the same time for any wrong key."""
+        scheme, _, given = (authorization or "").partition(" ")
+        digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).digest()
+        matches = [hmac.compare_digest(digest, key.digest) for key in self.keys]
+        found = next((key for key, match in zip(self.keys, matches, strict=True) if match), None)
+        return found if scheme.lower() == "bearer" else None
 
 
-def _digest_of(entry: str, position: int) -> bytes:
-    scheme, _, rest = entry.partition(":")
-    if scheme == "sha256":
+class KeySource(Protocol):
+    """Where the keys come from; they may change while the server runs."""
+
+    def now(self) -> Keys: ...
+
+
+class KeyFile:
+    """Keys of a file, one entry a line, # for remarks; digests only. A change is seen within a second.
+
+    A file that cannot be read or holds something wrong leaves the keys as they were, and is logged.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._clock = path, clock
+        self._keys, self._stamp = self._read()
+        self._looked = clock()
+
+    def now(self) -> Keys:
+        """The keys that are accepted at the moment."""
+        if self._clock() - self._looked >= LOOK_S:
+            self._looked = self._clock()
+            try:
+                if self._stat() != self._stamp:
+                    self._keys, self._stamp = self._read()
+                    LOG.info("%d API keys were read anew", len(self._keys.keys))
+            except (OSError, ValueError) as error:
+                LOG.error("the API keys stay as they were: %s", error)
+        return self._keys
+
+    def _stat(self) -> tuple[int, int, int]:
+        found = os.stat(self._path)
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _read(self) -> tuple[Keys, tuple[int, int, int]]:
+        stamp = self._stat()
+        lines = (line.partition("#")[0] for line in self._path.read_text(encoding="utf-8").splitlines())
+        keys = Keys.parse(lines, source=str(self._path), plain=False)
+        if not keys:
+            raise ValueError(f"{self._path} holds no key")
+        return keys, stamp
+
+
+def keys_from_env(env: Mapping[str, str]) -> KeySource:
+    """Keys of the file CLV_API_KEYS_FILE, or of CLV_API_KEYS, separated by commas; none without either.
+
+    Set but empty is an error, since it is more likely a lost secret than an intention.
+    """
+    text, file = env.get(ENV), env.get(ENV_FILE)
+    if text is not None and file is not None:
+        raise ValueError(f"both {ENV} and {ENV_FILE} are set: give one of them")
+    if file is not None:
+        return KeyFile(Path(file))
+    if text is None:
+        return Keys()
+    keys = Keys.parse(text.split(","))
+    if not keys:
+        raise ValueError(f"{ENV} is set but holds no key: unset it (loopback only) or give keys")
+    return keys
+
+
+def needed(method: str, path: str) -> str:
+    """The scope that a request needs."""
+    if method == "DELETE":
+        return "admin"
+    return "write" if path == "/v1/events" else "read"
+
+
+def _key(entry: str, where: str, plain: bool) -> Key:
+    found = _ENTRY.fullmatch(entry)
+    assert found is not None
+    per_minute = found["per_minute"]
+    digest = _digest_of(found["key"], where, plain)
+    return Key(digest, found["scope"] or "read", int(per_minute) if per_minute else None)
+
+
+def _digest_of(key: str, where: str, plain: bool) -> bytes:
+    kind, _, rest = key.partition(":")
+    if kind == "sha256":
         try:
             digest = bytes.fromhex(rest)
         except ValueError:
             digest = b""
         if len(digest) != 32:
-            raise ValueError(f"{ENV}: entry {position + 1} is not sha256: followed by 64 hex digits")
+            raise ValueError(f"{where} is not sha256: followed by 64 hex digits")
         return digest
-    if len(entry) < MIN_KEY_LENGTH:
-        raise ValueError(f"{ENV}: entry {position + 1} is shorter than {MIN_KEY_LENGTH} characters: use a longer key")
-    return hashlib.sha256(entry.encode()).digest()
+    if not plain:
+        raise ValueError(f"{where} is not hashed: write sha256:HEX, from printf %s KEY | sha256sum")
+    if len(key) < MIN_KEY_LENGTH:
+        raise ValueError(f"{where} is shorter than {MIN_KEY_LENGTH} characters: use a longer key")
+    return hashlib.sha256(key.encode()).digest()
 
 
 def is_loopback(host: str | None) -> bool:
@@ -78,7 +177,7 @@ def check_exposure(keys: Keys, host: str | None) -> None:
     if not keys and not is_loopback(host):
         raise ValueError(
             f"refusing to serve on {host!r} without API keys: "
-            f"set {ENV}, or http_options.host to 127.0.0.1 in the Serve file"
+            f"set {ENV} or {ENV_FILE}, or http_options.host to 127.0.0.1 in the Serve file"
         )
 
 

@@ -21,6 +21,7 @@ from clv.serve.schemas import Stored
 from clv.serve.security import Keys
 
 KEY = "a-key-of-twenty-char"
+KEYS = Keys.parse([f"admin={KEY}"])
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def served(app: Any) -> Iterator[str]:
 
 def test_ids_events_and_the_model_over_a_real_connection(backend: Any) -> None:
     event = {"event_time": "2011-06-03", "event_type": "purchase", "amount": 7.3}
-    with served(routes(backend, Keys.parse(KEY))) as url, Client(url, KEY) as client:
+    with served(routes(backend, KEYS)) as url, Client(url, KEY) as client:
         answer = client.predict(["A", {"customer_id": "new", "events": [event]}, "nobody"], horizons_days=[365])
         assert [result.status for result in answer.results] == ["ok", "ok", "unknown_customer"]
         assert [result.scores[0].value_mean for result in answer.results[:2]] == pytest.approx([50.0, 7.3])
@@ -65,7 +66,7 @@ def test_a_refusal_names_the_field_and_the_request(backend: Any) -> None:
 
 
 def test_a_wrong_key_is_told_at_once(backend: Any) -> None:
-    with served(routes(backend, Keys.parse(KEY))) as url, Client(url, "wrong") as client:
+    with served(routes(backend, KEYS)) as url, Client(url, "wrong") as client:
         began = time.perf_counter()
         with pytest.raises(ClvError, match="HTTP 401"):
             client.model()

@@ -20,6 +20,7 @@ from clv.serve.security import Keys
 from clv.serve.service import Facts
 
 KEY = "a-key-of-twenty-char"
+KEYS = Keys.parse([f"admin={KEY}"])
 A_AND_UNKNOWN = {"as_of": "2011-06-12", "customers": [{"customer_id": "A"}, {"customer_id": "nobody"}]}
 
 
@@ -40,7 +41,18 @@ def problem_of(answer: httpx.Response, status: int) -> Problem:
     assert problem.request_id == answer.headers["x-request-id"]
     assert "Traceback" not in answer.text
     assert ".py" not in answer.text
+    assert_guarded(answer)
     return problem
+
+
+def assert_guarded(answer: httpx.Response) -> None:
+    """The headers that every answer has."""
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert answer.headers.get_list("x-request-id") == [answer.headers["x-request-id"]]
+    assert "strict-transport-security" not in answer.headers
 
 
 def test_known_and_unknown_customers_are_answered_in_the_order_asked(backend: LiveBackend, connect: Any) -> None:
@@ -48,6 +60,7 @@ def test_known_and_unknown_customers_are_answered_in_the_order_asked(backend: Li
     answer = ask(routes(backend), connect, "POST", "/v1/predict", json=body)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
+    assert_guarded(answer)
     PredictResponse.model_validate_json(answer.content)
     found = answer.json()
     assert {key: found[key] for key in found if key != "results"} == {
@@ -184,13 +197,95 @@ def test_without_a_store_only_inline_events_are_scored(make_predictor: Any, conn
 @pytest.mark.parametrize("header", [None, "Bearer wrong-key-of-20-char", "Basic a-key-of-twenty-char", "Bearer", KEY])
 def test_without_a_valid_key_it_is_401(backend: LiveBackend, connect: Any, path: str, header: str | None) -> None:
     headers = {"Authorization": header} if header else {}
-    answer = ask(routes(backend, Keys.parse(KEY)), connect, "GET", path, headers=headers)
+    answer = ask(routes(backend, KEYS), connect, "GET", path, headers=headers)
     assert "Authorization: Bearer" in problem_of(answer, 401).detail
     assert answer.headers["www-authenticate"] == 'Bearer realm="clv"'
 
 
+SCOPED = {
+    ("GET", "/v1/model"): "read",
+    ("GET", "/v1/customers/A"): "read",
+    ("POST", "/v1/predict"): "read",
+    ("POST", "/v1/portfolio"): "read",
+    ("GET", "/metrics"): "read",
+    ("POST", "/v1/events"): "write",
+    ("DELETE", "/v1/customers/A"): "admin",
+}
+
+
+@pytest.mark.parametrize(("call", "scope"), SCOPED.items(), ids=lambda call: str(call))
+def test_what_a_key_does_not_cover_is_403(
+    backend: LiveBackend, connect: Any, call: tuple[str, str], scope: str
+) -> None:
+    scopes = ["read", "write", "admin"]
+    keys = Keys.parse([f"{one}=key-of-twenty-c-{one}" for one in scopes])
+    options = {"content": b"{}", "headers": {"Content-Type": "application/json"}} if call[0] == "POST" else {}
+    for one in scopes:
+        headers = options.get("headers", {}) | {"Authorization": f"Bearer key-of-twenty-c-{one}"}
+        answer = ask(routes(backend, keys), connect, *call, **{**options, "headers": headers})
+        if scopes.index(one) >= scopes.index(scope):
+            assert answer.status_code in (200, 204, 422)
+        else:
+            assert problem_of(answer, 403).detail == f"This needs a key of scope {scope}; this key's is {one}."
+            wanted = f'Bearer realm="clv", error="insufficient_scope", scope="{scope}"'
+            assert answer.headers["www-authenticate"] == wanted
+
+
+def test_more_requests_than_a_key_may_make_are_429(backend: LiveBackend, connect: Any) -> None:
+    """A tenth of a minute's requests at once, then one every second; another key is another account."""
+    keys = Keys.parse(["read@60=a-key-of-twenty-char", "another-key-of-20-ch"])
+    app = routes(backend, keys, per_minute=20)
+
+    def calls(key: str, times: int) -> list[httpx.Response]:
+        return [ask(app, connect, "GET", "/v1/model", headers={"Authorization": f"Bearer {key}"}) for _ in range(times)]
+
+    found = calls(KEY, 8)
+    assert [answer.status_code for answer in found] == [200] * 6 + [429] * 2
+    assert problem_of(found[-1], 429).detail == "This key may ask 60 times a minute."
+    assert found[-1].headers["retry-after"] == "1"
+    assert [answer.status_code for answer in calls("another-key-of-20-ch", 3)] == [200, 200, 429]
+    for _ in range(30):
+        assert ask(app, connect, "GET", "/healthz").status_code == 200
+        problem_of(ask(app, connect, "GET", "/v1/model", headers={"Authorization": "Bearer wrong"}), 401)
+
+
+def test_over_tls_browsers_are_told_to_stay_there(backend: LiveBackend, connect: Any) -> None:
+    answer = ask(routes(backend), connect, "GET", "/v1/model", headers={"X-Forwarded-Proto": "https"})
+    assert answer.headers["strict-transport-security"] == "max-age=31536000"
+
+
+def test_a_body_that_does_not_come_is_408(backend: LiveBackend, connect: Any) -> None:
+    async def slowly() -> Any:
+        yield b"{"
+        await asyncio.sleep(5)
+
+    app = routes(backend, deadline_s=0.1)
+    headers = {"Content-Type": "application/json"}
+    answer = ask(app, connect, "POST", "/v1/events", content=slowly(), headers=headers)
+    assert "did not come within 0.1 s" in problem_of(answer, 408).detail
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/events", "/v1/portfolio"])
+@pytest.mark.parametrize(
+    "media", ["", "text/plain", "application/jsonp", "application/json; charset=latin-1", "application/json, text/html"]
+)
+def test_a_media_type_is_taken_at_its_word(backend: LiveBackend, connect: Any, path: str, media: str) -> None:
+    answer = ask(routes(backend), connect, "POST", path, content=b"{}", headers={"Content-Type": media})
+    assert "application/json" in problem_of(answer, 415).detail
+    assert answer.headers["accept"] == "application/json"
+    answer = ask(
+        routes(backend),
+        connect,
+        "POST",
+        path,
+        content=b"{}",
+        headers={"Content-Type": "Application/JSON; charset=UTF-8"},
+    )
+    problem_of(answer, 422)
+
+
 def test_with_a_key_it_is_200_and_probes_need_none(backend: LiveBackend, connect: Any) -> None:
-    app = routes(backend, Keys.parse(f"other-key-of-20-chars, {KEY}"))
+    app = routes(backend, Keys.parse(["other-key-of-20-chars", KEY]))
     headers = {"Authorization": f"Bearer {KEY}", "Host": "shop.example"}
     assert ask(app, connect, "GET", "/v1/model", headers=headers).status_code == 200
     for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
