@@ -25,9 +25,10 @@ from clv.data.synth import simulate
 from clv.models.batch import Batch
 from clv.models.features import Items
 from clv.train.config import TrainConfig
-from clv.train.engine import make_engine, make_optimizer
+from clv.train.engine import make_engine
 from clv.train.fit import Setup, Shop, prepare
 from clv.train.loop import sum_loss
+from clv.train.optimizers import make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,10 @@ class TrainSettings:
     """Tokens per step over all workers, padding included, in place of the batch size."""
     learning_rate: float | None = None
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] | None = None
+    layer_decay: float | None = None
+    """Each layer of the backbone learns at this share of the rate of the one above it; 1: all alike."""
+    unfreeze_epochs: float | None = None
+    """The layers of the backbone, frozen at first, join in from the top over so many epochs; 0: all from the start."""
     loss: Literal["mixture", "ziln", "tweedie", "mse"] | None = None
     """Loss of the value."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
@@ -77,7 +81,9 @@ class TrainSettings:
         return replace(
             config,
             model=replace(config.model, backbone=backbone),
-            optimizer=replace(config.optimizer, **given("learning_rate", name="optimizer")),
+            optimizer=replace(
+                config.optimizer, **given("learning_rate", "layer_decay", "unfreeze_epochs", name="optimizer")
+            ),
             loss=replace(config.loss, **given(name="loss")),
             engine=replace(
                 config.engine,

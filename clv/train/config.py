@@ -17,7 +17,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class OptimizerConfig:
     """Learning rates rise linearly over `warmup` of the steps and fall to 5 % along a cosine.
 
-    The backbone, deep and slow to settle, learns at `backbone_share` of the rate.
+    The backbone, deep and slow to settle, learns at `backbone_share` of the rate; each of its layers at `layer_decay`
+    of the one above. unfreeze_epochs: over so many epochs its layers, all frozen at first, join in from the top.
     """
 
     name: OptimizerName = "adamw"
@@ -26,6 +27,19 @@ class OptimizerConfig:
     weight_decay: float = 0.02
     warmup: float = 0.1
     clip_norm: float = 1.0
+    layer_decay: float = 1.0
+    unfreeze_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optimizer.layer_decay must lie in (0, 1], not {self.layer_decay}")
+        if self.unfreeze_epochs < 0:
+            raise ValueError(f"optimizer.unfreeze_epochs must not be negative, not {self.unfreeze_epochs}")
+
+    @property
+    def layered(self) -> bool:
+        """Whether the layers of the backbone learn at rates of their own."""
+        return self.layer_decay < 1 or self.unfreeze_epochs > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +121,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if 0 < self.batch_tokens < (longest := self.model.backbone.max_tokens):
             raise ValueError(f"batch_tokens {self.batch_tokens} is less than one customer's max_tokens {longest}")
+        if self.optimizer.layered and self.model.backbone.architecture == "mlp":
+            raise ValueError("optimizer.layer_decay and unfreeze_epochs need a backbone of several layers, not an mlp")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
 

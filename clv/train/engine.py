@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,40 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from clv.models.batch import Batch
-from clv.train.config import EngineConfig, OptimizerConfig, TrainConfig
+from clv.train.config import EngineConfig, TrainConfig
+from clv.train.optimizers import BACKBONE, make_optimizer, shares
 
 LossSum = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 """(model, batch) -> (sum of losses, weight); the weight must not depend on the model."""
 
-BACKBONE = "backbone"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Biases, norms and embeddings are not decayed; the backbone learns at its own share of the rate."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            decays = p.ndim >= 2 and "embedding" not in name
-            groups.setdefault(("backbone." in name, decays), []).append(p)
-    parameters = [
-        {"params": group, "weight_decay": config.weight_decay if decays else 0.0, "name": _group_name(backbone, decays)}
-        for (backbone, decays), group in sorted(groups.items(), key=lambda entry: entry[0])
-    ]
-    rate = config.learning_rate
-    match config.name:
-        case "adamw":
-            return torch.optim.AdamW(parameters, lr=rate)
-        case "adam":
-            return torch.optim.Adam(parameters, lr=rate)
-        case "rmsprop":
-            return torch.optim.RMSprop(parameters, lr=rate)
-        case "sgd":
-            return torch.optim.SGD(parameters, lr=rate, momentum=0.9)
-
-
-def _group_name(backbone: bool, decays: bool) -> str:
-    return f"{BACKBONE if backbone else 'rest'}-{'decayed' if decays else 'plain'}"
 
 
 def choose_precision(config: EngineConfig, device: torch.device) -> str:
@@ -135,16 +109,20 @@ class Engine:
             # Without prices, or with half of the model switched off, some parameters take no part in the loss.
             self.model = nn.parallel.DistributedDataParallel(self.objective, find_unused_parameters=True)
 
-    def train_step(self, batches: Sequence[Batch], learning_rate: float) -> float:
+    def train_step(self, batches: Sequence[Batch], learning_rate: float, epochs: float = math.inf) -> float:
         """One optimizer step over the micro-batches of this worker; returns the mean loss of the global batch.
+
+        epochs: how many are done; layers that have not been unfrozen by then stay as they are.
 
         The weight is reduced over workers and micro-batches before scaling, so any split of the same global batch
         gives the same step.
         """
         batches = [batch.to(self.device) for batch in batches]
         weight = self._reduce(sum((_weight(batch) for batch in batches), torch.zeros((), device=self.device)))
-        for group in self.optimizer.param_groups:
-            share = self.config.optimizer.backbone_share if group["name"].startswith(BACKBONE) else 1.0
+        groups = self.optimizer.param_groups
+        for group, share in zip(
+            groups, shares([g["name"] for g in groups], self.config.optimizer, epochs), strict=True
+        ):
             group["lr"] = learning_rate * share
         scale = self.world_size / weight.clamp(min=1.0)
         loss_sum = torch.zeros((), device=self.device)

@@ -194,7 +194,7 @@ def run(
                 if config.batch_tokens:  # how many steps an epoch has is known when it is cut
                     at, of = epoch * step.num_steps + step.number, schedule * step.num_steps
                 rate = learning_rate(at, of, config.optimizer)
-                loss = engine.train_step(step.batches, rate)
+                loss = engine.train_step(step.batches, rate, epoch + step.number / step.num_steps)
                 if not math.isfinite(loss):
                     raise FloatingPointError(
                         f"loss is {loss} at step {engine.step_count}: lower optimizer.learning_rate"

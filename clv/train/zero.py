@@ -16,7 +16,8 @@ from torch import Tensor
 
 from clv.models.batch import Batch
 from clv.train.config import TrainConfig
-from clv.train.engine import Engine, make_optimizer
+from clv.train.engine import Engine
+from clv.train.optimizers import make_optimizer
 
 TAG, UNIVERSAL = "ds", "universal"
 # Keys of a DeepSpeed JSON that have an effect here; DeepSpeed drops others in silence.

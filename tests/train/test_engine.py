@@ -11,9 +11,10 @@ import torch
 from clv.models.model import CustomerModel
 from clv.train import loop
 from clv.train.config import OptimizerConfig, TrainConfig
-from clv.train.engine import make_engine, make_optimizer
+from clv.train.engine import make_engine
 from clv.train.feed import steps_of
 from clv.train.fit import Setup, Shop
+from clv.train.optimizers import depth_of, make_optimizer, shares
 from clv.train.zero import deepspeed_config
 
 OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
@@ -55,11 +56,18 @@ LOOPS = [
     case("loop zero 3 without average", loop=True, engine=deepspeed(3), config={"ema_decay": 0.0}),
     case("loop without average", loop=True, config={"ema_decay": 0.0}),
 ]
+LAYERED = {"layer_decay": 0.5, "unfreeze_epochs": 0.6}
+LAYERS = [
+    case("layers", loop=True, optimizer=LAYERED),
+    case("layers zero 1", loop=True, optimizer=LAYERED, engine=deepspeed(1)),
+    case("layers zero 3", loop=True, optimizer=LAYERED, engine=deepspeed(3)),
+]
 CASES = {
     1: [
         *BOTH,
         *NO_VALUE,
         *LOOPS,
+        *LAYERS,
         *(case(f"{name}", optimizer={"name": name}) for name in OPTIMIZERS),
         *(case(f"{name} zero 1", optimizer={"name": name}, engine=deepspeed(1)) for name in OPTIMIZERS),
         case("zero 3 load", engine=deepspeed(3), load_weights=True, steps=1),
@@ -68,7 +76,14 @@ CASES = {
         case("zero 1 bf16", steps=20, engine=deepspeed(1, precision="bf16")),
         case("zero 3 bf16", steps=20, engine=deepspeed(3, precision="bf16")),
     ],
-    2: [*SHARED, *NO_VALUE, LOOPS[0], LOOPS[2], case("zero 3 load", engine=deepspeed(3), load_weights=True, steps=1)],
+    2: [
+        *SHARED,
+        *NO_VALUE,
+        LOOPS[0],
+        LOOPS[2],
+        LAYERS[1],
+        case("zero 3 load", engine=deepspeed(3), load_weights=True, steps=1),
+    ],
 }
 
 
@@ -205,6 +220,65 @@ def test_biases_norms_and_embeddings_are_not_decayed(setup: Setup, config: Train
     assert all("bias" in name or "norm" in name.lower() or "embedding" in name or "." in name for name in rest)
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert len(decayed) + len(rest) + len(frozen) == len(names)
+
+
+@pytest.mark.parametrize("name", ["layers", "layers zero 1", "layers zero 3"])
+def test_layers_learn_at_their_own_rates_on_every_engine(name: str, results: GetResults) -> None:
+    expected = results(1)[0]["layers"]
+    assert_same_run(results(1)[0][name], expected)
+    for found in results(2):
+        assert_same_run(found["layers zero 1"], expected)
+    assert expected["losses"] != results(1)[0]["loop"]["losses"]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "gru", "bilstm"])
+def test_every_layer_has_a_rate_of_its_own_and_wakes_in_its_turn(
+    architecture: str, setup: Setup, shop: Shop, config: TrainConfig
+) -> None:
+    backbone = replace(config.model.backbone, architecture=architecture, num_layers=4, width=32)
+    layers = OptimizerConfig(layer_decay=0.5, unfreeze_epochs=2.0, backbone_share=0.4, weight_decay=0.5)
+    settings = replace(config, model=replace(config.model, backbone=backbone), optimizer=layers)
+    engine = make_engine(settings_model(settings, setup), loop.sum_loss(config, True), settings, torch.device("cpu"))
+    num = 2 if architecture in ("gru", "bilstm") else 4
+    tensors = dict(engine.module.named_parameters())
+    (step,) = list(steps_of(setup.source(shop, config).epoch(0), settings, 0, 1, 0))[:1]
+
+    def moved(epochs: float) -> set[int]:
+        """Depths of the layers that one step changes."""
+        before = {name: p.detach().clone() for name, p in tensors.items()}
+        engine.train_step(step.batches, 1e-3, epochs)
+        changed = {name for name, p in tensors.items() if not torch.equal(p, before[name])}
+        assert any("heads" in name for name in changed)
+        return {num if ".ln_f." in name else depth_of(name) for name in changed if name.startswith("backbone.")}
+
+    below = 0 if architecture in ("bert", "gpt2") else 1
+    assert moved(0.0) == set()
+    assert moved(1.0) == set(range(num, num - (num + 1) // 2, -1))
+    assert moved(2.0) == set(range(below, num + 1))
+    rates = {group["name"].split("-")[0]: group["lr"] for group in engine.optimizer.param_groups}
+    assert rates["rest"] == 1e-3
+    for depth in range(below, num + 1):
+        assert rates[f"backbone.{depth:03d}"] == pytest.approx(1e-3 * 0.4 * 0.5 ** (num - depth))
+
+
+def settings_model(config: TrainConfig, setup: Setup) -> CustomerModel:
+    torch.manual_seed(0)
+    return CustomerModel(config.model, setup.assembler.space, 2)
+
+
+def test_without_layers_of_its_own_the_backbone_has_one_rate() -> None:
+    names = ["rest-plain", "backbone-plain", "backbone-decayed"]
+    assert shares(names, OptimizerConfig(backbone_share=0.2), 0.0) == [1.0, 0.2, 0.2]
+
+
+def test_rates_by_layer_are_refused_where_they_would_do_nothing(config: TrainConfig) -> None:
+    mlp = replace(config.model, backbone=replace(config.model.backbone, architecture="mlp"))
+    with pytest.raises(ValueError, match="need a backbone of several layers, not an mlp"):
+        replace(config, model=mlp, optimizer=OptimizerConfig(layer_decay=0.9))
+    with pytest.raises(ValueError, match=r"layer_decay must lie in \(0, 1\], not 1\.5"):
+        OptimizerConfig(layer_decay=1.5)
+    with pytest.raises(ValueError, match="unfreeze_epochs must not be negative, not -1"):
+        OptimizerConfig(unfreeze_epochs=-1)
 
 
 def test_the_gradient_norm_is_clipped_only_where_asked(setup: Setup, shop: Shop, config: TrainConfig) -> None:
