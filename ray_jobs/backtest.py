@@ -50,7 +50,7 @@ def run(options: Options) -> None:
         raise ValueError("--origins names no date; write for example --origins 2011-03-14,2011-06-12")
     if options.horizon_days < 1 or options.seeds < 1:
         raise ValueError(f"--horizon-days {options.horizon_days} and --seeds {options.seeds} must be at least 1")
-    config = options.config()
+    config = options.settings()
     # Everything that a wrong argument can cause is found before Ray starts.
     shop = training.read_shop(options.histories)
     facts = {origin: backtesting.truth(shop, origin, options.horizon_days) for origin in origins}

@@ -47,7 +47,7 @@ def run(options: Options) -> None:
     cluster = options.cluster(aside)
     tracking.check(options.track)
     transfer.check_target(out)
-    config, objectives = options.config(), Objectives.only(*options.objectives)
+    config, objectives = options.settings(), Objectives.only(*options.objectives)
     zero.deepspeed_config(config, "fp32", options.workers)
     shops = pretraining.read_shops(options.histories)
     origins = [Prepared.open(folder).origin(options.origin) for folder in options.histories]

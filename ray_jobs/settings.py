@@ -21,6 +21,8 @@ class TrainSettings:
 
     preset: Literal["tiny", "minilm", "base", "large"] = "tiny"
     """Size of the backbone."""
+    config: Path | None = None
+    """A YAML of settings over the preset's, as ray_jobs.tune writes one; options given here win over it."""
     architecture: Literal["bert", "gpt2", "lstm", "bilstm", "gru", "mlp"] | None = None
     """Backbone architecture, by default that of the preset."""
     pretrained: str | None = None
@@ -42,9 +44,9 @@ class TrainSettings:
     """Loss of the value."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; by default that of --deepspeed, or 1."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 or fp16 on a GPU, fp32 on a CPU."""
-    accumulation: int = 1
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """auto (the default): bf16 or fp16 on a GPU, fp32 on a CPU."""
+    accumulation: int | None = None
     """Micro-batches per step and worker."""
     activation_checkpointing: bool = False
     """Less memory: layers run again in the backward pass."""
@@ -67,16 +69,18 @@ class TrainSettings:
         run = begun.strftime("%Y%m%d-%H%M%S")
         return Tracking(folder=str(aside / "tracking" / run), run=run, names=self.track, settings=config)
 
-    def config(self) -> TrainConfig:
-        """The preset with the settings that were given."""
-        from clv.train.config import TrainConfig
+    def settings(self) -> TrainConfig:
+        """The preset, with the settings of the file, with those that were given; ValueError for an unknown one."""
+        from clv.train.config import TrainConfig, overlaid
 
         def given(*names: str, **renamed: str) -> dict[str, object]:
             chosen = {name: getattr(self, name) for name in names}
             chosen |= {theirs: getattr(self, ours) for theirs, ours in renamed.items()}
-            return {name: value for name, value in chosen.items() if value is not None}
+            return {name: value for name, value in chosen.items() if value is not None and value is not False}
 
         config = TrainConfig.preset(self.preset)
+        if self.config is not None:
+            config = overlaid(config, _read_yaml(self.config), str(self.config))
         backbone = replace(config.model.backbone, **given("architecture", "pretrained"))
         return replace(
             config,
@@ -89,7 +93,7 @@ class TrainSettings:
                 config.engine,
                 **given("zero_stage", "precision", "accumulation", "activation_checkpointing", "compile"),
                 **given("offload_optimizer", "offload_parameters"),
-                deepspeed=_read_json(self.deepspeed) if self.deepspeed else {},
+                **({"deepspeed": _read_json(self.deepspeed)} if self.deepspeed else {}),
             ),
             **given("epochs", "samples_per_epoch", "batch_size", "batch_tokens", "seed"),
         )
@@ -142,6 +146,18 @@ class ClusterSettings:
             keep_checkpoints=self.keep_checkpoints,
             storage=self.storage or str(aside),
         )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--config {path} must hold settings by name, not {type(found).__name__}")
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:

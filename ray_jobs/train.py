@@ -38,7 +38,7 @@ def run(options: Options) -> None:
     tracking.check(options.track)
     prepared = Prepared.open(options.histories)
     cutoff = prepared.origin(options.origin)
-    config = options.config()
+    config = options.settings()
     # Everything that a wrong argument can cause is found before Ray starts.
     zero.deepspeed_config(config, "fp32", options.workers)
     bundle.check_target(out)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Literal, Self, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from clv.models import encoders
 from clv.models.losses import LossConfig
@@ -11,6 +15,7 @@ from clv.models.model import ModelConfig
 
 OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,3 +140,28 @@ class TrainConfig:
 
     def with_engine(self, **changes: object) -> Self:
         return replace(self, engine=replace(self.engine, **changes))  # type: ignore[arg-type]
+
+
+def overlaid(config: T, given: Mapping[str, Any], source: str, where: str = "") -> T:
+    """`config` with what `given`, nested alike, sets of it. ValueError names source, key and remedy."""
+    kinds, changes = get_type_hints(type(config)), {}
+    for key, value in given.items():
+        place = f"{where}{key}"
+        if key not in (known := [f.name for f in fields(config)]):  # type: ignore[arg-type]
+            near = get_close_matches(str(key), known, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"{source}: {place}: unknown setting ({meant})")
+        current = getattr(config, key)
+        if is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{source}: {place} holds settings of its own, not {value!r}")
+            changes[key] = overlaid(current, value, source, f"{place}.")
+            continue
+        try:
+            changes[key] = TypeAdapter(kinds[key]).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{source}: {place} {value!r}: {error.errors()[0]['msg']}") from None
+    try:
+        return replace(config, **changes)  # type: ignore[type-var]
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None

@@ -57,7 +57,7 @@ def test_an_encoder_that_has_seen_the_held_out_window_is_refused(histories: Path
     from clv.train import pretraining
 
     options = pretrain.Options(histories=(histories,), out=tmp_path / "encoder", **SMALL)
-    config = options.config()
+    config = options.settings()
     plan = pretraining.plan([read_shop(histories)], [Prepared.open(histories).origin(None)], Objectives(), config)
     seen = [transfer.Seen("simulated", plan.grounds[0].cutoff)]
     transfer.save(tmp_path / "encoder", config.model.backbone, plan.space, plan.model(config).state_dict(), seen, {})

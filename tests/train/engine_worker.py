@@ -64,7 +64,7 @@ def observe(engine: Engine, micro: list[Any]) -> dict[str, Any]:
     out: dict[str, Any] = {
         "moved": moved**0.5,
         "calls": len(calls),
-        "computed": calls[0],
+        "computed": calls[0] if calls else "by a compiled graph, which calls no hooks",
         "parameters": sorted({str(p.dtype) for p in engine.module.parameters()}),
         "precision": engine.precision,
         "world_size": engine.world_size,

@@ -273,10 +273,10 @@ def test_a_json_alone_may_set_the_stage_and_agree_with_the_rest(config: TrainCon
 def test_the_command_line_reads_the_json(tmp_path: Path) -> None:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
-    assert TrainSettings(deepspeed=path).config().engine.stage == 2
+    assert TrainSettings(deepspeed=path).settings().engine.stage == 2
     path.write_text("{stage: 2}")
     with pytest.raises(ValueError, match=r"--deepspeed .*ds\.json is not JSON"):
-        TrainSettings(deepspeed=path).config()
+        TrainSettings(deepspeed=path).settings()
     path.write_text("[2]")
     with pytest.raises(ValueError, match="must hold a JSON object, not list"):
-        TrainSettings(deepspeed=path).config()
+        TrainSettings(deepspeed=path).settings()
