@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -33,9 +33,13 @@ from clv.serve.schemas import (
     Stored,
 )
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 # Nobody worked on these; any other 5xx may have a reason that a repetition would only repeat.
 _AGAIN = frozenset({429, 503})
 _PROBLEM = "application/problem+json"
+_ARROW = "application/vnd.apache.arrow.stream"
 
 
 class ClvError(ValueError):
@@ -102,6 +106,31 @@ class Client:
             time.sleep(min(1.0, self._retry_for_s))
         raise ClvError(503, None, "the bundle in service changed between the parts of every attempt")
 
+    def predict_table(
+        self,
+        customers: Sequence[str] | pa.Table,
+        *,
+        as_of: datetime | str | None = None,
+        horizons_days: Sequence[int] | None = None,
+        model_version: str | None = None,
+    ) -> pa.Table:
+        """As `predict`, by Arrow: at most 1,000 ids, or a table of events with `customer_id`; the table of scores has
+        one row per customer and horizon, and a row with status unknown_customer for each that is not known."""
+        import pyarrow as pa
+
+        table = customers if isinstance(customers, pa.Table) else pa.table({"customer_id": list(customers)})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        days = ",".join(map(str, horizons_days)) if horizons_days is not None else None
+        at = as_of.isoformat() if isinstance(as_of, datetime) else as_of
+        asked = {"as_of": at, "horizons_days": days, "model_version": model_version}
+        path = httpx.URL("/v1/predict", params={name: value for name, value in asked.items() if value is not None})
+        headers = {"Content-Type": _ARROW, "Accept": _ARROW}
+        return pa.ipc.open_stream(
+            self._call("POST", str(path), content=sink.getvalue().to_pybytes(), headers=headers)
+        ).read_all()
+
     def portfolio(
         self,
         customer_ids: Sequence[str],
@@ -162,7 +191,7 @@ class Client:
         return self._call("POST", f"/v1/{name}", content=body, headers={"Content-Type": "application/json"})
 
     def _call(
-        self, method: str, path: str, *, content: str | None = None, headers: dict[str, str] | None = None
+        self, method: str, path: str, *, content: str | bytes | None = None, headers: dict[str, str] | None = None
     ) -> bytes:
         request_id = uuid.uuid4().hex
         headers = {**(headers or {}), "X-Request-ID": request_id}

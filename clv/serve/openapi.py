@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from clv.serve import arrow
 from clv.serve.guard import OPEN_PATHS
 from clv.serve.schemas import (
     EVENTS_EXAMPLE,
@@ -74,6 +75,9 @@ def _complete(found: dict[str, Any]) -> dict[str, Any]:
             "examples": {name: {"value": value} for name, value in examples.items()},
         }
         found["paths"][path]["post"]["requestBody"] = {"required": True, "content": {"application/json": content}}
+    found["paths"]["/v1/predict"]["post"]["responses"]["200"]["content"][arrow.MEDIA] = {
+        "schema": {"type": "string", "format": "binary"}
+    }
     for path, methods in found["paths"].items():
         for method, operation in methods.items():
             operation["responses"].pop("422", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from clv import __version__
-from clv.serve import answers, questions, writes
+from clv.serve import answers, arrow, questions, writes
 from clv.serve.batching import Overloaded
 from clv.serve.guard import Guard, ProblemError
 from clv.serve.limits import Limiter
@@ -71,19 +71,32 @@ def routes(
 
     @app.post("/v1/predict", tags=["scores"], response_model=PredictResponse)
     async def predict(request: Request) -> Response:
-        """Scores of up to 1,000 customers, by id or with their events."""
-        body = await _body(request, deadline_s)
+        """Scores of up to 1,000 customers, by id or with their events.
+
+        In JSON, or as an Arrow IPC stream with `customer_id` alone or a row per event, the other fields then as
+        parameters of the address; the answer is what Accept asks for.
+        """
+        media, body = await _body(request, deadline_s, (JSON, arrow.MEDIA))
+        as_arrow = arrow.MEDIA in request.headers.get("accept", "")
+
+        def ask() -> Question:
+            if media == JSON:
+                return questions.of_predict(_parsed(PredictRequest, body), backend)
+            given = arrow.request_of(body, request.query_params)
+            return questions.of_predict(_checked(PredictRequest.model_validate, given), backend)
+
         async with _answering(deadline_s):
-            q = await asyncio.to_thread(lambda: questions.of_predict(_parsed(PredictRequest, body), backend))
+            q = await asyncio.to_thread(ask)
             table = await q.scorer.score(q.histories, q.as_of, q.horizons) if len(q.histories) else None
-            content, known = await asyncio.to_thread(answers.of_prediction, q, table)
+            write = arrow.of_prediction if as_arrow else answers.of_prediction
+            content, known = await asyncio.to_thread(write, q, table)
         _count(metrics, q, known)
-        return Response(content, media_type=JSON)
+        return Response(content, media_type=arrow.MEDIA if as_arrow else JSON)
 
     @app.post("/v1/portfolio", tags=["scores"], response_model=PortfolioResponse)
     async def portfolio(request: Request) -> Response:
         """What up to 10,000 stored customers will be worth together, with the band of the sum."""
-        body = await _body(request, deadline_s)
+        _, body = await _body(request, deadline_s)
         async with _answering(deadline_s):
             q = await asyncio.to_thread(lambda: questions.of_portfolio(_parsed(PortfolioRequest, body), backend))
             content, known = answers.of_portfolio(q, await q.scorer.portfolio(q.histories, q.as_of, q.horizons))
@@ -114,7 +127,7 @@ def routes(
     async def events(request: Request) -> Response:
         """Stores up to 1,000 events, all or none. An event id that is stored already, with the same content, changes
         nothing: whoever got no answer sends the batch again."""
-        body = await _body(request, deadline_s)
+        _, body = await _body(request, deadline_s)
         async with _answering(deadline_s):
             stored = await asyncio.to_thread(
                 lambda: writes.store(backend, _parsed(EventsRequest, body), request.state.request_id)
@@ -163,21 +176,26 @@ def _count(metrics: Metrics, q: Question, known: int) -> None:
     metrics.data_through.set(q.data_through / 1e6)
 
 
-async def _body(request: Request, deadline_s: float) -> bytes:
-    """The bytes of a JSON body; 415 for another media type or charset, 408 when they do not come."""
-    media, _, parameters = request.headers.get("content-type", "").lower().partition(";")
-    if media.strip() != JSON or parameters.replace('"', "").strip() not in ("", "charset=utf-8"):
-        raise ProblemError(415, f"Send the request as Content-Type: {JSON}.", headers={"Accept": JSON})
+async def _body(request: Request, deadline_s: float, taken: tuple[str, ...] = (JSON,)) -> tuple[str, bytes]:
+    """Media type and bytes of a body; 415 for another type than those taken, or charset, 408 when they do not come."""
+    media, _, parameters = (part.strip() for part in request.headers.get("content-type", "").lower().partition(";"))
+    if media not in taken or parameters.replace('"', "") not in ("", "charset=utf-8"):
+        types = " or ".join(taken)
+        raise ProblemError(415, f"Send the request as Content-Type: {types}.", headers={"Accept": ", ".join(taken)})
     try:
         async with asyncio.timeout(deadline_s):
-            return await request.body()
+            return media, await request.body()
     except TimeoutError:
         raise ProblemError(408, f"The request body did not come within {deadline_s:g} s.") from None
 
 
 def _parsed(model: type[M], body: bytes) -> M:
+    return _checked(model.model_validate_json, body)
+
+
+def _checked(validate: Callable[[Any], M], given: Any) -> M:
     try:
-        return model.model_validate_json(body)
+        return validate(given)
     except ValidationError as error:
         raise _invalid(error.errors(include_url=False, include_input=False)) from None
 

@@ -272,7 +272,7 @@ def test_a_body_that_does_not_come_is_408(backend: LiveBackend, connect: Any) ->
 def test_a_media_type_is_taken_at_its_word(backend: LiveBackend, connect: Any, path: str, media: str) -> None:
     answer = ask(routes(backend), connect, "POST", path, content=b"{}", headers={"Content-Type": media})
     assert "application/json" in problem_of(answer, 415).detail
-    assert answer.headers["accept"] == "application/json"
+    assert answer.headers["accept"].startswith("application/json")
     answer = ask(
         routes(backend),
         connect,
