@@ -1,0 +1,61 @@
+"""A small training run, whole: a simulated shop, prepared, its phases and settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from clv.cluster import intake, training
+from clv.cluster.workers import Cluster
+from clv.data.prepared import Prepared
+from clv.data.spec import DatasetSpec
+from clv.data.synth import simulate
+from clv.train import fit
+from clv.train.config import TrainConfig
+from clv.train.tracking import Tracking
+
+SPEC = """
+name: simulated
+timezone: UTC
+currency: EUR
+events:
+  path: {folder}/events.parquet
+  columns: {{customer_id: customer_id, event_time: event_time, order_id: order_id, item_id: item_id, amount: amount}}
+  event_type: {{column: event_type, map: {{purchase: purchase, view: view, cart: cart}}}}
+horizons_days: [30, 90]
+"""
+
+
+@dataclass(frozen=True)
+class Task:
+    histories: Path
+    phases: fit.Phases
+    config: TrainConfig
+
+    def train(self, storage: Path, say: Any, steps: int = 0, workers: int = 2, **changes: Any) -> Any:
+        cluster = Cluster(
+            num_workers=workers, max_failures=1, storage=str(storage), checkpoint_steps=steps, checkpoint_minutes=0
+        )
+        tracking = Tracking(folder=str(storage / "scalars"), run="run")
+        config = replace(self.config, **changes)
+        return training.train(self.histories, self.phases, config, cluster, tracking, say)
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    folder = tmp_path_factory.mktemp("shop")
+    pq.write_table(simulate(150, "2023-01-01", "2024-01-01", seed=1).events, folder / "events.parquet")
+    spec = DatasetSpec.parse(SPEC.format(folder=folder), "simulated")
+    out = folder / "histories"
+    intake.prepare(spec, "simulated", out, run=intake.run_here, partitions=2, say=lambda line: None)
+    config = TrainConfig.preset("tiny")
+    backbone = replace(config.model.backbone, architecture="gru")
+    config = replace(config, model=replace(config.model, backbone=backbone), num_origins=4)
+    config = replace(config, epochs=3, samples_per_epoch=480, batch_size=32, seed=11)
+    phases = fit.plan(training.read_shop(out), Prepared.open(out).origin(None), config)
+    assert phases.trial is not None
+    return Task(out, phases, config)
