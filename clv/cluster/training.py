@@ -60,14 +60,14 @@ def train(
     import ray
 
     arguments = {"histories": str(histories), "phases": ray.put(phases), "config": config, "tracking": tracking}
-    return workers.run_group(worker, arguments, cluster, tracking.run, say)
+    return workers.run_group(worker, arguments | {"trial_only": False}, cluster, tracking.run, say)
 
 
 def worker(arguments: dict[str, Any]) -> None:
     """What every worker runs."""
     import ray
 
-    from clv.train.run import train
+    from clv.train import run
 
     if workers.in_vain(arguments):
         return
@@ -79,13 +79,14 @@ def worker(arguments: dict[str, Any]) -> None:
         f"worker rank {rank} of {world_size}: {shards} shards, {len(shop.histories):,} customers, "
         f"engine {config.engine.kind}, ZeRO stage {config.engine.stage}, pid {os.getpid()}"
     )
-    phases = ray.get(arguments["phases"])
+    phases, trial_only = ray.get(arguments["phases"]), arguments["trial_only"]
+    work: Any = run.try_out if trial_only else run.train
     workers.attend(
         arguments,
         config,
-        lambda hooks, device, start: train(shop, phases, config, device=device, hooks=hooks, checkpoint=start),
+        lambda hooks, device, start: work(shop, phases, config, device=device, hooks=hooks, checkpoint=start),
         line=line_of,
-        metrics=lambda fitted: {"held_out": fitted.metrics()},
+        metrics=lambda fitted: {} if trial_only else {"held_out": fitted.metrics()},
     )
 
 

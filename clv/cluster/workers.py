@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,12 @@ class Cluster:
 
 
 def run_group(
-    loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], cluster: Cluster, name: str, say: Say
+    loop: Callable[[dict[str, Any]], None],
+    arguments: dict[str, Any],
+    cluster: Cluster,
+    name: str,
+    say: Say,
+    callbacks: Sequence[Any] = (),
 ) -> Any:
     """Run `loop` on a group of workers; returns what the first of them saved as RESULT in its last checkpoint.
 
@@ -75,6 +80,7 @@ def run_group(
         run_config=RunConfig(
             name=name,
             storage_path=cluster.storage,
+            callbacks=list(callbacks),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=cluster.keep_checkpoints, checkpoint_score_attribute="held_out_score"

@@ -105,6 +105,24 @@ def train(
     return Fitted(weights, replace(adjustment, scale=scale), progress.history, panel)
 
 
+def try_out(
+    shop: Shop,
+    phases: Phases,
+    config: TrainConfig,
+    *,
+    device: str = "cpu",
+    hooks: Hooks | None = None,
+    checkpoint: Path | None = None,
+) -> list[Row]:
+    """The trial phase alone, for choosing settings: a row per epoch with its held-out score. Called as `train` is."""
+    assert phases.trial is not None, "without an origin to hold out there is nothing to choose by"
+    progress = _read_progress(checkpoint)
+    held_out = _hold_out(shop, phases.trial, phases.final, phases.primary)
+    has_value = shop.value != "none"
+    _run_phase(shop, phases.trial, config, has_value, device, hooks or Hooks(), progress, checkpoint, held_out)
+    return progress.history
+
+
 def _run_phase(
     shop: Shop,
     setup: Setup,

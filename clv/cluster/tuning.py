@@ -1,0 +1,166 @@
+"""Ray Tune over training runs: Optuna proposes, ASHA stops the poor early, each trial has a worker group of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clv.cluster import training, workers
+from clv.cluster.workers import Cluster, Say
+from clv.train import search
+from clv.train.config import TrainConfig
+from clv.train.fit import Phases
+from clv.train.search import Choice, Range
+from clv.train.tracking import Name as TrackerName
+from clv.train.tracking import Tracking
+
+SCORE, EPOCH = "held_out_score", "epoch"
+NAME = "tune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """trials: how many; concurrent: at a time. grace: epochs that every trial gets before it may be stopped."""
+
+    space: Mapping[str, Range | Choice]
+    trials: int
+    concurrent: int = 1
+    grace: int = 1
+    seed: int = 0
+    track: tuple[TrackerName, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial: what was chosen, the held-out score after each epoch, and why it ended early, if it failed."""
+
+    name: str
+    setting: dict[str, Any]
+    scores: tuple[float, ...]
+    failed: str = ""
+
+    @property
+    def best(self) -> float:
+        return max(self.scores, default=float("-inf"))
+
+
+def tune(
+    histories: Path, phases: Phases, base: TrainConfig, plan: Plan, cluster: Cluster, folder: Path, say: Say
+) -> list[Trial]:
+    """Run the trials, or what is left of them where `folder` holds an interrupted search; best first.
+
+    Raises RuntimeError where every trial failed.
+    """
+    from ray import tune as ray_tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search import ConcurrencyLimiter
+    from ray.tune.search.optuna import OptunaSearch
+
+    longest = _longest(plan, base)
+    trainable: Any = ray_tune.with_resources(
+        ray_tune.with_parameters(
+            run_trial,
+            histories=str(histories),
+            phases=phases,
+            base=base,
+            cluster=cluster,
+            tracking=Tracking(folder=str(folder.absolute() / "tracking"), run="tune", names=plan.track),
+        ),
+        # The trial's function only waits for its workers, which ask for what they need themselves.
+        {"CPU": 0.001},
+    )
+    path = str(folder.absolute() / NAME)
+    if ray_tune.Tuner.can_restore(path):
+        say(f"going on with the trials in {path}")
+        tuner = ray_tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
+    else:
+        tuner = ray_tune.Tuner(
+            trainable,
+            param_space={name: _domain(kind) for name, kind in plan.space.items()},
+            tune_config=ray_tune.TuneConfig(
+                metric=SCORE,
+                mode="max",
+                num_samples=plan.trials,
+                search_alg=ConcurrencyLimiter(OptunaSearch(seed=plan.seed), max_concurrent=plan.concurrent),
+                scheduler=ASHAScheduler(time_attr=EPOCH, max_t=longest, grace_period=plan.grace),
+            ),
+            run_config=ray_tune.RunConfig(
+                name=NAME, storage_path=str(folder.absolute()), verbose=0, callbacks=[_telling(say)]
+            ),
+        )
+    found = sorted((_trial(result) for result in tuner.fit()), key=lambda trial: -trial.best)
+    if not any(trial.scores for trial in found):
+        raise RuntimeError(f"every trial failed: {found[0].failed if found else 'there were none'}")
+    return found
+
+
+def run_trial(
+    setting: dict[str, Any], *, histories: str, phases: Phases, base: TrainConfig, cluster: Cluster, tracking: Tracking
+) -> None:
+    """One trial: a worker group whose epochs are reported to Ray Tune."""
+    import os
+
+    import ray
+    from ray import tune as ray_tune
+
+    trial, config = str(ray_tune.get_context().get_trial_id()), search.chosen(base, setting)
+    tracking = replace(tracking, folder=os.path.join(tracking.folder, trial), run=trial, settings=config)
+    arguments = {
+        "histories": histories,
+        "phases": ray.put(phases),
+        "config": config,
+        "tracking": tracking,
+        "trial_only": True,
+    }
+    workers.run_group(training.worker, arguments, cluster, trial, lambda line: None, callbacks=[_reporter()])
+
+
+def _reporter() -> Any:
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class Epochs(TuneReportCallback):
+        """Passes on the ends of epochs, and nothing else that a run reports."""
+
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            if SCORE in metrics[0]:
+                super().after_report(run_context, metrics, checkpoint)
+
+    return Epochs()
+
+
+def _telling(say: Say) -> Any:
+    from ray.tune import Callback
+
+    class Telling(Callback):
+        """A line for every epoch of a trial, and for one that fails."""
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            if SCORE in result:
+                say(f"trial {trial.trial_id}, epoch {result[EPOCH]}: held-out score {result[SCORE]:+.4f}")
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            say(f"trial {trial.trial_id} failed")
+
+    return Telling()
+
+
+def _longest(plan: Plan, base: TrainConfig) -> int:
+    epochs = plan.space.get("epochs")
+    return max(epochs.values) if isinstance(epochs, Choice) else base.epochs
+
+
+def _domain(kind: Range | Choice) -> Any:
+    from ray import tune as ray_tune
+
+    if isinstance(kind, Choice):
+        return ray_tune.choice(list(kind.values))
+    return ray_tune.loguniform(kind.low, kind.high) if kind.log else ray_tune.uniform(kind.low, kind.high)
+
+
+def _trial(result: Any) -> Trial:
+    frame = result.metrics_dataframe
+    scores = tuple(float(s) for s in frame[SCORE]) if frame is not None and SCORE in frame else ()
+    failed = str(result.error).strip().splitlines()[-1] if result.error else ""
+    return Trial(Path(result.path).name.split("_")[2], dict(result.config), scores, failed)

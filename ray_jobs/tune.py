@@ -1,0 +1,100 @@
+"""Tune: histories in, the best settings out. `python -m ray_jobs.tune --histories HISTORIES --out OUT`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from ray_jobs import record
+from ray_jobs.command import execute, say
+from ray_jobs.settings import ClusterSettings, TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainSettings, ClusterSettings):
+    """Looks for the settings that score best at a held-out window; `train --config OUT/best.yaml` uses them.
+
+    Optuna proposes, ASHA stops a trial early that is behind the others. Every trial has --workers of its own. An
+    interrupted search goes on where it stood when it is started again with the same --out.
+    """
+
+    histories: Path
+    """Folder that ray_jobs.prepare wrote."""
+    out: Path
+    """Folder for best.yaml, trials.csv, report.html, run.json, and the state of the search."""
+    origin: str | None = None
+    """The --origin of the training to come (default: the end of the log). What is known of the window that training
+    holds out before it is left out here, so that the settings are judged honestly."""
+    trials: int = 16
+    concurrent: int = 1
+    """Trials at a time; each needs --workers CPUs or GPUs."""
+    search: tuple[Literal["learning_rate", "batch_size", "epochs", "weight_decay", "dropout", "size"], ...] = (
+        "learning_rate",
+        "batch_size",
+        "epochs",
+        "weight_decay",
+        "dropout",
+        "size",
+    )
+    """What to tune, around the settings that are given."""
+
+
+def run(options: Options) -> None:
+    """Raises ValueError for an impossible origin or setting, RuntimeError when every trial fails."""
+    begun = datetime.now(UTC)
+    import yaml
+
+    from clv.bundle import as_json
+    from clv.cluster import session, training, tuning
+    from clv.data.prepared import Prepared
+    from clv.evaluate import tuning_report
+    from clv.train import fit, search, tracking, zero
+
+    for name in ("trials", "concurrent"):
+        if (given := getattr(options, name)) < 1:
+            raise ValueError(f"--{name} {given} must be at least 1")
+    out = options.out.absolute()
+    cluster, base = options.cluster(out / "checkpoints"), options.settings()
+    tracking.check(options.track)
+    zero.deepspeed_config(base, "fp32", options.workers)
+    space = search.space(options.search, base)
+    prepared = Prepared.open(options.histories)
+    shop, clock = training.read_shop(options.histories), prepared.clock
+    judged = fit.plan(shop, prepared.origin(options.origin), base)
+    phases = fit.plan(shop, (judged.trial or judged.final).cutoff, base)
+    if judged.trial is None or phases.trial is None:
+        raise ValueError(
+            f"the log is too short to tune by: it must hold out two windows of {judged.primary} days, one to choose "
+            "settings by and one for training to judge itself; choose a later --origin, or train with the preset"
+        )
+    place = f"{clock.format(phases.trial.cutoff)}, {phases.primary} days"
+    say(f"{shop.name}: {len(shop.histories):,} customers; {options.trials} trials, judged at {place}")
+    out.mkdir(parents=True, exist_ok=True)
+    plan = tuning.Plan(
+        space=space, trials=options.trials, concurrent=options.concurrent, seed=options.seed, track=options.track
+    )
+    cpus = options.workers * options.concurrent + 1
+    with session.ray_session(num_cpus=cpus, object_store_mb=options.object_store_mb):
+        found = tuning.tune(options.histories.absolute(), phases, base, plan, cluster, out, say)
+    best = found[0]
+    header = f"# Held-out score {best.best:+.4f} at {place}: `train --config`.\n"
+    settings = yaml.safe_dump(as_json(search.chosen(base, best.setting)), sort_keys=False)
+    (out / "best.yaml").write_text(header + settings, encoding="utf-8")
+    rows = [{"trial": t.name, **t.setting, "scores": t.scores, "best": t.best, "failed": t.failed} for t in found]
+    tuning_report.write(out, rows, title=f"{shop.name}: settings judged at {place}")
+    record.write(out, options, begun, seed=options.seed, best=best.setting, score=best.best)
+    told = ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in best.setting.items()
+    )
+    say(f"best of {len(found)} trials: {told}; held-out score {best.best:+.4f} against the anchor")
+    say(f"wrote {options.out / 'best.yaml'} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")
+
+
+def main() -> None:
+    execute("tune", Options, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()
