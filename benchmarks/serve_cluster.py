@@ -39,6 +39,7 @@ class Cluster:
     dashboard: str
     http_port: int
     metrics_port: int
+    folder: Path
     token: str = field(repr=False)
     environment: dict[str, str] = field(repr=False)
 
@@ -150,7 +151,7 @@ def cluster(
     with (folder / "start.log").open("w") as log:
         head = subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
-        made = Cluster(head.pid, f"http://127.0.0.1:{board}", http, metrics, token, env)
+        made = Cluster(head.pid, f"http://127.0.0.1:{board}", http, metrics, folder, token, env)
         _wait_for_dashboard(made, head, folder / "start.log")
         yield made
     finally:

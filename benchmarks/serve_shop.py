@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 from clv import bundle as bundles
 from clv.data.clock import Clock
 from clv.data.histories import Histories, build
@@ -19,8 +21,9 @@ CUT = "2024-12-01"
 HORIZONS = (30, 90)
 
 
-def make_shop(folder: Path, num_customers: int) -> list[str]:
-    """Writes `folder`/store and `folder`/bundle; returns the ids of the customers with an event before the cut."""
+def make_shop(folder: Path, num_customers: int, bundles_too: int = 0) -> list[str]:
+    """Writes `folder`/store and `folder`/bundle, and so many more as bundle-1, ...; returns the ids of the customers
+    with an event before the cut."""
     clock = Clock("UTC")
     end = clock.parse(CUT)
     made = simulate(num_customers, "2023-01-01", CUT, seed=5)
@@ -33,21 +36,26 @@ def make_shop(folder: Path, num_customers: int) -> list[str]:
     setup = prepare(Shop(h, clock, "gross", HORIZONS, Items.empty(), end), end, config, HORIZONS[0])
     vocab, items = setup.assembler.space.to_arrays()
     facts = {"currency": "EUR", "timezone": "UTC", "horizons": list(HORIZONS), "value": "gross"}
-    bundle = bundles.Bundle(
-        config={
-            "cut_us": end,
-            "data_through_us": int(h.time.max()),
-            "model": bundles.as_json(config.model),
-            "money": setup.assembler.money,
-            "dataset_facts": {**facts, "discount_rate_annual": 0.1},
-        },
-        vocab=vocab,
-        anchor=setup.assembler.baseline.to_json(),
-        calibration=Adjustment.none(len(HORIZONS)).to_json(),
-        metrics={},
-        weights={name: tensor.numpy() for name, tensor in setup.model(config).state_dict().items()},
-        items=items,
-    )
-    bundles.save(bundle, folder / "bundle")
+    for number in range(bundles_too + 1):
+        rng = np.random.default_rng(number)
+        bundle = bundles.Bundle(
+            config={
+                "cut_us": end,
+                "data_through_us": int(h.time.max()),
+                "model": bundles.as_json(config.model),
+                "money": setup.assembler.money,
+                "dataset_facts": {**facts, "discount_rate_annual": 0.1},
+            },
+            vocab=vocab,
+            anchor=setup.assembler.baseline.to_json(),
+            calibration=Adjustment.none(len(HORIZONS)).to_json(),
+            metrics={},
+            weights={
+                name: tensor.numpy() + (number > 0) * rng.normal(0, 0.02, tensor.shape).astype(np.float32)
+                for name, tensor in setup.model(config).state_dict().items()
+            },
+            items=items,
+        )
+        bundles.save(bundle, folder / ("bundle" if number == 0 else f"bundle-{number}"))
     ids: list[str] = histories["customer_id"].to_pylist()
     return ids

@@ -65,7 +65,7 @@ class Ingress(Replica):
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         scorer = FarScorer(self._model, await self._model.facts.remote())
-        self.backend.scorer = lambda: scorer  # type: ignore[method-assign,assignment,return-value]
+        self.backend.scorer = lambda pinned=None: scorer  # type: ignore[method-assign,assignment,return-value]
         return self.routes(echo_request_id=False)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.serve import metrics as serve_metrics
 
 from clv.registry import Registry
 from clv.serve.backend import LiveBackend, Predicts
@@ -31,6 +33,7 @@ from clv.serve.store import is_folder, open_store
 LOG = logging.getLogger(__name__)
 
 THREADS = 4
+EXPORT_S = 5.0
 
 
 class AppArgs(BaseModel):
@@ -88,6 +91,7 @@ class Replica:
     """What one replica holds: keys, store, the bundle behind its batcher, and the routes over them."""
 
     def __init__(self, args: dict[str, Any]) -> None:
+        log_with_serve()
         self.args = AppArgs.model_validate(args)
         self.keys = keys_from_env(os.environ)
         self.limiter = open_limiter(self.args.store)
@@ -103,7 +107,7 @@ class Replica:
             ),
             self.metrics,
         )
-        self._following: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once. Until it returns the replica gets no requests: ready means loaded and warmed up."""
@@ -115,7 +119,8 @@ class Replica:
             replica = serve.get_replica_context().replica_id.unique_id
             registry = Registry(self.args.registry)
             follower = Follower(self.backend, registry, self.load, replica, self.args.follow_registry_s)
-            self._following = asyncio.create_task(follower.run())
+            self._tasks.append(asyncio.create_task(follower.run()))
+        self._tasks.append(asyncio.create_task(Exporter(self.metrics).run()))
         # Serve's proxy writes the X-Request-ID header itself.
         return self.routes(echo_request_id=False)
 
@@ -152,6 +157,52 @@ class Replica:
         A store that is down is no reason: another replica would not reach it either, and inline requests go on.
         """
         self.backend.check_health(2 * self.args.deadline_s)
+
+
+class Exporter:
+    """Our metrics among Ray's, which each node exports with the replica's name: an HTTP call to /metrics reaches one
+    replica, chosen by the proxy. Counters and histograms go as gauges of their samples: to Prometheus they look alike.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._registry = metrics.registry
+        self._gauges: dict[str, Any] = {}
+        self._set: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self.export()
+            await asyncio.sleep(EXPORT_S)
+
+    def export(self) -> None:
+        """One picture of all samples; those that are no more become 0."""
+        gone, self._set = self._set, set()
+        for family in self._registry.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_created"):
+                    continue
+                if sample.name not in self._gauges:
+                    tags = tuple(sample.labels)
+                    self._gauges[sample.name] = serve_metrics.Gauge(sample.name, family.documentation, tag_keys=tags)
+                self._gauges[sample.name].set(sample.value, tags=dict(sample.labels))
+                self._set.add((sample.name, tuple(sorted(sample.labels.items()))))
+        for name, labels in gone - self._set:
+            self._gauges[name].set(0, tags=dict(labels))
+
+
+def log_with_serve() -> None:
+    """What we log goes where Serve's own lines go, in the form that the Serve file asks for, and at once: Serve's wait
+    in a buffer for speed, but a line that says who was erased must not die with its replica."""
+    theirs, ours = logging.getLogger("ray.serve"), logging.getLogger("clv")
+    ours.handlers, ours.propagate = [], False
+    ours.setLevel(theirs.level or logging.INFO)
+    for handler in theirs.handlers:
+        at_once = handler
+        if isinstance(handler, MemoryHandler):
+            at_once = MemoryHandler(1, target=handler.target)
+            at_once.filters = handler.filters
+        ours.addHandler(at_once)
 
 
 async def http_host() -> str | None:
