@@ -1,0 +1,79 @@
+"""Backup of the online store while it serves: `python -m ray_jobs.backup_store --store STORE --out FOLDER`.
+
+Every customer is kept as at one moment, with its history, events and statistics; erasures and the store's key go along,
+so that the erased stay erased after a restore. Keep the folder as safe as the store: it holds customers' ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from ray_jobs.command import execute, say
+
+MANIFEST = "backup.json"
+ERASURES = "erasures.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Writes the customers of an online store to a folder."""
+
+    store: str
+    """The online store: a folder, or redis://HOST:PORT/DB."""
+    out: Path
+    """Folder to write; it must not exist."""
+
+
+def run(options: Options) -> None:
+    """Raises ValueError for a store that is missing or down, or a folder that exists."""
+    import pyarrow.parquet as pq
+
+    from clv.serve.records import FORMAT
+    from clv.serve.store import StoreUnavailableError, open_store
+
+    out = options.out.absolute()
+    if out.exists():
+        raise ValueError(f"--out {options.out} exists: name a new folder for each backup")
+    store = open_store(options.store)
+    aside = out.with_name(f".{out.name}.{uuid4().hex}")
+    aside.mkdir(parents=True)
+    try:
+        customers = events = number = 0
+        for number, part in enumerate(store.dump(), 1):
+            pq.write_table(part, aside / f"customers-{number:05d}.parquet")
+            customers += len(part)
+            events += sum(map(len, part["lines"].to_pylist()))
+        pq.write_table(store.erasures(), aside / ERASURES)
+        books = {"customers": customers, "events": events, "format": FORMAT}
+        files = {path.name: digest(path) for path in sorted(aside.iterdir())}
+        manifest = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **books, "sha256": files}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        os.chmod(aside, 0o700)
+        aside.rename(out)
+    except StoreUnavailableError as error:
+        raise ValueError(f"{options.store}: {error} Back it up again when it does.") from error
+    finally:
+        store.close()
+        shutil.rmtree(aside, ignore_errors=True)
+    say(f"{customers:,} customers with {events:,} events beside their histories are in {options.out}")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main() -> None:
+    execute("backup_store", Options, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Restore of an online store: `python -m ray_jobs.restore_store --backup FOLDER --store STORE`, SQLite or Redis alike.
+
+Customers come back as they were, with every event that was acknowledged before the backup; the erased do not. Load
+newer histories afterwards, and let callers send again what they sent since: what is there already counts once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_jobs.backup_store import ERASURES, MANIFEST, digest
+from ray_jobs.command import execute, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Fills an online store from a backup."""
+
+    backup: Path
+    """Folder that backup_store wrote."""
+    store: str
+    """The online store: a folder, made when missing, or redis://HOST:PORT/DB."""
+    overwrite: bool = False
+    """Also into a store that holds customers: those of the backup lose what they got since."""
+
+
+def run(options: Options) -> None:
+    """Raises ValueError for a damaged or foreign backup, and for a store that holds customers."""
+    import pyarrow.parquet as pq
+
+    from clv.serve.records import FORMAT
+    from clv.serve.store import StoreUnavailableError, open_store
+
+    try:
+        manifest = json.loads((options.backup / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise ValueError(f"{options.backup} is not a backup: {error}") from error
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{options.backup} was written by another version: restore it with that one")
+    for name, known in manifest["sha256"].items():
+        path = options.backup / name
+        if not path.is_file() or digest(path) != known:
+            raise ValueError(f"{path} is missing or damaged: nothing was restored")
+    store = open_store(options.store, create=True)
+    try:
+        if (count := store.count()) and not options.overwrite:
+            raise ValueError(f"{options.store} holds {count:,} customers: restore into an empty store, or --overwrite")
+        store.restore_erasures(pq.read_table(options.backup / ERASURES))
+        parts = sorted(name for name in manifest["sha256"] if name != ERASURES)
+        restored = sum(store.restore(pq.read_table(options.backup / name)) for name in parts)
+        after = store.count()
+    except StoreUnavailableError as error:
+        raise ValueError(f"{options.store}: {error} Restore again when it does.") from error
+    finally:
+        store.close()
+    left = manifest["customers"] - restored
+    books = f"{manifest['customers']:,} customers = {restored:,} restored + {left:,} erased"
+    say(f"backup of {manifest['at']}: {books}; {after:,} stored")
+
+
+def main() -> None:
+    execute("restore_store", Options, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()
