@@ -42,6 +42,8 @@ def run(options: Options) -> None:
 
     if options.loss is not None:
         raise ValueError(f"--loss {options.loss} is a loss of value: pretraining has no labels; leave it to train")
+    if options.peft is not None:
+        raise ValueError(f"--peft {options.peft} freezes the backbone, which is what pretraining teaches; leave it out")
     out = options.out.absolute()
     aside = out.with_name(out.name + ".run")
     cluster = options.cluster(aside)

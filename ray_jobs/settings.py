@@ -27,6 +27,10 @@ class TrainSettings:
     """Backbone architecture, by default that of the preset."""
     pretrained: str | None = None
     """Folder, pkg://PACKAGE or hub id of a BERT encoder; every encoder tensor must fit."""
+    peft: Literal["lora", "ia3"] | None = None
+    """Train adapters in the frozen --pretrained backbone; the bundle has them merged, OUT.run/adapters apart."""
+    peft_rank: int | None = None
+    """Rank of lora."""
     epochs: int | None = None
     samples_per_epoch: int | None = None
     """(customer, origin) pairs drawn per epoch."""
@@ -88,6 +92,7 @@ class TrainSettings:
             optimizer=replace(
                 config.optimizer, **given("learning_rate", "layer_decay", "unfreeze_epochs", name="optimizer")
             ),
+            adapters=replace(config.adapters, **given(method="peft", rank="peft_rank")),
             loss=replace(config.loss, **given(name="loss")),
             engine=replace(
                 config.engine,

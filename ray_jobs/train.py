@@ -29,7 +29,7 @@ def run(options: Options) -> None:
     from clv import bundle
     from clv.cluster import session, training
     from clv.data.prepared import Prepared
-    from clv.models import transfer
+    from clv.models import adapters, transfer
     from clv.train import export, fit, tracking, zero
 
     out = options.out.absolute()
@@ -56,6 +56,8 @@ def run(options: Options) -> None:
     result = export.to_bundle(shop, phases, config, fitted, facts, list(phases.notices))
     version = bundle.save(result, out)
     aside.mkdir(parents=True, exist_ok=True)
+    if fitted.adapters:
+        adapters.save(aside / "adapters", config.adapters, config.model.backbone, fitted.adapters)
     record.write(aside, options, begun, seed=options.seed, bundle=version)
     say(result.texts["card.md"])
     say(f"wrote bundle {version} to {options.out} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")

@@ -9,7 +9,8 @@ from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from clv.models import encoders
+from clv.models import adapters, encoders
+from clv.models.adapters import AdapterConfig
 from clv.models.losses import LossConfig
 from clv.models.model import ModelConfig
 
@@ -106,6 +107,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    adapters: AdapterConfig = field(default_factory=AdapterConfig)
     epochs: int = 4
     samples_per_epoch: int = 16_000
     batch_size: int = 128
@@ -126,6 +128,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if 0 < self.batch_tokens < (longest := self.model.backbone.max_tokens):
             raise ValueError(f"batch_tokens {self.batch_tokens} is less than one customer's max_tokens {longest}")
+        adapters.check(self.adapters, self.model.backbone)
         if self.optimizer.layered and self.model.backbone.architecture == "mlp":
             raise ValueError("optimizer.layer_decay and unfreeze_epochs need a backbone of several layers, not an mlp")
         if not 0 <= self.ema_decay < 1:

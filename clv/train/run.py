@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clv.evaluate.metrics import evaluate
 from clv.evaluate.panel import Panel
+from clv.models import adapters
 from clv.models.infer import forecast
 from clv.models.model import CustomerModel
 from clv.predict import Adjustment
@@ -53,12 +54,14 @@ class Progress:
 @dataclass(frozen=True)
 class Fitted:
     """The end of a run: weights of the final fit, its adjustment, one row per epoch, what was said and what happened
-    at the held-out origin (None where there was none)."""
+    at the held-out origin (None where there was none); where adapters were trained, these apart (see
+    `clv.models.adapters`; `weights` has them merged)."""
 
     weights: dict[str, Tensor]
     adjustment: Adjustment
     history: list[Row]
     panel: Panel | None = None
+    adapters: dict[str, Tensor] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, dict[str, float | None]]:
         """Of each model at the held-out origin; none where there was none."""
@@ -91,7 +94,9 @@ def train(
     else:
         progress.phase = "final"
     final_config = replace(config, epochs=epochs)
-    weights = _run_phase(shop, phases.final, final_config, has_value, device, hooks, progress, checkpoint, None, config)
+    trained = _run_phase(shop, phases.final, final_config, has_value, device, hooks, progress, checkpoint, None, config)
+    weights = merged(phases.final, config, trained)
+    apart = adapters.apart(trained) if config.adapters.method else {}
 
     num = len(shop.horizons)
     adjustment, panel = Adjustment.none(num, gate=UNJUDGED_GATE), None
@@ -102,7 +107,7 @@ def train(
         place = shop.clock.format(phases.trial.cutoff)
         panel = held_out_panel(held_out, outlook, place, shop.first_day_known(phases.trial.cutoff))
     scale = _final_scale(shop, phases.final, config, weights, adjustment, device)
-    return Fitted(weights, replace(adjustment, scale=scale), progress.history, panel)
+    return Fitted(weights, replace(adjustment, scale=scale), progress.history, panel, apart)
 
 
 def try_out(
@@ -137,6 +142,8 @@ def _run_phase(
 ) -> dict[str, Tensor]:
     """Train one phase; with `held_out`, watch it and note the best epoch, weights and gate in `progress`."""
     model = setup.model(config)
+    if config.adapters.method:
+        adapters.inject(model, config.adapters, config.model.backbone)
     engine = make_engine(model, loop.sum_loss(config, has_value), config, torch.device(device))
     start, average = loop.Position(), None
     if checkpoint is not None:
@@ -159,9 +166,9 @@ def _run_phase(
         row |= {"seconds": end.seconds, "waiting": end.waiting}
         progress.epoch = end.epoch
         if held_out is not None and watcher is not None:
-            gate = None
+            gate, weights = None, merged(setup, config, end.weights)
             if engine.rank == 0:
-                watcher.load_state_dict(end.weights)
+                watcher.load_state_dict(weights)
                 gate = choose_gate(
                     held_out, forecast(watcher, held_out.rows.samples, setup.assembler.money, device=device)
                 )
@@ -169,7 +176,7 @@ def _run_phase(
             row |= {"held_out_score": score, "gate_purchase": purchase, "gate_value": value}
             if score > progress.best_score:
                 progress.best_score, progress.best_epoch, progress.gate = score, end.epoch, (purchase, value)
-                progress.best_weights = {name: w.to("cpu", copy=True) for name, w in end.weights.items()}
+                progress.best_weights = {name: w.to("cpu", copy=True) for name, w in weights.items()}
         progress.history.append(row)
         hooks.on_epoch(row, lambda folder: _save(engine, folder, progress, loop.Position(end.epoch), average))
         return held_out is None or end.epoch - progress.best_epoch < PATIENCE
@@ -211,6 +218,17 @@ def load_model(setup: Setup, config: TrainConfig, weights: dict[str, Tensor], de
     model = CustomerModel(config.model, setup.assembler.space, len(setup.assembler.horizons))
     model.load_state_dict(weights)
     return model.to(device)
+
+
+def merged(setup: Setup, config: TrainConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the plain model; those with adapters are merged on the CPU."""
+    if not config.adapters.method:
+        return weights
+    model = CustomerModel(config.model, setup.assembler.space, len(setup.assembler.horizons))
+    adapters.inject(model, config.adapters, config.model.backbone)
+    model.load_state_dict(weights)
+    adapters.merge(model)
+    return dict(model.state_dict())
 
 
 def _broadcast(value: tuple[float, float, float] | None) -> tuple[float, float, float]:

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.plan import held_bytes
-from clv.models import encoders
+from clv.models import adapters, encoders
+from clv.models.adapters import AdapterConfig
 from clv.models.model import CustomerModel
 from clv.train import loop
 from clv.train.config import TrainConfig
@@ -47,6 +48,8 @@ def build(case: dict[str, Any], setup: dict[str, Any]) -> tuple[Engine, TrainCon
     model = CustomerModel(config.model, setup["space"], setup["num_horizons"])
     if config.model.backbone.pretrained:
         encoders.load_pretrained(model.backbone, config.model.backbone.pretrained)
+    if method := case.get("adapters"):
+        adapters.inject(model, AdapterConfig(method=method, rank=2), config.model.backbone)
     loss = loop.sum_loss(config, case.get("has_value", True))
     # A CPU has nothing to offload from, and says so; the code is DeepSpeed's own, and runs.
     make = DeepSpeedEngine if config.engine.offload_optimizer else make_engine

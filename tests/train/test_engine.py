@@ -62,12 +62,20 @@ LAYERS = [
     case("layers zero 1", loop=True, optimizer=LAYERED, engine=deepspeed(1)),
     case("layers zero 3", loop=True, optimizer=LAYERED, engine=deepspeed(3)),
 ]
+ADAPTERS = [
+    case("lora", adapters="lora", steps=6),
+    case("lora zero 1", adapters="lora", steps=6, reload=True, engine=deepspeed(1)),
+    case("lora zero 3", adapters="lora", steps=6, engine=deepspeed(3)),
+    case("ia3", adapters="ia3", steps=6),
+    case("ia3 zero 2", adapters="ia3", steps=6, engine=deepspeed(2)),
+]
 CASES = {
     1: [
         *BOTH,
         *NO_VALUE,
         *LOOPS,
         *LAYERS,
+        *ADAPTERS,
         *(case(f"{name}", optimizer={"name": name}) for name in OPTIMIZERS),
         *(case(f"{name} zero 1", optimizer={"name": name}, engine=deepspeed(1)) for name in OPTIMIZERS),
         case("zero 3 load", engine=deepspeed(3), load_weights=True, steps=1),
@@ -82,6 +90,7 @@ CASES = {
         LOOPS[0],
         LOOPS[2],
         LAYERS[1],
+        ADAPTERS[1],
         case("zero 3 load", engine=deepspeed(3), load_weights=True, steps=1),
     ],
 }
@@ -229,6 +238,13 @@ def test_layers_learn_at_their_own_rates_on_every_engine(name: str, results: Get
     for found in results(2):
         assert_same_run(found["layers zero 1"], expected)
     assert expected["losses"] != results(1)[0]["loop"]["losses"]
+
+
+@pytest.mark.parametrize(("found", "expected"), [(c["name"], c["name"].split()[0]) for c in ADAPTERS])
+def test_adapters_learn_alike_on_every_engine(found: str, expected: str, results: GetResults) -> None:
+    assert_same_run(results(1)[0][found], results(1)[0][expected])
+    for both in results(2):
+        assert_same_run(both["lora zero 1"], results(1)[0]["lora"])
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "gru", "bilstm"])
