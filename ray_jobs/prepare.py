@@ -56,7 +56,7 @@ def run(options: Options) -> None:
     if options.out is None:
         raise SpecError("--out is missing: name the folder to write, or add --check to write nothing")
     # Everything that a wrong file can cause is found before Ray starts.
-    from clv.cluster import intake, session
+    from clv.cluster import additions, intake, session
     from clv.data.check import check_sources
 
     out = options.out.absolute()
@@ -65,9 +65,9 @@ def run(options: Options) -> None:
             raise SpecError(
                 "--append keeps the folder's own settings: leave --overwrite, --partitions, --keep-lines out"
             )
-        stock, _ = intake.appendable(spec, place, out)
-        units = intake.new_units(spec, place, out, stock)
-        job = partial(intake.append, spec, place, out, say=say)
+        stock, _ = additions.appendable(spec, place, out)
+        units = additions.new_units(spec, place, out, stock)
+        job = partial(additions.append, spec, place, out, say=say)
     else:
         intake.check_target(out, options.overwrite)
         units = check_sources(spec, place)

@@ -22,7 +22,6 @@ from clv.data.books import Books
 from clv.data.check import check_share, check_sources
 from clv.data.erasure import Erased
 from clv.data.finish import Stock, examples, finish
-from clv.data.prepared import Prepared
 from clv.data.shuffle import LINES
 from clv.data.sources import Unit
 from clv.data.spec import DatasetSpec, SpecError
@@ -63,14 +62,16 @@ def prepare(
     chosen = partitions or choose_partitions(rows)
     say(f"{spec.name}: {len(units)} units of work, about {rows:,} events, {chosen} partitions")
     erased = Erased.load(out)
-    plan = _plan(spec, files, partitions=chosen, units=len(units), erased=len(erased), keep=keep_lines)
+    plan = plan_of(spec, files, partitions=chosen, units=len(units), erased=len(erased), keep=keep_lines)
+    if any(source.sql is not None for _, _, source, _ in sources.tables_of(spec)):
+        plan["begun"] = time.time()  # a query may answer otherwise than it did to the run that was interrupted
     with workshop(out, plan, say) as folder:
         link_tree(out / "erasures", folder / "erasures")
-        read = _first_pass(spec, place, units, folder, chosen, erased, run, say)
+        read = first_pass(spec, place, units, folder, chosen, erased, run, say)
         if partitions is None:
             chosen = _more_partitions(folder, read["events"].accepted, chosen, run, say)
         paths = [unit.path for unit in units]
-        parts = _second_pass(spec, paths, folder, range(chosen), run, say)
+        parts = second_pass(spec, paths, folder, range(chosen), run, say)
         stock = Stock(chosen, paths, files, {table: b.to_json() for table, b in read.items()}, parts)
         manifest = finish(spec, place, folder, stock, say, lines=keep_lines)
         if not keep_lines:
@@ -78,74 +79,6 @@ def prepare(
         publish(folder, out)
     say(f"wrote {out} in {time.monotonic() - begun:.1f} s")
     return manifest
-
-
-def append(spec: DatasetSpec, place: str, out: Path, *, run: Runner = run_on_ray, say: Say = print) -> dict[str, Any]:
-    """Adds the files of the spec's sources that `out` has not read yet; returns the new manifest.
-
-    Only partitions that the new rows fall into are built again; what results equals a prepare of all files with the
-    same number of partitions. Raises SpecError where that cannot be: another spec, a file that has changed, no lines.
-    """
-    begun = time.monotonic()
-    stock, old = appendable(spec, place, out)
-    units = new_units(spec, place, out, stock)
-    if not units:
-        say(f"{spec.name}: nothing new; {out} has read all {len(stock.files)} files")
-        return old
-    files = stock.files + sources.fingerprint([unit.path for unit in units])
-    paths = stock.paths + [unit.path for unit in units]
-    say(f"{spec.name}: {len(units)} new units of work, about {sum(unit.rows for unit in units):,} rows")
-    erased = Erased.load(out)
-    plan = _plan(spec, files, base=old["created"], shards=old["shards"], erased=len(erased))
-    with workshop(out, plan, say) as folder:
-        copy_by_links(out, folder)
-        read = _first_pass(spec, place, units, folder, stock.partitions, erased, run, say, len(stock.paths))
-        touched = sorted(_touched(folder, {unit.number for unit in units}))
-        parts = {part["partition"]: part for part in stock.parts}
-        parts |= {p["partition"]: p for p in _second_pass(spec, paths, folder, touched, run, say)}
-        total = {table: Books.from_json(raw) for table, raw in stock.read.items()}
-        for table, books in read.items():
-            total.setdefault(table, Books()).add(books)
-        all_read = {table: books.to_json() for table, books in total.items()}
-        new = Stock(stock.partitions, paths, files, all_read, [parts[i] for i in range(stock.partitions)])
-        manifest = finish(spec, place, folder, new, say, lines=True)
-        publish(folder, out)
-    say(f"{len(touched)} of {stock.partitions} partitions changed; wrote {out} in {time.monotonic() - begun:.1f} s")
-    if new.rows > 3 * ROWS_PER_PARTITION * stock.partitions or len(paths) > 20 * stock.partitions + 100:
-        say("many files or large partitions by now: `python -m ray_jobs.compact` makes the next run faster")
-    return manifest
-
-
-def appendable(spec: DatasetSpec, place: str, out: Path) -> tuple[Stock, dict[str, Any]]:
-    """(stock, manifest) of the histories; SpecError where nothing can be added to them."""
-    prepared = Prepared.open(out)
-    if not prepared.manifest.get("lines"):
-        raise SpecError(f"{out} was prepared without its lines; prepare it again without --no-keep-lines")
-    if prepared.manifest["spec_sha256"] != spec.sha256():
-        raise SpecError(f"{place} differs from the spec that {out} was prepared with; prepare again with --overwrite")
-    if any(source.sql is not None for _, _, source, _ in sources.tables_of(spec)):
-        raise SpecError(f"{place}: which rows of an SQL source are new cannot be told; prepare again with --overwrite")
-    return Stock.load(out), prepared.manifest
-
-
-def new_units(spec: DatasetSpec, place: str, out: Path, stock: Stock) -> list[Unit]:
-    """Units of the files that the histories have not read, numbered after theirs; SpecError for a changed file."""
-    units = check_sources(spec, place)
-    known = {file["path"]: file for file in stock.files}
-    for file in sources.fingerprint([unit.path for unit in units]):
-        if known.get(file["path"], file) != file:
-            raise SpecError(f"{file['path']} has changed since {out} read it; prepare again with --overwrite")
-    fresh = [unit for unit in units if unit.path not in known]
-    if spec.cleaning.missing_amount == "item_price" and any(unit.table == "items" for unit in fresh):
-        raise SpecError(f"{place}: new list prices change amounts of old rows; prepare again with --overwrite")
-    first = len(stock.paths)
-    return [Unit(**(unit.to_json() | {"number": first + i})) for i, unit in enumerate(fresh)]
-
-
-def copy_by_links(out: Path, folder: Path) -> None:
-    """The files of `out` that a job replaces one by one; not those that `finish` writes."""
-    for name in ("shards", "items", "rejects", "erasures", LINES):
-        link_tree(out / name, folder / name)
 
 
 def check_target(out: Path, overwrite: bool) -> None:
@@ -172,13 +105,13 @@ def are_few(spec: DatasetSpec, units: list[Unit]) -> bool:
     return sum(unit.rows * (1 if unit.path.endswith(PLAIN) else 10) for unit in units) <= FEW_ROWS
 
 
-def _plan(spec: DatasetSpec, files: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+def plan_of(spec: DatasetSpec, files: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     """What two runs must agree on for the second to use what the first has done."""
     versions = {"clv": clv.__version__, "schema": histories.SCHEMA_VERSION}
     return {"spec": spec.sha256(), "files": files, **versions, **more}
 
 
-def _first_pass(
+def first_pass(
     spec: DatasetSpec, place: str, units: list[Unit], folder: Path, partitions: int, erased: Erased, run: Runner,
     say: Say, first: int = 0,
 ) -> dict[str, Books]:  # fmt: skip
@@ -238,7 +171,7 @@ def _split_anew(files: list[Path], partitions: int, number: int) -> dict[str, An
     return {"rows": regroup.merge([files[number]], files[number], partitions)}
 
 
-def _second_pass(
+def second_pass(
     spec: DatasetSpec, paths: list[str], folder: Path, numbers: Iterable[int], run: Runner, say: Say
 ) -> list[dict[str, Any]]:
     begun, numbers = time.monotonic(), list(numbers)
@@ -250,13 +183,3 @@ def _second_pass(
         took = time.monotonic() - begun
         say(f"pass 2: {len(parts)}/{len(numbers)} partitions, {customers:,} customers, {took:.1f} s")
     return sorted(parts, key=lambda part: int(part["partition"]))
-
-
-def _touched(folder: Path, units: set[int]) -> set[int]:
-    """Partitions that hold rows of these units."""
-    found: set[int] = set()
-    for sub in regroup.folders(folder / LINES):
-        for path in sub.glob("*.arrow"):
-            if int(path.name[1:].partition("-")[0]) in units:
-                found.update(number for number, rows in enumerate(regroup.batch_rows(path)) if rows)
-    return found

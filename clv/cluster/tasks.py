@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from clv.data.spec import SpecError
+from clv.data.workshop import write_text
 
 Task = Callable[[int], dict[str, Any]]
 Runner = Callable[[Task, int], Iterator[dict[str, Any]]]
@@ -73,9 +73,7 @@ def _remember(task: Task, numbers: Sequence[int], journal: Path, index: int) -> 
     if path.is_file():  # a task that Ray repeats because its worker died after the entry was made
         return dict(json.loads(path.read_text(encoding="utf-8")))
     result = task(numbers[index])
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(result), encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, json.dumps(result))
     return result
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from clv.data import clean, histories, intake, items, sources
 from clv.data.books import Books
+from clv.data.erasure import REASON
 from clv.data.shuffle import whole_events
 from clv.data.sources import Block
 from clv.data.spec import DatasetSpec, SpecError
@@ -25,7 +26,9 @@ def check_share(books: Books, spec: DatasetSpec, place: str, examples: str = "")
     """TooManyRejectsError, with the reasons, past `max_rejected_share` or when no event at all was accepted."""
     if not books.read:
         raise SpecError(f"{place}: the event sources hold no rows; there is nothing to prepare")
-    if not books.accepted or books.rejected_share > spec.max_rejected_share:
+    # Who was erased says nothing about the spec.
+    wrong = (books.rejected.total() - books.rejected[REASON]) / books.read
+    if not books.accepted or wrong > spec.max_rejected_share:
         reasons = "".join(f"{line}\n" for line in books.lines("events")[1:])
         raise TooManyRejectsError(
             f"{place}: {books.rejected.total():,} of {books.read:,} events ({books.rejected_share:.1%}) were rejected,"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from clv.data.check import check_share
 from clv.data.events import type_code
 from clv.data.shuffle import LINES
 from clv.data.spec import DatasetSpec, SpecError
+from clv.data.workshop import replacing, write_text
 
 PARTS = "parts.json"
 ITEMS_BUILT = "items-built"
@@ -155,25 +155,15 @@ def _join_items(folder: Path, partitions: int) -> int:
         return int(pq.read_metadata(target).num_rows)
     pieces = [built / f"part-{number:05d}.parquet" for number in range(partitions)]
     schema = pa.unify_schemas([pq.read_schema(piece) for piece in pieces])
-    target.parent.mkdir(exist_ok=True)
-    aside = target.with_name(".items.parquet")
     rows = 0
-    with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+    with replacing(target) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
         for piece in pieces:
             table = pq.read_table(piece)
             for name in set(schema.names) - set(table.column_names):
                 table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
             writer.write_table(table.select(schema.names))
             rows += len(table)
-    os.replace(aside, target)
     return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes aside and renames: the old file may be linked from elsewhere."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def file_sha256(path: Path) -> str:

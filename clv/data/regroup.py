@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clv.data import shuffle
 from clv.data.events import stable_hash
+from clv.data.workshop import link
 
 # The column whose hash tells the partition of a row, by the folder's name; `orders` holds hashes already.
 _KEYS = {"events": "customer_id", "items": "item_id", "orders": "order"}
@@ -58,24 +59,29 @@ def merge(files: Sequence[Path], target: Path, num_partitions: int) -> int:
     return len(table)
 
 
-def without(path: Path, customers: NDArray[np.int64], partitions: set[int]) -> int:
-    """Rewrites a line file without the customers (hashes) of these partitions; returns the rows that went."""
+def without(path: Path, target: Path, customers: NDArray[np.int64], partitions: set[int]) -> int:
+    """A line file as `target`, without the customers (hashes, all of these partitions); returns the rows that went."""
+    if path.parent.name == "items":
+        link(path, target)
+        return 0
+    by_order = path.parent.name == "orders"
+    kept: list[pa.RecordBatch] = []
+    gone = 0
     with pa.memory_map(str(path)) as file:
         reader = pa.ipc.open_file(file)
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    name = "customer" if path.parent.name == "orders" else "customer_id"
-    kept, part, gone = [], [], 0
-    for number, batch in enumerate(batches):
-        if batch.num_rows and (number in partitions or path.parent.name == "orders"):
-            column = batch.column(name)
-            hashes = column.to_numpy() if pa.types.is_int64(column.type) else stable_hash(column)
-            keep = ~np.isin(hashes, customers)
-            gone += int((~keep).sum())
-            batch = batch.filter(pa.array(keep))
-        kept.append(batch)
-        part.append(np.full(batch.num_rows, number))
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            if batch.num_rows and (by_order or number in partitions):
+                hashes = batch["customer"].to_numpy() if by_order else stable_hash(batch["customer_id"])
+                keep = ~np.isin(hashes, customers)
+                gone += int((~keep).sum())
+                batch = batch.filter(pa.array(keep))
+            kept.append(batch)
     if gone:
-        shuffle.write_partitions(pa.Table.from_batches(kept), np.concatenate(part), len(batches), path)
+        part = np.repeat(np.arange(len(kept)), [batch.num_rows for batch in kept])
+        shuffle.write_partitions(pa.Table.from_batches(kept), part, len(kept), target)
+    else:
+        link(path, target)
     return gone
 
 

@@ -32,7 +32,7 @@ def build_partition(spec: DatasetSpec, paths: list[str], out: Path, number: int)
         lines = quality.measure(table)
         if lines["lines"] != len(events):
             raise RuntimeError(f"partition {number}: {len(events)} events became {lines['lines']} lines of histories")
-        path = out / "shards" / f"part-{number:05d}.parquet"
+        path = shard_path(out, number)
         shuffle.write_parquet(table, path)
         part |= {"file": f"shards/{path.name}", "customers": len(table), "sha256": file_sha256(path), "stats": lines}
         part["types"] = sorted(set(events["event_type"].unique().to_pylist()))
@@ -52,6 +52,11 @@ def build_partition(spec: DatasetSpec, paths: list[str], out: Path, number: int)
     shuffle.write_rejects(tables, work, f"customer-{number:05d}")
     pairs = shuffle.gather(work / "orders", number, shuffle.ORDERS)
     return part | {"books": side, "items": len(found), "shared_orders": shuffle.shared_orders(pairs)}
+
+
+def shard_path(out: Path, number: int) -> Path:
+    """File of a partition that has customers."""
+    return out / "shards" / f"part-{number:05d}.parquet"
 
 
 def carried_schema(spec: DatasetSpec) -> pa.Schema:

@@ -6,7 +6,6 @@ own bytes of each. No Ray here: `clv.cluster.intake` runs these on a cluster, th
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 
 from clv.data import clean, intake, items, sources
 from clv.data.books import REJECTS, Books
-from clv.data.erasure import Erased, leave_out
+from clv.data.erasure import Erased, blanked, leave_out
 from clv.data.events import EVENTS, stable_hash
 from clv.data.sources import Unit
 from clv.data.spec import DatasetSpec
+from clv.data.workshop import replacing
 
 LINES = "lines"  # the folder of what pass 1 wrote; kept, it lets a later job add events or erase customers
 FLUSH_ROWS = 1_000_000
@@ -68,7 +68,7 @@ def split(
                 rejects.append(left_out)
             customers.add(known, stable_hash(known["customer_id"]))
         books.add(taken.books)
-        rejects.append(taken.rejects)
+        rejects.append(blanked(taken.rejects, spec, erased.named) if erased else taken.rejects)
     for writer in (*writers.values(), customers):
         writer.close()
     write_rejects(rejects, work, f"read-{unit.number:05d}")
@@ -152,15 +152,15 @@ def write_partitions(table: pa.Table, part: NDArray[np.int64], num_partitions: i
     order = np.argsort(part, kind="stable")
     table = table.take(pa.array(order)).combine_chunks()
     bounds = np.searchsorted(part[order], np.arange(num_partitions + 1)).tolist()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_file(
-        file, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-    ) as writer:  # fmt: skip
+    lz4 = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+    with (
+        replacing(path) as aside,
+        pa.OSFile(str(aside), "wb") as file,
+        pa.ipc.new_file(file, table.schema, options=lz4) as writer,
+    ):
         for low, high in pairwise(bounds):
             batches = table.slice(low, high - low).to_batches()
             writer.write_batch(batches[0] if batches else pa.RecordBatch.from_pylist([], table.schema))
-    os.replace(aside, path)
 
 
 def gather(folder: Path, partition: int, schema: pa.Schema | None = None) -> pa.Table:
@@ -227,9 +227,7 @@ def write_rejects(tables: list[pa.Table], work: Path, name: str) -> None:
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes aside and renames, so that a reader or a retried task never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     # Dictionaries pay for words only: for times, amounts and hashes they cost three times the CPU and save a fifth.
     words = [field.name for field in table.schema if pa.types.is_string(field.type) and field.name != "customer_id"]
-    pq.write_table(table, temporary, compression="zstd", compression_level=1, use_dictionary=words or False)
-    os.replace(temporary, path)
+    with replacing(path) as aside:
+        pq.write_table(table, aside, compression="zstd", compression_level=1, use_dictionary=words or False)

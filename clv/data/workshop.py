@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,8 +44,30 @@ def workshop(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> Ite
             raise
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path`, whose file takes the place of `path` at the end: nobody ever meets half a file.
+
+    Every call has a name of its own: a task that Ray runs twice, on two nodes, must not write into one file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
 def publish(folder: Path, out: Path) -> None:
-    """Puts the finished folder in place of `out` by renaming."""
+    """Puts the finished folder in place of `out` by renaming; what killed tasks left half done goes."""
+    for half in folder.rglob(".*"):
+        half.unlink()
     for name in ("plan.json", "lock"):
         (folder / name).unlink()
     shutil.rmtree(folder / JOURNAL, ignore_errors=True)
@@ -57,19 +80,23 @@ def publish(folder: Path, out: Path) -> None:
         shutil.rmtree(old)
 
 
-def link_tree(source: Path, target: Path) -> None:
+def link_tree(source: Path, target: Path, keep: Callable[[str], bool] = lambda name: True) -> None:
     """The files of a folder once more, without copying where the file system can: they must only ever be replaced."""
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
+    for path in sorted(source.rglob("*")) if source.is_dir() else ():
+        if path.is_file() and keep(path.name):
+            link(path, target / path.relative_to(source))
 
 
-def _link(source: str, target: str) -> None:
-    if os.path.exists(target):
-        return  # a run that was interrupted has come this far, and may have replaced it since
+def link(source: Path, target: Path) -> None:
+    """One file once more; a target that is there stays: an interrupted run came this far, and may have changed it."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        with replacing(target) as aside:
+            shutil.copy2(source, aside)
 
 
 def _empty(folder: Path) -> None:

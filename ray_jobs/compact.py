@@ -1,0 +1,50 @@
+"""Compact: what many appends left in small files becomes few large ones. `python -m ray_jobs.compact --histories H`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from ray_jobs import record
+from ray_jobs.command import execute, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Merges the line files of a histories folder; shards are built anew only where their number should change."""
+
+    histories: Path
+    """Folder written by prepare."""
+    partitions: int | None = None
+    """Number of shards; by default as it is, unless the log has grown or shrunk by more than two."""
+    engine: Literal["auto", "ray", "here"] = "auto"
+    """ray, or this process alone; auto takes Ray from 2 million events on."""
+    workers: int | None = None
+    """Tasks of Ray that run at once; by default as many as the cluster has CPUs."""
+
+
+def run(options: Options) -> None:
+    """Raises ValueError for a folder that is not one of histories, or was prepared without its lines."""
+    from clv.cluster import intake, session, tasks, upkeep
+
+    begun = datetime.now(UTC)
+    out = options.histories.absolute()
+    _, stock = upkeep.with_lines(out)
+    job = partial(upkeep.compact, out, partitions=options.partitions, say=say)
+    if options.engine == "here" or (options.engine == "auto" and stock.rows <= intake.FEW_ROWS):
+        job(run=tasks.run_here)
+    else:
+        with session.ray_session(num_cpus=options.workers, object_store_mb=512):
+            job(run=partial(tasks.run_on_ray, workers=options.workers))
+    record.write(out, options, begun)
+
+
+def main() -> None:
+    execute("compact", Options, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()
