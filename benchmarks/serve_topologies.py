@@ -63,6 +63,9 @@ class Ingress(Replica):
         super().__init__(args)
         self._model = model
 
+    def check_health(self) -> None:
+        """The model replicas have a health of their own."""
+
     async def __serve_build_asgi_app__(self) -> FastAPI:
         scorer = FarScorer(self._model, await self._model.facts.remote())
         self.backend.scorer = lambda pinned=None: scorer  # type: ignore[method-assign,assignment,return-value]

@@ -78,6 +78,7 @@ def _complete(found: dict[str, Any]) -> dict[str, Any]:
     found["paths"]["/v1/predict"]["post"]["responses"]["200"]["content"][arrow.MEDIA] = {
         "schema": {"type": "string", "format": "binary"}
     }
+    found["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     for path, methods in found["paths"].items():
         for method, operation in methods.items():
             operation["responses"].pop("422", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
 MAX_BODY_BYTES = 32 * 2**20
 MAX_CUSTOMERS = 1_000
@@ -16,6 +16,9 @@ MAX_PORTFOLIO = 10_000
 MAX_HORIZONS = 32
 MAX_HORIZON_DAYS = 3_650
 FIRST_YEAR, LAST_YEAR = 1990, 2100
+
+# Everything but Unicode's control characters (category Cc), as every dialect of regular expressions understands it.
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
 
 EXAMPLE: dict[str, Any] = {
     "as_of": "2011-06-12",
@@ -67,11 +70,20 @@ def _time(value: object) -> object:
     return value
 
 
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^\P{Cc}+$")]
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=PRINTABLE)]
+# What we take is wider than the format `date-time` of JSON schema, which wants an offset.
+_DAY, _CLOCK = r"(199[0-9]|20[0-9]{2}|2100)-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", r"([01][0-9]|2[0-3]):[0-5][0-9]"
 Time = Annotated[
     datetime,
     BeforeValidator(_time),
-    Field(description="ISO 8601; without an offset in the shop's local time.", examples=["2011-06-03T14:20:00"]),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": rf"^{_DAY}(T{_CLOCK}(:[0-5][0-9](\.[0-9]{{1,6}})?)?(Z|[+-]{_CLOCK})?)?$",
+            "description": "ISO 8601; without an offset in the shop's local time.",
+            "examples": ["2011-06-03T14:20:00"],
+        }
+    ),
 ]
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
 Horizon = Annotated[int, Field(ge=1, le=MAX_HORIZON_DAYS)]
@@ -86,7 +98,7 @@ class Event(_Request):
 
     event_time: Time
     known_at: Time | None = Field(None, description="When the shop learned of it; absent: at event_time.")
-    event_type: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^\P{Cc}+$")] = Field(
+    event_type: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=PRINTABLE)] = Field(
         description="purchase, return, view, cart, favourite, click, impression, rating, review, message or a free one."
     )
     event_id: Identifier | None = None
