@@ -1,4 +1,4 @@
-"""What a simulated customer was expected to do: the closed form behind `clv.data.synth`."""
+"""What a simulated customer was expected to do: the closed form behind `clv.data.shop`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Truth:
     """
 
     customer_id: NDArray[np.object_]
-    first: Floats  # day of the first purchase
+    first: Floats  # day of the first purchase, inf for who never buys
     rate: Floats  # λ, purchases a day before season, drift and change
     change: Floats  # day of the life change, inf for none
     factor: Floats  # what the change does to the rate
@@ -40,12 +40,22 @@ class Truth:
     season_time: Floats  # S at the end of each day, from 0
     start_day: int
     clock: Clock
+    arrival: Floats  # day of the first visit; of customers who buy at once that of the first purchase
+    convert: Floats  # a visitor's first purchases a day while interested; inf for who buys at once
+    lost: Floats  # day on which a visitor loses interest, inf for none
+    loss_per_day: float
+    favourite: Ints  # category, -1 for none
+    segment: Ints
+    propensity: Floats  # chance of a coupon at each campaign
+    uplift: Floats  # extra orders that a coupon brings to who has not left, the same day
+    campaigns: Floats  # days
 
     def expected(self, origin: str, horizon_days: float) -> pd.DataFrame:
-        """`customer_id`, `orders`, `value` (gross) expected in [origin, origin + horizon) of all who bought before.
+        """`customer_id`, `orders`, `value` (gross) expected in [origin, origin + horizon) of all who came before.
 
         Given the latent parameters and state at the origin (alive, time since the last purchase, life changes that have
-        come or are announced): the best anybody could know, closed form up to quadrature over when a change will come.
+        come or are announced; of a visitor, whether still interested) and the policy of coupons: the best anybody could
+        know, closed form up to quadrature over when a change or a first purchase will come.
         """
         day = (self.clock.parse(origin) - int(self.clock.start_of(self.start_day))) / DAY_US
         end = day + horizon_days
@@ -54,14 +64,30 @@ class Truth:
                 f"[{origin}, + {horizon_days:g} days) leaves the simulation: stay within the "
                 f"{len(self.season_time) - 1} days from its start"
             )
-        known = np.flatnonzero(self.first < day)
-        hits = self._hits_before(day)[known]
-        k = self.regularity
-        alive = hits // k < self.last_order[known]
-        told = self.change[known] <= day + self.notice_days
-        factor, leave = self.factor[known], self.leave[known]
-        steady = self.rate[known] * (self.season_at(end) - self.season_at(day))
-        ahead = (self.operational(end) - self.operational(day))[known]
+        known = np.flatnonzero(self.arrival < day)
+        buyer = self.first[known] < day
+        orders = np.zeros(len(known))
+        for some, ahead in ((buyer, self._repeats), (~buyer, self._conversions)):
+            who = known[some]
+            customers, repeats = ahead(who, day, end)
+            orders[some] = repeats if ahead == self._repeats else customers + repeats
+            for campaign in self.campaigns[(self.campaigns >= day) & (self.campaigns < end)]:
+                customers, repeats = ahead(who, day, campaign)
+                # Leaving is a coin thrown after each repeat purchase: so many of the customers are still there.
+                here = customers - self.leave[who] * repeats
+                orders[some] += self.propensity[who] * self.uplift[who] * here
+        return pd.DataFrame(
+            {"customer_id": self.customer_id[known], "orders": orders, "value": orders * self.order_value[known]}
+        )
+
+    def _repeats(self, who: Ints, day: float, end: float) -> tuple[Floats, Floats]:
+        """(1 for who has not left, purchases expected in [day, end)) of customers who have bought."""
+        hits, k = self._hits_before(day)[who], self.regularity
+        alive = hits // k < self.last_order[who]
+        told = self.change[who] <= day + self.notice_days
+        factor, leave = self.factor[who], self.leave[who]
+        steady = self.rate[who] * (self.season_at(end) - self.season_at(day))
+        ahead = (self.operational(end) - self.operational(day))[who]
         orders = mean_orders(np.where(told, ahead, steady), hits % k, leave, k)
         soonest = day + self.notice_days
         may = np.flatnonzero(~told & alive & (factor != 1))
@@ -71,14 +97,22 @@ class Truth:
             when = soonest + (nodes + 1) / 2 * (end - soonest)
             wait = np.exp(-self.change_per_day * (when - soonest))
             density = weights / 2 * (end - soonest) * self.change_per_day * wait
-            after = self.rate[known][may, None] * (self.season_at(end) - self.season_at(when))
+            after = self.rate[who][may, None] * (self.season_at(end) - self.season_at(when))
             u = steady[may, None] + (factor[may, None] - 1) * after
             mixed = mean_orders(u, (hits[may] % k)[:, None], leave[may, None], k) @ density
             orders[may] = mixed + (1 - density.sum()) * orders[may]
-        orders = np.where(alive, orders, 0.0)
-        return pd.DataFrame(
-            {"customer_id": self.customer_id[known], "orders": orders, "value": orders * self.order_value[known]}
-        )
+        return alive.astype(np.float64), np.where(alive, orders, 0.0)
+
+    def _conversions(self, who: Ints, day: float, end: float) -> tuple[Floats, Floats]:
+        """(new customers, their later purchases) expected in [day, end) of visitors who have not bought."""
+        nodes, weights = np.polynomial.legendre.leggauss(_CHANGE_NODES)
+        wait = (nodes + 1) / 2 * (end - day)
+        rate = self.convert[who, None]
+        density = weights / 2 * (end - day) * rate * np.exp(-(rate + self.loss_per_day) * wait)
+        density *= (self.lost[who] > day)[:, None]
+        u = self.rate[who, None] * (self.season_at(end) - self.season_at(day + wait))
+        later = mean_orders(u, np.zeros(u.shape, np.int64), self.leave[who, None], self.regularity)
+        return np.asarray(density.sum(1)), np.asarray((density * later).sum(1))
 
     def season_at(self, day: Floats | float) -> Floats:
         """S(day): operational days of a customer with λ = 1 since the start."""
@@ -86,10 +120,15 @@ class Truth:
 
     def operational(self, day: Floats | float) -> Floats:
         """u(day) of each customer; `day` is one day or one per customer."""
-        day = np.maximum(day, self.first)
-        before = self.season_at(np.minimum(day, self.change)) - self.season_at(self.first)
-        after = np.maximum(self.season_at(day) - self.season_at(np.minimum(self.change, len(self.season_time) - 1)), 0)
-        return np.asarray(self.rate * (before + np.where(day > self.change, self.factor * after, 0)))
+        return self.operational_of(np.arange(len(self.first)), day)
+
+    def operational_of(self, who: Ints, day: Floats | float) -> Floats:
+        """u(day[i]) of customer who[i]."""
+        first, change = self.first[who], self.change[who]
+        day = np.maximum(day, first)
+        before = self.season_at(np.minimum(day, change)) - self.season_at(first)
+        after = np.maximum(self.season_at(day) - self.season_at(np.minimum(change, len(self.season_time) - 1)), 0)
+        return np.asarray(self.rate[who] * (before + np.where(day > change, self.factor[who] * after, 0)))
 
     def _hits_before(self, day: float) -> Ints:
         owner = np.repeat(np.arange(len(self.first)), np.diff(self.phase_offsets))
