@@ -56,7 +56,10 @@ def of_prediction(q: Question, table: pa.Table | None) -> tuple[bytes, int]:
         STATUS: pa.array(["ok"] * len(scores), pa.string()),
     }
     empty = {name: pa.nulls(len(missing), column.type) for name, column in columns.items()}
-    empty |= {"customer_id": pa.array(missing, pa.string()), STATUS: pa.array(["unknown_customer"] * len(missing))}
+    empty |= {
+        "customer_id": pa.array(missing, pa.string()),
+        STATUS: pa.array(["unknown_customer"] * len(missing), pa.string()),
+    }
     whole = pa.concat_tables([pa.table(columns), pa.table({name: empty[name] for name in columns})])
     place = {name: i for i, name in enumerate(q.names)}
     order = pa.array([place[name] for name in whole["customer_id"].to_pylist()], pa.int64())

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+from clv.data.histories import build
+from clv.data.synth import simulate
 from clv.predict import Predictor
 from clv.serve.answers import scores_of
 from clv.serve.backend import LiveBackend
+from clv.serve.client import Client
 from clv.serve.routes import routes
+from clv.serve.store import open_store
 from clv.serve.store_sqlite import SqliteStore
 
 MakeBundle = Callable[..., Path]
@@ -98,3 +105,51 @@ def test_horizons_beyond_the_learned_ones_are_marked(backend: LiveBackend, conne
     assert found["extrapolated"].tolist() == [False, True]
     assert found["value_mean"].is_monotonic_increasing
     assert answer.json()["data_through"] < datetime(2011, 6, 12, tzinfo=UTC).isoformat()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_a_thousand_customers_are_served_as_batch_scoring_scores_them_also_after_a_stream_of_events(
+    make_shop_bundle: MakeBundle, tmp_path: Path, kind: str, redis_url: str, serve_replicas: Any
+) -> None:
+    """Histories until May are loaded, what happened in June comes as events, late and out of order, to two replicas."""
+    predictor = Predictor(make_shop_bundle(1))
+    clock = predictor.clock
+    events = simulate(1_150, "2010-01-01", "2011-06-30", seed=8, timezone="Europe/London").events
+    early = pc.less(events["event_time"].cast(pa.int64()), clock.parse("2011-05-01"))
+    loaded, streamed = build(events.filter(early), clock), events.filter(pc.invert(early))
+    address = str(tmp_path / "store") if kind == "sqlite" else redis_url
+    stores = [open_store(address, create=True) for _ in range(2)]
+    stores[0].put_histories(loaded)
+    backends = [LiveBackend(store) for store in stores]
+    for one in backends:
+        one.install(predictor)
+
+    def difference(client: Client, histories: pa.Table, as_of: str) -> float:
+        """Largest relative difference of any number of any customer."""
+        names = histories["customer_id"].to_pylist()
+        found = client.predict_table(names[:1_000], as_of=as_of)
+        expected = predictor.predict(histories.slice(0, 1_000), clock.parse(as_of))
+        keys = [("customer_id", "ascending"), ("horizon_days", "ascending")]
+        found, expected = found.filter(pc.equal(found["status"], "ok")).sort_by(keys), expected.sort_by(keys)
+        assert found["customer_id"].to_pylist() == expected["customer_id"].to_pylist()
+        assert len(expected) > 1_900
+        numbers = [name for name in expected.column_names if pa.types.is_floating(expected[name].type)]
+        pairs = [(found[name].to_numpy(), expected[name].to_numpy()) for name in numbers]
+        return max(float(np.nanmax(np.abs(a - b) / np.maximum(np.abs(b), 1e-9))) for a, b in pairs)
+
+    rows = streamed.select([n for n in streamed.column_names if n != "amount_filled"]).to_pylist()
+    random.Random(3).shuffle(rows)
+    posted = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    with serve_replicas(backends) as made, Client(made.url, timeout_s=120) as client:
+        assert difference(client, loaded, "2011-06-12") < 1e-5
+        assert client.send(posted).stored == len(posted) > 500
+        full = build(events, clock)
+        assert len(full) >= 1_000
+        assert difference(client, full, "2011-06-12") < 1e-5
+        assert difference(client, full, "2011-06-30") < 1e-5
+        inline = client.portfolio(full["customer_id"].to_pylist()[:1_000], as_of="2011-06-12")
+        total = predictor.portfolio(full.slice(0, 1_000), clock.parse("2011-06-12"))
+        assert [one.value_mean for one in inline.totals] == pytest.approx(total["value_mean"].to_pylist(), rel=1e-5)
+        assert [one.value_p90 for one in inline.totals] == pytest.approx(total["value_p90"].to_pylist(), rel=1e-5)
+    for store in stores:
+        store.close()
