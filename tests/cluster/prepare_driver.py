@@ -1,0 +1,58 @@
+"""A prepare on a cluster of two nodes in this process, during which something dies: run by test_prepare_faults.py.
+
+`python prepare_driver.py SPEC OUT worker|node`. After the first unit of each pass a busy worker is killed, or after the
+first unit of pass 1 a whole node. Lines of the run go to stdout.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from clv.cluster import intake, session
+from clv.data.spec import DatasetSpec
+
+
+def busy_workers() -> list[int]:
+    """Processes of this cluster that run a map task now."""
+    children = psutil.Process().children(recursive=True)
+    return [p.pid for p in children if any("ray::Map" in part or "ReadRange" in part for part in p.cmdline())]
+
+
+def main() -> None:
+    spec, out, what = sys.argv[1:]
+    nodes = Cluster()
+    # The driver's node runs no task: it is not the one that is lost.
+    nodes.add_node(num_cpus=0, object_store_memory=200 * session.MIB, include_dashboard=False)
+    ray.init(address=nodes.address, log_to_driver=False)
+    workers = [nodes.add_node(num_cpus=1, object_store_memory=100 * session.MIB) for _ in range(2)]
+    nodes.wait_for_nodes()
+    session.quiet_data()
+    killed: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        begins = line.startswith(("pass 1: 1/", "pass 2: 1/"))
+        if begins and what == "worker":
+            for pid in busy_workers()[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(line[:6])
+                print(f"killed worker {pid}", flush=True)
+        elif begins and not killed:
+            nodes.remove_node(workers[1], allow_graceful=False)  # SIGKILL to the raylet; its workers go with it
+            killed.append("node")
+            print("killed a node", flush=True)
+
+    try:
+        intake.prepare(DatasetSpec.load(spec), spec, Path(out), partitions=8, say=say)
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+if __name__ == "__main__":
+    main()
