@@ -1,0 +1,78 @@
+"""Simulate: a shop whose truth is known. `python -m ray_jobs.simulate --shop.num-customers 100000 --out LOG`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from clv.data.shop.settings import Shop
+from ray_jobs import record
+from ray_jobs.command import execute, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Writes events, items, customers and a spec.yaml for prepare; truth (what each customer was expected to do),
+    treatments (coupons with propensity and effect) and the counts of planted defects beside them. The same seed gives
+    the same files, bit by bit, whatever the workers."""
+
+    out: Path
+    """Folder to write; one that holds a simulated shop is replaced."""
+    shop: Shop = field(default_factory=Shop.full)
+    origins: tuple[str, ...] = ()
+    """Dates at which the truth is wanted; by default the one from which the longest horizon reaches to the end."""
+    horizons_days: tuple[int, ...] = (30, 90)
+    defects: int = 0
+    """Rows of each kind of defect in every block of 20,000 customers."""
+    plain: bool = False
+    """Everything off that BG/NBD with Gamma-Gamma does not know."""
+    engine: Literal["auto", "ray", "here"] = "auto"
+    """ray, or this process alone; auto takes Ray from 100,000 customers on. The result is the same."""
+    workers: int | None = None
+    """Tasks of Ray that run at once; by default as many as the cluster has CPUs."""
+
+
+def run(options: Options) -> None:
+    """Raises ValueError for an impossible shop, an origin outside the log, or a folder that holds something else."""
+    begun = datetime.now(UTC)
+    from clv.cluster import session, tasks
+    from clv.data.shop import files, log
+    from clv.data.workshop import JOURNAL, publish, workshop
+
+    shop = options.shop.exact_btyd() if options.plain else options.shop
+    longest = max(options.horizons_days, default=0)
+    if longest < 1 or min(options.horizons_days) < 1:
+        raise ValueError(f"--horizons-days {list(options.horizons_days)} must be positive")
+    origins = options.origins or (str(date.fromisoformat(shop.end) - timedelta(days=longest)),)
+    plan = files.Plan(shop, origins, tuple(sorted(options.horizons_days)), options.defects)
+    plan.check()
+    out = options.out.absolute()
+    if out.exists() and any(out.iterdir()) and not (out / "truth").is_dir():
+        raise ValueError(f"--out {out} exists and is not a simulated shop; choose another folder")
+    with workshop(out, {"plan": repr(plan)}, say) as folder:
+        task = partial(files.write_block, plan, folder)
+        numbers = range(log.num_blocks(shop))
+        blocks = partial(tasks.remembered, task=task, numbers=numbers, journal=folder / JOURNAL / "blocks")
+        here = options.engine == "here" or (options.engine == "auto" and shop.num_customers < 100_000)
+        if here:
+            manifest = files.write_shop(plan, folder, blocks(tasks.run_here), out, say)
+        else:
+            with session.ray_session(num_cpus=options.workers):
+                on_ray = partial(tasks.run_on_ray, workers=options.workers)
+                manifest = files.write_shop(plan, folder, blocks(on_ray), out, say)
+        publish(folder, out)
+    record.write(out, options, begun)
+    seconds = (datetime.now(UTC) - begun).total_seconds()
+    say(f"wrote {manifest['rows']:,} events of {manifest['customers']:,} customers to {options.out} in {seconds:.0f} s")
+    say(f"next: python -m ray_jobs.prepare --dataset {options.out}/spec.yaml --out HISTORIES")
+
+
+def main() -> None:
+    execute("simulate", Options, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()
