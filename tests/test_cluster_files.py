@@ -193,7 +193,12 @@ def test_the_kubernetes_service_mounts_what_it_names_and_takes_keys_from_a_secre
         assert {m["name"] for m in container["volumeMounts"]} <= {volume["name"] for volume in spec["volumes"]}
         variables = {entry["name"]: entry for entry in container["env"]}
         assert {name: variables[name]["value"] for name in SERVING} == SERVING
-        assert "secretKeyRef" in variables["CLV_API_KEYS"]["valueFrom"]
+        # As a folder, since that follows changes of the secret; a file or a variable does not.
+        (keys,) = [volume for volume in spec["volumes"] if "secret" in volume]
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == keys["name"]]
+        assert Path(variables["CLV_API_KEYS_FILE"]["value"]).parent == Path(mount["mountPath"])
+        assert "subPath" not in mount
+        assert variables["CLV_STORE"]["value"].startswith("redis://")
 
 
 def test_versions_are_the_same_everywhere() -> None:

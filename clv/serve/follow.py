@@ -47,6 +47,7 @@ class Follower:
             if scorer and (await asyncio.to_thread(self._named))[0] == production:  # not rolled back meanwhile
                 self.backend.put_in_service(scorer)
         await self._follow_trial(trial, production)
+        self.backend.metrics.failed_bundles.set(len(self._failed))
 
     async def _follow_trial(self, trial: Trial | None, production: str) -> None:
         if trial is None or trial.version == production:

@@ -50,6 +50,8 @@ class Metrics:
             buckets=(0.1, 1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 100_000),
             registry=r,
         )
+        self.store_errors = Counter("clv_store_errors_total", "Requests that the store did not answer.", registry=r)
+        self.failed_bundles = Gauge("clv_failed_bundles", "Named bundles that this replica cannot load.", registry=r)
         self.model = Gauge("clv_model_info", "1 for the bundle in service.", ["version", "cut"], registry=r)
         self.data_through = Gauge(
             "clv_data_through_timestamp_seconds", "Time of the newest event in the store, Unix seconds.", registry=r

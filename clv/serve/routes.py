@@ -85,7 +85,7 @@ def routes(
             given = arrow.request_of(body, request.query_params)
             return questions.of_predict(_checked(PredictRequest.model_validate, given), backend)
 
-        async with _answering(deadline_s):
+        async with _answering(deadline_s, metrics):
             q = await asyncio.to_thread(ask)
             table = await q.scorer.score(q.histories, q.as_of, q.horizons) if len(q.histories) else None
             write = arrow.of_prediction if as_arrow else answers.of_prediction
@@ -97,7 +97,7 @@ def routes(
     async def portfolio(request: Request) -> Response:
         """What up to 10,000 stored customers will be worth together, with the band of the sum."""
         _, body = await _body(request, deadline_s)
-        async with _answering(deadline_s):
+        async with _answering(deadline_s, metrics):
             q = await asyncio.to_thread(lambda: questions.of_portfolio(_parsed(PortfolioRequest, body), backend))
             content, known = answers.of_portfolio(q, await q.scorer.portfolio(q.histories, q.as_of, q.horizons))
         _count(metrics, q, known)
@@ -106,7 +106,7 @@ def routes(
     @app.get("/v1/customers/{customer_id:path}", tags=["customers"], response_model=CustomerResponse)
     async def customer(customer_id: str) -> Response:
         """What the store holds of one customer, and the scores at the default time and horizons."""
-        async with _answering(deadline_s):
+        async with _answering(deadline_s, metrics):
             asked = PortfolioRequest.model_construct(customer_ids=[customer_id])
             q = await asyncio.to_thread(questions.of_portfolio, asked, backend)
             if not len(q.histories):
@@ -118,7 +118,7 @@ def routes(
     async def erase(request: Request, customer_id: str) -> Response:
         """Erases a customer. A load of histories brings nothing back that is older than the erasure; an event that is
         posted later begins a new history."""
-        async with _answering(deadline_s):
+        async with _answering(deadline_s, metrics):
             if not await asyncio.to_thread(writes.erase, backend, customer_id, request.state.request_id):
                 raise _unknown()
         return Response(status_code=204)
@@ -128,7 +128,7 @@ def routes(
         """Stores up to 1,000 events, all or none. An event id that is stored already, with the same content, changes
         nothing: whoever got no answer sends the batch again."""
         _, body = await _body(request, deadline_s)
-        async with _answering(deadline_s):
+        async with _answering(deadline_s, metrics):
             stored = await asyncio.to_thread(
                 lambda: writes.store(backend, _parsed(EventsRequest, body), request.state.request_id)
             )
@@ -139,7 +139,7 @@ def routes(
     @app.get("/v1/model", tags=["service"], response_model=ModelResponse)
     async def model() -> Response:
         """The bundle in service and the data behind it."""
-        async with _answering(deadline_s):
+        async with _answering(deadline_s, metrics):
             facts = in_service(backend).facts
             through = await asyncio.to_thread(questions.data_through, backend, facts)
             stored = await asyncio.to_thread(backend.store.count) if backend.store else None
@@ -205,7 +205,7 @@ def _unknown() -> ProblemError:
 
 
 @asynccontextmanager
-async def _answering(seconds: float) -> AsyncIterator[None]:
+async def _answering(seconds: float, metrics: Metrics) -> AsyncIterator[None]:
     """Failures that a caller may repeat, as problem details."""
     try:
         async with asyncio.timeout(seconds):
@@ -215,6 +215,7 @@ async def _answering(seconds: float) -> AsyncIterator[None]:
     except Overloaded as full:
         raise ProblemError(429, "Too many customers are waiting.", retry_after_s=full.retry_after_s) from None
     except StoreUnavailableError as down:
+        metrics.store_errors.inc()
         raise ProblemError(503, f"{down} Requests that bring their events are served.", retry_after_s=1) from None
 
 

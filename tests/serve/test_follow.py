@@ -77,6 +77,7 @@ def test_a_new_bundle_takes_over_and_a_broken_one_does_not(follower: Any, regist
     assert [bool(entry.failed) for entry in found] == [False, False, True, True, False, True]
     assert found[2].failed == {"broken": "ValueError: damaged"}
     assert follower.loads == ["v2", "broken", "v3", "broken"], "once while it is named"
+    assert follower.backend.metrics.registry.get_sample_value("clv_failed_bundles") == 1
 
 
 def test_a_trial_is_loaded_beside_production_and_promoted_without_loading_again(
