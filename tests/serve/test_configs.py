@@ -76,6 +76,10 @@ def test_queues_are_bounded_and_the_deadline_comes_before_the_proxys(config: dic
     assert args.cpu_threads == deployment["ray_actor_options"]["num_cpus"]
 
 
+def test_no_access_log_is_written_since_addresses_hold_ids(config: dict[str, Any]) -> None:
+    assert config["logging_config"]["enable_access_log"] is False
+
+
 def test_the_local_file_stays_on_loopback_and_production_scales() -> None:
     local, production = (
         yaml.safe_load((FILES[0].parent / name).read_text()) for name in ("local.yaml", "production.yaml")

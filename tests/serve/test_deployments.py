@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,6 @@ from typing import Any
 import httpx
 import pyarrow as pa
 import pytest
-import ray
 from ray import cloudpickle, serve
 
 from clv.predict import Predictor
@@ -44,18 +45,26 @@ def small_service(predictor: Callable[..., Any], **options: Any) -> Any:
 
 
 @pytest.fixture
-def address(ray_cluster: None, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Serve on a free port; on all interfaces where the test asks for it."""
+def address(ray_cluster: None, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Serve on a free port; on all interfaces, or with a certificate of its own, where the test asks for it."""
     host = getattr(request, "param", "127.0.0.1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serve.start(http_options={"host": host, "port": port})
-    yield f"http://127.0.0.1:{port}"
+    tls = host == "tls"
+    options: dict[str, Any] = {"host": "127.0.0.1" if tls else host, "port": port}
+    if tls:
+        key, certificate = (str(tmp_path / name) for name in ("key.pem", "certificate.pem"))
+        request_ = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "1", "-nodes"]
+        files = ["-newkey", "rsa:2048", "-keyout", key, "-out", certificate]
+        subprocess.run(["openssl", "req", "-x509", *request_, *files], check=True, capture_output=True)
+        options |= {"ssl_keyfile": key, "ssl_certfile": certificate}
+    serve.start(http_options=options)
+    yield f"https://localhost:{port}" if tls else f"http://127.0.0.1:{port}"
     serve.shutdown()
 
 
-def test_the_application_answers_scales_its_batches_and_survives_a_dead_replica(
+def test_two_replicas_behind_serves_proxy_are_one_service(
     address: str, make_predictor: Callable[..., Any], store: SqliteStore, tmp_path: Path
 ) -> None:
     args = {"bundle": str(tmp_path / "v7"), "store": str(store.path.parent), "batch_wait_ms": 20}
@@ -76,7 +85,7 @@ def test_the_application_answers_scales_its_batches_and_survives_a_dead_replica(
     assert httpx.get(f"{address}/v1/customers/nobody").status_code == 404
     assert httpx.get(f"{address}/readyz").json() == {"status": "ready", "version": "v7"}
 
-    with Client(address, retries=8) as client:
+    with Client(address) as client:
 
         def call(_: int) -> float | None:
             return client.predict(["A"], as_of=AS_OF, horizons_days=[365]).results[0].scores[0].value_mean
@@ -85,13 +94,15 @@ def test_the_application_answers_scales_its_batches_and_survives_a_dead_replica(
             assert set(callers.map(call, range(48))) == {50.0}
             assert "clv_batch_customers_bucket" in httpx.get(f"{address}/metrics").text
             assert "clv_requests_total" in httpx.get(f"{address}/metrics").text
-
-            replicas = [a for a in ray.util.list_named_actors(all_namespaces=True) if "SERVE_REPLICA" in a["name"]]
-            assert len(replicas) == 2
-            during = callers.map(call, range(200))
-            victim = ray.get_actor(replicas[0]["name"], namespace=replicas[0]["namespace"])
-            ray.kill(victim)
-            assert set(during) == {50.0}, "the client asks again for what the dead replica held"
+        event = {"customer_id": "A", "event_id": "e", "event_time": "2011-06-11T10:00:00Z", "event_type": "purchase"}
+        found = [client.send([{**event, "amount": 50.0}]) for _ in range(4)]
+        assert [one.stored for one in found] == [1, 0, 0, 0], "whichever replica answers"
+        assert {call(i) for i in range(8)} == {100.0}
+        portfolio = client.portfolio(["A", "B"], as_of=AS_OF, horizons_days=[365])
+        assert portfolio.totals[0].value_mean == 100.0
+        assert client.predict_table(["A"], as_of=AS_OF, horizons_days=[365])["value_mean"].to_pylist() == [100.0]
+        assert client.erase("A")
+        assert {client.predict(["A"]).results[0].status for _ in range(4)} == {"unknown_customer"}
 
 
 def test_the_built_application_serves_the_production_bundle_and_follows_the_pointer(
@@ -143,4 +154,18 @@ def test_without_keys_no_replica_starts_on_a_public_address(
     with Client(address, "a-key-of-twenty-char") as client:
         assert client.model().model.version == "v7"
     with Client(address) as client, pytest.raises(ClvError, match="HTTP 401"):
+        client.model()
+
+
+@pytest.mark.parametrize("address", ["tls"], indirect=True)
+def test_serve_speaks_tls_with_the_certificate_of_its_file(
+    address: str, make_predictor: Callable[..., Any], tmp_path: Path
+) -> None:
+    serve.run(small_service(make_predictor).bind({"bundle": str(tmp_path / "v7")}), route_prefix="/")
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "certificate.pem"))
+    with Client(address, verify=trusted) as client:
+        assert client.model().model.version == "v7"
+    answer = httpx.get(f"{address}/v1/model", verify=trusted)
+    assert answer.headers["strict-transport-security"] == "max-age=31536000"
+    with Client(address, retries=0) as client, pytest.raises(httpx.ConnectError, match="certificate verify failed"):
         client.model()
