@@ -1,15 +1,18 @@
-"""Batch scoring on Ray Data: an actor holds the predictor, a task scores a shard, ranks are made over all shards."""
+"""Batch scoring on Ray Data: an actor holds the predictor, a task scores a shard, ranks are made over all shards.
+
+Everything is made in a folder beside the result: a run that was killed goes on there, and nobody meets half a result.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import uuid
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,40 +25,47 @@ from numpy.typing import NDArray
 from clv import bundle as bundles
 from clv.bundle import sha256_of
 from clv.cluster import session
+from clv.cluster.anchor_scores import COLUMNS, AnchorPredictor
 from clv.data.prepared import Prepared
+from clv.data.workshop import JOURNAL, publish, replacing, workshop, write_text
 from clv.predict import SCORES, Predictor
 
 CHUNK_CUSTOMERS = 20_000  # scored at a time: bounds the memory of an actor, whatever the size of a shard
+SCORED = "scored"  # the parts before their ranks
 VALUABLE_SHARE = 0.2
 LEAVING_PROBABILITY = 0.5
 
+Model = Literal["clv", "anchor"]
 Say = Callable[[str], None]
 
 
 class Scorer:
-    """Ray Data actor: loads the bundle once; a row is a shard, its output a part file."""
+    """Ray Data actor: loads the bundle once; a row is a shard, its output a part file and an entry in the journal."""
 
-    def __init__(self, bundle: str, origin: int, horizons: tuple[int, ...] | None, folder: str) -> None:
+    def __init__(self, bundle: str, origin: int, horizons: tuple[int, ...] | None, model: Model, folder: str) -> None:
         import torch
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        self.predictor = Predictor(bundle)
+        self.predictor = Predictor(bundle) if model == "clv" else AnchorPredictor(bundle)
+        self.columns = None if model == "clv" else list(COLUMNS)
         self.origin, self.horizons, self.folder = origin, horizons, Path(folder)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        parts = [self._score(int(i), str(shard)) for i, shard in zip(batch["part"], batch["shard"], strict=True)]
-        return {"part": batch["part"], "customers": np.array(parts)}
+        parts = [self.score(int(i), str(shard)) for i, shard in zip(batch["part"], batch["shard"], strict=True)]
+        return {"part": batch["part"], "rows": np.array(parts)}
 
-    def _score(self, part: int, shard: str) -> int:
-        path = self.folder / f"part-{part:05d}.parquet"
-        aside = path.with_suffix(".writing")
+    def score(self, part: int, shard: str) -> int:
+        """Rows written; nothing is there of a shard that was not finished."""
         count = 0
-        with pq.ParquetWriter(aside, SCORES, compression="zstd") as writer:
-            for batch in pq.ParquetFile(shard).iter_batches(CHUNK_CUSTOMERS):
+        with (
+            replacing(self.folder / SCORED / f"part-{part:05d}.parquet") as aside,
+            pq.ParquetWriter(aside, SCORES, compression="zstd") as writer,
+        ):
+            for batch in pq.ParquetFile(shard).iter_batches(CHUNK_CUSTOMERS, columns=self.columns):
                 scores = self.predictor.predict(pa.Table.from_batches([batch]), self.origin, self.horizons)
                 writer.write_table(scores)
                 count += len(scores)
-        aside.rename(path)
+        write_text(_entry(self.folder, part), json.dumps(count))
         return count
 
 
@@ -68,40 +78,35 @@ def score(
     horizons: tuple[int, ...] | None = None,
     workers: int = 2,
     csv: bool = True,
+    model: Model = "clv",
     say: Say = print,
 ) -> dict[str, Any]:
     """Writes SCORES of everybody known at `origin` to `out` and returns the manifest. Ray must be running.
 
-    Raises ValueError for an origin the bundle must not score, or a bundle of another dataset's currency or timezone.
+    A run that was killed goes on with the shards it had not finished. Raises ValueError for an origin the bundle must
+    not score, or a bundle of another dataset's currency or timezone.
     """
-    import ray
-
     begun = datetime.now(UTC)
     manifest = bundles.verify(bundle)
     predictor = check_bundle(bundle, prepared, origin)
-    folder = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    folder.mkdir(parents=True)
-    try:
-        shards = [{"part": i, "shard": str(path)} for i, path in enumerate(prepared.shards)]
-        scored = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
-            Scorer,
-            fn_constructor_args=(str(bundle), origin, horizons, str(folder)),
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards))),
-            batch_size=1,
-            batch_format="numpy",
-        )
-        with session.plain_errors():
-            done = scored.take_all()
-        rows = sum(int(row["customers"]) for row in done)
-        say(f"scored {rows:,} rows from {len(shards)} shards")
+    wanted = sorted(set(horizons or predictor.horizons))
+    plan = {
+        "bundle": sha256_of(bundle / "manifest.json"),
+        "shards": sorted(entry["sha256"] for entry in prepared.manifest["shards"]),
+        "origin": origin,
+        "horizons": wanted,
+        "model": model,
+    }
+    with workshop(out, plan, say) as folder:
+        rows = _score_all(bundle, prepared, origin, horizons, model, folder, workers, say)
+        _rank(folder, wanted)
         parts = sorted(folder.glob("part-*.parquet"))
-        wanted = sorted(set(horizons or predictor.horizons))
-        _rank(parts, wanted)
         lists = _lists(parts, folder, wanted) if csv and rows else []
         written = {
             "origin": datetime.fromtimestamp(origin / 1e6, UTC).isoformat(),
             "bundle": manifest["version"],
             "cut": manifest["cut"],
+            "model": model,
             "currency": predictor.currency,
             "horizons_days": wanted,
             "rows": rows,
@@ -110,13 +115,43 @@ def score(
             "lists": lists,
             "seconds": round((datetime.now(UTC) - begun).total_seconds(), 2),
         }
-        (folder / "manifest.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        write_text(folder / "manifest.json", json.dumps(written, indent=1) + "\n")
+        shutil.rmtree(folder / SCORED)
+        publish(folder, out)
     return written
+
+
+def _score_all(
+    bundle: Path, prepared: Prepared, origin: int, horizons: tuple[int, ...] | None, model: Model, folder: Path,
+    workers: int, say: Say,
+) -> int:  # fmt: skip
+    """Scores the shards that an earlier run has not; returns the number of rows of all."""
+    import ray
+
+    (folder / SCORED).mkdir(exist_ok=True)
+    shards = list(enumerate(map(str, prepared.shards)))
+    known = {part: json.loads(_entry(folder, part).read_text()) for part, _ in shards if _entry(folder, part).is_file()}
+    left = [{"part": part, "shard": shard} for part, shard in shards if part not in known]
+    begun, fresh = time.monotonic(), 0
+    if left:
+        scored = ray.data.from_items(left, override_num_blocks=len(left)).map_batches(
+            Scorer,
+            fn_constructor_args=(str(bundle), origin, horizons, model, str(folder)),
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(left))),
+            batch_size=1,
+            batch_format="numpy",
+        )
+        with session.plain_errors():
+            for row in scored.iter_rows():
+                known[int(row["part"])] = int(row["rows"])
+                fresh += int(row["rows"])
+                speed = fresh / max(time.monotonic() - begun, 1e-9)
+                say(f"{len(known)}/{len(shards)} shards, {sum(known.values()):,} rows, {speed:,.0f} rows/s")
+    return sum(known.values())
+
+
+def _entry(folder: Path, part: int) -> Path:
+    return folder / JOURNAL / SCORED / f"{part:06d}.json"
 
 
 def check_target(out: Path) -> None:
@@ -147,26 +182,25 @@ def _same_shop(predictor: Predictor, prepared: Prepared) -> None:
             raise ValueError(f"the bundle's {name} is {ours!r}, that of the histories {theirs!r}: not the same shop")
 
 
-def _rank(parts: list[Path], horizons: list[int]) -> None:
-    """Ranks and deciles over all parts; the driver holds one float per customer and horizon, nothing else."""
+def _rank(folder: Path, horizons: list[int]) -> None:
+    """The parts with ranks and deciles over all of them; the driver holds eight bytes per customer and horizon."""
+    parts = sorted((folder / SCORED).glob("part-*.parquet"))
     values = [pq.read_table(path, columns=["value_mean"])["value_mean"].to_numpy() for path in parts]
     sizes = [len(part) // len(horizons) for part in values]
-    table = np.concatenate(values).reshape(-1, len(horizons)) if values else np.zeros((0, len(horizons)))
-    rank = np.empty(table.shape, np.int64)
+    count = sum(sizes)
+    rank = np.empty((count, len(horizons)), np.int32)
     for column in range(len(horizons)):
-        order = np.argsort(-table[:, column], kind="stable")
-        rank[order, column] = np.arange(1, len(table) + 1)
-    decile = 1 + (rank - 1) * 10 // max(len(table), 1)
+        column_values = np.concatenate([part[column :: len(horizons)] for part in values]) if count else np.zeros(0)
+        order = np.argsort(-column_values, kind="stable")
+        rank[order, column] = np.arange(1, count + 1, dtype=np.int32)
     stop = np.cumsum(sizes)
     for path, begin, end in zip(parts, stop - sizes, stop, strict=True):
-        scores = pq.read_table(path)
-        for name, numbers in (("value_rank", rank), ("value_decile", decile)):
+        scores, ranks = pq.read_table(path), rank[begin:end].ravel().astype(np.int64)
+        for name, numbers in (("value_rank", ranks), ("value_decile", 1 + (ranks - 1) * 10 // max(count, 1))):
             place = scores.column_names.index(name)
-            column = pa.array(numbers[begin:end].ravel()).cast(SCORES.field(name).type)
-            scores = scores.set_column(place, SCORES.field(name), column)
-        aside = path.with_suffix(".writing")
-        pq.write_table(scores, aside, compression="zstd")
-        aside.rename(path)
+            scores = scores.set_column(place, SCORES.field(name), pa.array(numbers).cast(SCORES.field(name).type))
+        with replacing(folder / path.name) as aside:
+            pq.write_table(scores, aside, compression="zstd")
 
 
 def _lists(parts: list[Path], folder: Path, horizons: list[int]) -> list[str]:
@@ -176,19 +210,22 @@ def _lists(parts: list[Path], folder: Path, horizons: list[int]) -> list[str]:
             writer.write_table(pq.read_table(path))
     horizon = min(horizons, key=lambda days: abs(days - 90))
     near = pc.field("horizon_days") == horizon
+    worth = [pq.read_table(path, columns=["clv_mean"], filters=near)["clv_mean"].to_numpy() for path in parts]
+    threshold = float(np.quantile(np.concatenate(worth), 1 - VALUABLE_SHARE))
     columns = ["customer_id", "clv_mean", "churn_probability", "p_purchase", "value_mean", "value_p10", "value_p90"]
-    table = pd.concat([pq.read_table(path, columns=columns, filters=near).to_pandas() for path in parts])
-    valuable_and_leaving(table).to_csv(folder / "valuable_and_leaving.csv", index=False)
+    found = [
+        valuable_and_leaving(pq.read_table(path, columns=columns, filters=near).to_pandas(), threshold)
+        for path in parts
+    ]
+    table = pd.concat(found).sort_values(["value_at_risk", "customer_id"], ascending=[False, True])
+    table.to_csv(folder / "valuable_and_leaving.csv", index=False)
     return ["scores.csv", "valuable_and_leaving.csv"]
 
 
-def valuable_and_leaving(table: pd.DataFrame) -> pd.DataFrame:
-    """The fifth of customers with the highest lifetime value who more likely than not will not buy in the horizon.
+def valuable_and_leaving(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """Customers with a lifetime value from `threshold` on who more likely than not will not buy in the horizon.
 
-    `value_at_risk` = lifetime value x churn probability, descending: whom to call first.
+    `value_at_risk` = lifetime value x churn probability: whom to call first.
     """
-    valuable = table["clv_mean"] >= table["clv_mean"].quantile(1 - VALUABLE_SHARE)
-    leaving = table["churn_probability"] >= LEAVING_PROBABILITY
-    chosen = table[valuable & leaving]
-    chosen = chosen.assign(value_at_risk=chosen["clv_mean"] * chosen["churn_probability"])
-    return chosen.sort_values(["value_at_risk", "customer_id"], ascending=[False, True])
+    chosen = table[(table["clv_mean"] >= threshold) & (table["churn_probability"] >= LEAVING_PROBABILITY)]
+    return chosen.assign(value_at_risk=chosen["clv_mean"] * chosen["churn_probability"])

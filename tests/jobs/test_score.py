@@ -1,0 +1,194 @@
+"""Batch scoring beside the happy path: the anchor alone, runs that were killed and go on, workers that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clv.cluster import intake, scoring
+from clv.cluster.anchor_scores import COLUMNS, AnchorPredictor
+from clv.data.prepared import Prepared
+from clv.data.spec import DatasetSpec
+from clv.predict import SCORES, Predictor
+
+REPO = Path(__file__).parents[2]
+ORIGIN = "2024-03-01"
+SHARDS = 24
+
+
+def table_of(folder: Path) -> pd.DataFrame:
+    parts = [pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))]
+    return pa.concat_tables(parts).to_pandas()
+
+
+def test_the_anchor_alone_says_what_the_predictor_says_of_the_anchor(histories: Path, small_bundle: Path) -> None:
+    shards = sorted((histories / "shards").glob("*.parquet"))
+    whole = pa.concat_tables([pq.read_table(path) for path in shards])
+    origin = Prepared.open(histories).origin(ORIGIN)
+    expected = Predictor(small_bundle).predict(whole, origin).to_pandas()
+    found = AnchorPredictor(small_bundle).predict(whole.select(COLUMNS), origin)
+    assert found.schema == SCORES
+    table = found.to_pandas()
+    for name in ("customer_id", "origin", "horizon_days"):
+        assert table[name].equals(expected[name])
+    np.testing.assert_allclose(table["value_mean"], expected["anchor_value_mean"], rtol=1e-9)
+    np.testing.assert_allclose(table["anchor_value_mean"], expected["anchor_value_mean"], rtol=1e-9)
+    assert (table["clv_mean"] >= table["value_mean"] * 0.9).all()
+    assert table["p_purchase"].between(0, 1).all()
+    assert table[["value_p10", "value_median", "value_p90"]].isna().all().all()
+
+
+def test_the_anchor_alone_scores_any_horizon_and_nobody_before_the_log(histories: Path, small_bundle: Path) -> None:
+    whole = pq.read_table(sorted((histories / "shards").glob("*.parquet"))[0])
+    anchor, prepared = AnchorPredictor(small_bundle), Prepared.open(histories)
+    table = anchor.predict(whole, prepared.origin(ORIGIN), (10, 400)).to_pandas()
+    near, far = (table[table["horizon_days"] == days].reset_index() for days in (10, 400))
+    assert (near["value_mean"] <= far["value_mean"]).all()
+    assert (near["clv_mean"] == far["clv_mean"]).all()
+    assert far["extrapolated"].all()
+    assert not near["extrapolated"].any()
+    assert len(anchor.predict(whole, prepared.spec.clock.parse("2022-01-01"))) == 0
+
+
+def test_valuable_and_leaving_are_those_above_the_threshold_who_will_rather_not_buy() -> None:
+    table = pd.DataFrame({"clv_mean": [10.0, 50.0, 90.0, 90.0], "churn_probability": [0.9, 0.9, 0.4, 0.5]})
+    chosen = scoring.valuable_and_leaving(table, 50.0)
+    assert chosen["value_at_risk"].tolist() == [45.0, 45.0]
+
+
+@pytest.fixture(scope="module")
+def many_shards(shop: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("many") / "histories"
+    spec = DatasetSpec.load(shop.spec)  # type: ignore[attr-defined]
+    intake.prepare(spec, "shop", out, run=intake.run_here, partitions=SHARDS, say=lambda line: None)
+    return out
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_shards_that_an_earlier_run_scored_are_not_scored_again(
+    many_shards: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    prepared = Prepared.open(many_shards)
+    origin, whole, out = prepared.origin(ORIGIN), tmp_path / "whole", tmp_path / "scores"
+    said: list[str] = []
+    scoring.score(small_bundle, prepared, origin, whole, model="anchor", say=lambda line: None)
+    plan = _stopped_after(small_bundle, prepared, origin, out, shards=20)
+    mark = time.time_ns()
+    written = scoring.score(small_bundle, prepared, origin, out, model="anchor", say=said.append)
+    assert "continuing an interrupted run: 20 of its tasks are done" in said
+    assert sum(line.startswith("2") and "shards" in line for line in said) == SHARDS - 20
+    assert all(stamp < mark for stamp in plan.values())
+    pd.testing.assert_frame_equal(table_of(out), table_of(whole))
+    assert written["parts"] == json.loads((whole / "manifest.json").read_text())["parts"]
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def _stopped_after(bundle: Path, prepared: Prepared, origin: int, out: Path, shards: int) -> dict[str, int]:
+    """What a run that dies after so many shards leaves; when each part was written."""
+    score_all = scoring._score_all
+
+    def dies(*arguments: object) -> int:
+        folder = next(a for a in arguments[5:6] if isinstance(a, Path))
+        scorer = scoring.Scorer(str(bundle), origin, None, "anchor", str(folder))
+        for part, shard in list(enumerate(map(str, prepared.shards)))[:shards]:
+            scorer.score(part, shard)
+        raise RuntimeError("the driver is gone")
+
+    scoring._score_all = dies  # type: ignore[assignment]
+    try:
+        with pytest.raises(RuntimeError, match="the driver is gone"):
+            scoring.score(bundle, prepared, origin, out, model="anchor", say=lambda line: None)
+    finally:
+        scoring._score_all = score_all
+    assert not out.exists()
+    parts = (out.parent / f".{out.name}.making" / scoring.SCORED).glob("*.parquet")
+    return {path.name: path.stat().st_mtime_ns for path in parts}
+
+
+def scoring_job(histories: Path, bundle: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ray_jobs.score", "--histories", histories, "--bundle", bundle, "--out", out]
+    arguments = [*map(str, command), "--origin", ORIGIN, "--workers", "2"]
+    return subprocess.Popen(arguments, cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_until(condition: Callable[[], bool], job: subprocess.Popen[str], seconds: float = 240) -> None:
+    begun = time.monotonic()
+    while not condition():
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() - begun < seconds, "waited too long"
+        time.sleep(0.005)
+
+
+def journal(out: Path) -> list[Path]:
+    return list((out.parent / f".{out.name}.making" / "journal" / scoring.SCORED).glob("[0-9]*.json"))
+
+
+def descendants(pid: int, name: str) -> list[int]:
+    """Ids of processes below `pid` whose title holds `name`."""
+    rows = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    parent, title = {}, {}
+    for row in rows.splitlines():
+        child, above, text = row.split(None, 2)
+        parent[int(child)], title[int(child)] = int(above), text
+
+    def below(child: int) -> bool:
+        while child in parent and child != pid:
+            child = parent[child]
+        return child == pid
+
+    return [child for child, text in title.items() if name in text and below(child)]
+
+
+@pytest.mark.faults
+def test_a_killed_driver_is_followed_by_a_run_that_goes_on_and_ends_equal(
+    many_shards: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "scores"
+    assert scoring_job(many_shards, small_bundle, whole).wait(300) == 0
+    first = scoring_job(many_shards, small_bundle, out)
+    wait_until(lambda: bool(journal(out)), first)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(60)
+    done = len(journal(out))
+    assert 0 < done < SHARDS
+    assert not out.exists()
+    second = scoring_job(many_shards, small_bundle, out)
+    said = second.communicate(timeout=300)[0]
+    assert second.returncode == 0, said
+    assert "continuing an interrupted run" in said
+    pd.testing.assert_frame_equal(table_of(out), table_of(whole), rtol=1e-6)
+    assert not (tmp_path / ".scores.making").exists()
+
+
+@pytest.mark.faults
+def test_a_killed_worker_is_replaced_and_no_row_is_lost_or_doubled(
+    many_shards: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores"
+    job = scoring_job(many_shards, small_bundle, out)
+    wait_until(lambda: bool(journal(out)), job)
+    workers = descendants(job.pid, "Scorer")
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    said = job.communicate(timeout=300)[0]
+    assert job.returncode == 0, said
+    table = table_of(out)
+    whole = pa.concat_tables([pq.read_table(path) for path in sorted((many_shards / "shards").glob("*.parquet"))])
+    expected = Predictor(small_bundle).predict(whole, Prepared.open(many_shards).origin(ORIGIN)).to_pandas()
+    assert not table.duplicated(["customer_id", "horizon_days"]).any()
+    assert set(table["customer_id"]) == set(expected["customer_id"])
+    by = ["customer_id", "horizon_days"]
+    pair = [t.sort_values(by)["value_mean"].to_numpy() for t in (table, expected)]
+    np.testing.assert_allclose(*pair, rtol=1e-5)
