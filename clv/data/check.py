@@ -69,7 +69,7 @@ def check(spec: DatasetSpec, place: str, say: Callable[[str], None], num_rows: i
         prices = items.prices_of(listed) if priced and table == "events" else None
         events: list[pa.Table] = []
         for unit in (u for u in units if (u.table, u.source) == (table, number)):
-            for block in sources.read(source, unit, place, key):
+            for block in sources.read(source, unit, place, key, intake.needed(source, spec)):
                 block = _head(block, left)
                 left -= len(block.rows) + len(block.malformed)
                 if table == "events":

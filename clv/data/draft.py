@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from clv.data import parse, sources
+from clv.data import parse, places, sources
 from clv.data.sources import Unit
 from clv.data.spec import DatasetSpec, Source, SpecError
 
@@ -58,7 +58,7 @@ _PATTERNS = ["%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:
 
 def draft(path: str, timezone: str = "UTC") -> str:
     """YAML text of a spec for `path`, commented where it is a guess; it loads. SpecError where nothing can be read."""
-    files = sources.expand(path, "file", "inspect")
+    files = places.expand(path, "file", "inspect")
     options = _reading(files[0])
     source = Source.model_validate({"path": path, **options})
     sample = _sample(source, files[0])
@@ -77,7 +77,7 @@ def _reading(file: str) -> dict[str, Any]:
     name = file.lower()
     if name.endswith((".parquet", ".pq")):
         return {"format": "parquet"}
-    head = sources.head_of(file)
+    head = places.head_of(file)
     if head[:4] == b"PAR1":
         return {"format": "parquet"}
     if head.lstrip()[:1] == b"{":

@@ -41,7 +41,7 @@ def split(
     wanted = carried(spec)
     books = Books()
     rejects: list[pa.Table] = []
-    for block in sources.read(source, unit, place, key):
+    for block in sources.read(source, unit, place, key, intake.needed(source, spec)):
         if unit.table == "events":
             taken = intake.take(block, source, spec, unit.path, prices)
             events = taken.events

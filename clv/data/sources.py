@@ -6,14 +6,9 @@ Nothing here holds a whole file: Parquet is read by batches of a row group, text
 from __future__ import annotations
 
 import codecs
-import glob
-import importlib.util
-import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from clv.data import textfiles
+from clv.data import sql, textfiles, where
+from clv.data.places import expand, fill_variables, opened
 from clv.data.spec import DatasetSpec, Source, SpecError
 
 BATCH_ROWS = 262_144
 UNIT_ROWS = 2_000_000
 UNIT_BYTES = 256 << 20
-_REMOTE = ("s3://", "gs://", "gcs://")
 _SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl",
              ".ndjson": "jsonl", ".json": "jsonl"}  # fmt: skip
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
@@ -58,75 +53,6 @@ class Block:
     rows: pa.Table
     row: int | None
     malformed: list[str] = field(default_factory=list)
-
-
-def expand(path: str, key: str, place: str) -> list[str]:
-    """Files of a source path, sorted. SpecError for an unset ${VAR}, an absent package, or a glob without a match."""
-    filled = fill_variables(path, key, place)
-    if filled.startswith("pkg://"):
-        filled = _in_package(filled.removeprefix("pkg://"), key, place)
-    found = _glob_remote(filled) if filled.startswith(_REMOTE) else _glob_local(filled)
-    if not found:
-        seen = "" if filled.startswith(_REMOTE) or Path(filled).is_absolute() else f" in {Path.cwd()}"
-        raise SpecError(f"{place}: {key}: no file matches {filled}{seen}; correct the path")
-    return found
-
-
-def fill_variables(text: str, key: str, place: str) -> str:
-    """The text with every ${VAR} replaced from the environment; SpecError for one that is not set."""
-
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if not os.environ.get(name):
-            raise SpecError(
-                f"{place}: {key}: the environment variable {name} is not set; `export {name}=...` to fill {text}"
-            )
-        return os.environ[name]
-
-    return re.sub(r"\$\{(\w+)\}", value, text)
-
-
-def _in_package(inside: str, key: str, place: str) -> str:
-    module, _, file = inside.partition("/")
-    found = importlib.util.find_spec(module) if "." not in module else None
-    if found is None or not found.submodule_search_locations:
-        raise SpecError(f"{place}: {key}: the package {module!r} is not installed; `pip install` it, or give a path")
-    return str(Path(found.submodule_search_locations[0]) / file)
-
-
-def _glob_local(pattern: str) -> list[str]:
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        return sorted(str(file) for file in path.iterdir() if file.is_file() and not file.name.startswith((".", "_")))
-    return sorted(file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
-
-
-def _glob_remote(pattern: str) -> list[str]:
-    scheme = pattern.split("://")[0] + "://"
-    fixed = re.split(r"[*?\[]", pattern)[0]
-    filesystem, base = fs.FileSystem.from_uri(fixed if fixed == pattern else fixed.rsplit("/", 1)[0])
-    info = filesystem.get_file_info(base)
-    if info.type == fs.FileType.File:
-        return [pattern]
-    files = filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
-    uris = [scheme + file.path for file in files if file.type == fs.FileType.File]
-    wanted = pattern if fixed != pattern else pattern.rstrip("/") + "/*"
-    return sorted(uri for uri in uris if fnmatchcase(uri, wanted))
-
-
-def opened(path: str) -> tuple[fs.FileSystem, str]:
-    """Filesystem of a local path or s3:// / gs:// address, and the path in it."""
-    if path.startswith(_REMOTE):
-        filesystem, inside = fs.FileSystem.from_uri(path)
-        return filesystem, inside
-    return fs.LocalFileSystem(), path
-
-
-def head_of(path: str, num_bytes: int = 1 << 18) -> bytes:
-    """First bytes of a file, unpacked if its name says that it is compressed."""
-    filesystem, inside = opened(path)
-    with filesystem.open_input_stream(inside) as stream:
-        return bytes(stream.read(num_bytes))
 
 
 def format_of(source: Source, path: str, key: str, place: str) -> str:
@@ -162,10 +88,13 @@ def plan(spec: DatasetSpec, place: str) -> list[Unit]:
             add(table, number, source.sql.url, 0, 0, 0, 0, 0)
             continue
         assert source.path is not None
-        for path in expand(source.path, f"{key}.path", place):
+        paths = expand(source.path, f"{key}.path", place)
+        wanted = [path for path in paths if where.may_hold(source.where, path)]
+        before = len(units)
+        for path in wanted:
             filesystem, inside = opened(path)
             if format_of(source, path, key, place) == "parquet":
-                for piece in _parquet_pieces(filesystem, inside, f"{place}: {key}.path"):
+                for piece in _parquet_pieces(filesystem, inside, source.where, f"{place}: {key}"):
                     add(table, number, path, *piece)
             else:
                 size = int(filesystem.get_file_info(inside).size)
@@ -177,68 +106,113 @@ def plan(spec: DatasetSpec, place: str) -> list[Unit]:
                     stop = min(start + step, size)
                     first = 0 if start == 0 else None
                     add(table, number, path, start, -1 if whole else stop, first, (stop - start) // 60, stop - start)
+        if len(units) == before:
+            raise SpecError(f"{place}: {key}.where leaves nothing of the {len(paths)} files of {source.path}; widen it")
     return units
 
 
-def _parquet_pieces(filesystem: fs.FileSystem, path: str, where: str) -> Iterator[tuple[int, int, int, int, int]]:
+def _parquet_pieces(
+    filesystem: fs.FileSystem, path: str, rules: where.Rules, place: str
+) -> Iterator[tuple[int, int, int, int, int]]:
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-            counts = [(group.num_rows, group.total_byte_size) for group in groups]
+            kinds = {field.name: field.type for field in file.schema_arrow}
+            counts = [(g.num_rows, g.total_byte_size, where.group_may_hold(rules, g, kinds)) for g in groups]
     except (pa.ArrowInvalid, OSError) as error:
-        raise SpecError(f"{where}: {path} is not a readable Parquet file ({_first_line(error)})") from error
+        raise SpecError(f"{place}: {path} is not a readable Parquet file ({_first_line(error)})") from error
     start = first = rows = size = 0
-    for index, (group_rows, group_size) in enumerate(counts):
-        rows += group_rows
-        size += group_size
-        if rows >= UNIT_ROWS or index + 1 == len(counts):
-            yield start, index + 1, first, rows, size
-            start, first, rows, size = index + 1, first + rows, 0, 0
+    for index, (group_rows, group_size, wanted) in enumerate(counts):
+        if wanted:
+            rows += group_rows
+            size += group_size
+        stop = index + 1 if wanted else index
+        if rows and (rows >= UNIT_ROWS or index + 1 == len(counts) or not wanted):
+            yield start, stop, first, rows, size
+            first, rows, size = first + rows, 0, 0
+            start = stop
+        if not wanted:
+            first += group_rows
+            start = index + 1
     if not counts:
         yield 0, 0, 0, 0, 0
 
 
 def column_types(source: Source, path: str, key: str, place: str) -> dict[str, pa.DataType]:
-    """Columns of a file and their types, from its footer or its first block."""
-    if source.sql is None and format_of(source, path, key, place) == "parquet":
+    """Columns of a file and their types, from its footer or its first block, and those of its folders' names."""
+    if source.sql is not None:
+        url = fill_variables(source.sql.url, f"{key}.sql.url", place)
+        first = next(sql.query(url, source.sql.query, f"{place}: {key}.sql", limit=1000), None)
+        found = {} if first is None else dict(zip(first.column_names, first.schema.types, strict=True))
+    elif format_of(source, path, key, place) == "parquet":
         filesystem, inside = opened(path)
         with pq.ParquetFile(inside, filesystem=filesystem) as file:
             schema = file.schema_arrow
-        return dict(zip(schema.names, schema.types, strict=True))
-    unit = Unit(0, "", 0, path, 0, 1 << 16, 0, 0, 0)
-    block = next(iter(read(source, unit, place, key)), None)
-    return {} if block is None else dict(zip(block.rows.column_names, block.rows.schema.types, strict=True))
+        found = dict(zip(schema.names, schema.types, strict=True))
+    else:
+        # All of it: `where` may leave nothing of a first block.
+        unit = Unit(0, "", 0, path, 0, 1 << 16, 0, 0, 0)
+        block = next(_blocks(source, unit, place, key, None), None)
+        found = {} if block is None else dict(zip(block.rows.column_names, block.rows.schema.types, strict=True))
+    if found and source.sql is None:
+        found = dict.fromkeys(where.folder_columns(path), pa.string()) | found
+    for name in source.where:
+        if found and name not in found:
+            raise SpecError(f"{place}: {key}.where: {path} has no column {name!r}; it has {', '.join(found)}")
+    return found
 
 
-def read(source: Source, unit: Unit, place: str, key: str) -> Iterator[Block]:
-    """The rows of a unit, in blocks of bounded size, columns as they are called in the source."""
+def read(source: Source, unit: Unit, place: str, key: str, columns: set[str] | None = None) -> Iterator[Block]:
+    """The rows of a unit, in blocks of bounded size, columns as they are called in the source.
+
+    With `columns`, no other ones where that saves reading them. Rows outside of the source's `where` do not come.
+    """
+    stated = {} if source.sql is not None else where.folder_columns(unit.path)
+    for block in _blocks(source, unit, place, key, columns):
+        for name, value in stated.items():
+            wanted = columns is None or name in columns or name in source.where
+            if wanted and name not in block.rows.column_names:
+                block.rows = block.rows.append_column(name, pa.repeat(pa.scalar(value, pa.string()), len(block.rows)))
+        if source.where:
+            try:
+                keep = where.mask(source.where, block.rows)
+            except pa.ArrowInvalid as error:
+                raise SpecError(f"{place}: {key}.where: {_first_line(error)}") from error
+            if not keep.all():
+                # The rows that stay have no place in the file that a first number could tell.
+                block = Block(block.rows.filter(pa.array(keep)), None, block.malformed)
+        yield block
+
+
+def _blocks(source: Source, unit: Unit, place: str, key: str, columns: set[str] | None) -> Iterator[Block]:
     if source.sql is not None:
         # The address is filled here and not in the plan: it may hold a password, and a unit's path is written down.
         url = fill_variables(source.sql.url, f"{key}.sql.url", place)
-        for rows, first_row, _ in textfiles.query(url, source.sql.query, f"{place}: {key}.sql"):
-            yield Block(rows, first_row)
+        first = 0
+        for rows in sql.query(url, source.sql.query, f"{place}: {key}.sql"):
+            yield Block(rows, first)
+            first += len(rows)
         return
     filesystem, path = opened(unit.path)
-    if format_of(source, unit.path, key, place) == "parquet":
+    kind = format_of(source, unit.path, key, place)
+    if kind == "parquet":
         first = unit.first_row or 0
         with pq.ParquetFile(path, filesystem=filesystem) as file:
+            names = (
+                None if columns is None else [n for n in file.schema_arrow.names if n in columns | source.where.keys()]
+            )
             for batch in file.iter_batches(
-                BATCH_ROWS, row_groups=list(range(unit.start, unit.stop)), use_threads=False
+                BATCH_ROWS, row_groups=list(range(unit.start, unit.stop)), columns=names, use_threads=False
             ):
                 yield Block(pa.Table.from_batches([batch]), first)
                 first += batch.num_rows
         return
     stream = filesystem.open_input_stream(path) if unit.start == 0 else filesystem.open_input_file(path)
     with stream:
-        kind = format_of(source, unit.path, key, place)
+        stop = None if unit.stop < 0 else unit.stop
+        ascii_like = _ascii_like(source.encoding)
         for rows, row, malformed in textfiles.blocks(
-            stream,
-            source,
-            kind,
-            unit.start,
-            None if unit.stop < 0 else unit.stop,
-            _ascii_like(source.encoding),
-            f"{place}: {key} ({unit.path})",
+            stream, source, kind, unit.start, stop, ascii_like, f"{place}: {key} ({unit.path})"
         ):
             yield Block(rows, row, malformed)
 

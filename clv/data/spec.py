@@ -57,6 +57,13 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Range(_Model):
+    """From `min`, before `below`."""
+
+    min: Text | None = None
+    below: Text | None = None
+
+
 class Source(_Model):
     """Where a table is: a path (glob; local, s3://, gs://, pkg://module/file, ${VAR}) or SQL, and how to read it."""
 
@@ -70,6 +77,7 @@ class Source(_Model):
     quote: str | None = '"'
     decimal: Literal[".", ","] = "."
     newlines_in_values: bool = Field(False, description="quoted values may hold line breaks; such a file is not split")
+    where: dict[str, Range | Names] = Field({}, description="rows to read: {column: value, [values] or {min, below}}")
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:

@@ -1,4 +1,4 @@
-"""CSV, JSON lines and SQL results as Arrow blocks: whole lines, bad lines set aside, never the whole file at once."""
+"""CSV and JSON lines as Arrow blocks: whole lines, bad lines set aside, never the whole file at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import csv as stdcsv
 import io
 import json
 import re
-import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -219,33 +218,3 @@ def _json_slowly(content: bytes, schema: pa.Schema) -> tuple[pa.Table, list[str]
                 pa.array([None if v is None else v if isinstance(v, str) else json.dumps(v) for v in values])
             )
     return pa.table(columns, names=schema.names), malformed
-
-
-def query(url: str, sql: str, where: str) -> Iterator[Piece]:
-    """Rows of an SQL query, 50,000 at a time. sqlite:///file only; other servers come with the cluster's readers."""
-    if not url.startswith("sqlite:///"):
-        raise SpecError(
-            f"{where}: {url.split('://')[0]!r} is not supported yet; use sqlite:///file or export to Parquet"
-        )
-    path = url.removeprefix("sqlite:///")
-    try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        cursor = connection.execute(sql)
-    except sqlite3.Error as error:
-        raise SpecError(f"{where}: {error}; correct url or query") from error
-    try:
-        names = [column[0] for column in cursor.description]
-        row = 0
-        while rows := cursor.fetchmany(50_000):
-            columns = [_sql_column(list(values)) for values in zip(*rows, strict=True)]
-            yield pa.table(columns, names=names), row, []
-            row += len(rows)
-    finally:
-        connection.close()
-
-
-def _sql_column(values: list[Any]) -> pa.Array:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int} or kinds <= {int, float}:
-        return pa.array(values, pa.float64() if float in kinds else pa.int64())
-    return pa.array([None if value is None else str(value) for value in values], pa.string())
