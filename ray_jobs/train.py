@@ -19,6 +19,10 @@ class Options(TrainSettings, ClusterSettings):
     """Folder that ray_jobs.prepare wrote."""
     out: Path
     """Bundle folder to write; checkpoints, scalars and run.json lie beside it, in OUT.run."""
+    plan: bool = False
+    """Print weights, memory per worker, steps and checkpoint size, and stop before anything is started."""
+    gpu_memory_gib: float | None = None
+    """With --plan: memory of a GPU, to be told the smallest setting that fits."""
     origin: str | None = None
     """Training cut: nothing known at or after it is used (local midnight of the shop); default: the end of the log."""
 
@@ -30,11 +34,13 @@ def run(options: Options) -> None:
     from clv.cluster import session, training
     from clv.data.prepared import Prepared
     from clv.models import adapters, transfer
-    from clv.train import export, fit, tracking, zero
+    from clv.train import export, fit, plan, tracking, zero
 
     out = options.out.absolute()
     aside = out.with_name(out.name + ".run")
     cluster = options.cluster(aside)
+    if options.gpu_memory_gib is not None and not options.plan:
+        raise ValueError("--gpu-memory-gib belongs to --plan: a run takes what it needs")
     tracking.check(options.track)
     prepared = Prepared.open(options.histories)
     cutoff = prepared.origin(options.origin)
@@ -49,6 +55,17 @@ def run(options: Options) -> None:
         say(f"notice: {notice}")
     if source := config.model.backbone.pretrained:
         say(transfer.describe(phases.final.assembler.space, config.model.backbone, source))
+    if options.plan:
+        for line in plan.report(
+            config,
+            phases.final.assembler.space,
+            len(shop.horizons),
+            options.workers,
+            gpu=options.gpu or options.gpu_memory_gib is not None,
+            gpu_gib=options.gpu_memory_gib,
+        ):
+            say(line)
+        return
     board = options.tracking(aside, begun, config)
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
         fitted = training.train(options.histories.absolute(), phases, config, cluster, board, say)
