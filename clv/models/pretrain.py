@@ -6,8 +6,8 @@ several, so the weight of a batch is its number of rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -95,8 +95,7 @@ class EventSamples(Samples):
 
     @classmethod
     def of(cls, tokens: TokenArrays, following: NextEvents, objectives: Objectives) -> Self:
-        nothing = np.zeros((len(tokens.offsets) - 1, 0), np.float32)
-        return cls(tokens, nothing, nothing, nothing, nothing, following=following, objectives=objectives)
+        return cls(**_bare(tokens), following=following, objectives=objectives)
 
     def batch(
         self,
@@ -157,8 +156,14 @@ def random_slices(samples: Samples, rows: NDArray[np.int64], rng: np.random.Gene
         np.append(0, np.cumsum(t.item_offsets[index + 1] - t.item_offsets[index])),
         t.item[lines],
     )
-    nothing = np.zeros((len(rows), 0), np.float32)
-    return Samples(taken, nothing, nothing, nothing, nothing).batch(np.arange(len(rows)))
+    return Samples(**_bare(taken)).batch(np.arange(len(rows)))
+
+
+def _bare(tokens: TokenArrays) -> dict[str, Any]:
+    """What makes samples of tokens alone: all else that is always there is empty."""
+    nothing = np.zeros((len(tokens.offsets) - 1, 0), np.float32)
+    always = (f.name for f in fields(Samples) if f.default is MISSING)
+    return {name: tokens if name == "tokens" else nothing for name in always}
 
 
 class Decoder(nn.Module):
