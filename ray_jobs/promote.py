@@ -1,15 +1,15 @@
 """Promote: put a bundle in production. `python -m ray_jobs.promote --registry ROOT --bundle BUNDLE --reason TEXT`.
 
-Servers that follow the registry load it within seconds. The registry's log.jsonl keeps who replaced what and why.
+For the first bundle, or where no service runs; `deploy` does the same under the eyes of a running service. Servers that
+follow the registry load it within seconds. The registry's log.jsonl keeps who replaced what and why.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from ray_jobs.command import execute, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +37,15 @@ def run(options: Options) -> None:
     registry = Registry(options.registry)
     version = options.version or registry.publish(options.bundle or Path())
     if options.publish_only:
-        print(f"{version} is published; in production is {registry.current() or 'nothing'}")
+        say(f"{version} is published; in production is {registry.current() or 'nothing'}")
         return
     before = registry.current()
     registry.promote(version, reason=options.reason)
-    print(f"in production: {version} (before: {before or 'nothing'})")
+    say(f"in production: {version} (before: {before or 'nothing'})")
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        print(f"promote: {error}", file=sys.stderr)
-        sys.exit(1)
+    execute("promote", Options, run, __doc__)
 
 
 if __name__ == "__main__":

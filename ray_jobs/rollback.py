@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from ray_jobs.command import execute, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +24,11 @@ def run(options: Options) -> None:
 
     registry = Registry(options.registry)
     before = registry.current()
-    print(f"in production: {registry.rollback(reason=options.reason)} (before: {before})")
+    say(f"in production: {registry.rollback(reason=options.reason)} (before: {before})")
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        print(f"rollback: {error}", file=sys.stderr)
-        sys.exit(1)
+    execute("rollback", Options, run, __doc__)
 
 
 if __name__ == "__main__":
