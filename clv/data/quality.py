@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clv.data.events import PURCHASE, RETURN
 from clv.data.histories import Histories
+from clv.data.sessions import sessions
 
 Stats = dict[str, Any]
 _ORDER_STEPS = [0, 1, 2, 3, 4, 5, 10, 20, 50, 100, 1000]
@@ -33,7 +34,15 @@ def measure(table: pa.Table) -> Stats:
     # Tokens ascend in time within a customer, so a month of a customer begins where either changes.
     new = np.ones(len(month), bool)
     new[1:] = (month[1:] != month[:-1]) | (owner[1:] != owner[:-1])
+    first = np.full(len(h), -1)
+    first[owner[purchase][::-1]] = month[purchase][::-1]  # ascending in time, so the earliest is written last
+    cohort = first[orders > 0]
     return {
+        **sessions(owner, h.time, h.type).funnel(),
+        "cohort_buyers_by_month": _by_month(cohort),
+        "cohort_again_by_month": _by_month(cohort, orders[orders > 0] > 1),
+        "cohort_orders_by_month": _by_month(cohort, orders[orders > 0]),
+        "cohort_amount_by_month": _by_month(cohort, bought),
         "customers": len(h),
         "tokens": len(h.time),
         "lines": int(h.lines.sum()),

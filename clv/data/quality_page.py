@@ -33,6 +33,7 @@ def page(spec: DatasetSpec, manifest: dict[str, Any], stats: Stats) -> str:
         + _books(manifest)
         + _months(spec, stats)
         + _customers(spec, stats)
+        + _indicators(spec, stats)
         + _sources(spec, manifest)
         + "</body></html>\n"
     )
@@ -123,6 +124,39 @@ def _customers(spec: DatasetSpec, stats: Stats) -> str:
         "<h2>Customers</h2>\n<h3>Customers by number of orders</h3>"
         + bars({k: n for k, n in stats["customers_by_orders"].items() if n})
         + f"\n<h3>Events by type</h3><p class=note>An order with all its lines is one.</p><table>{rows}</table>\n"
+    )
+
+
+def _indicators(spec: DatasetSpec, stats: Stats) -> str:
+    if not stats["buyers"] or "sessions" not in stats:
+        return ""
+    looked = stats["sessions_viewed"] + stats["sessions_carted"] > 0
+    cells = {
+        "conversion rate": f"{stats['sessions_bought'] / stats['sessions']:.1%}" if looked else "unknown: no views",
+        "repurchase rate": f"{1 - stats['one_time_buyers'] / stats['buyers']:.1%}",
+        "purchase frequency": f"{stats['orders'] / stats['buyers']:.2f}",
+    }
+    if spec.value != "none":
+        cells[f"order value, {spec.currency}"] = f"{stats['amount'] / stats['orders']:,.2f}"
+    facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in cells.items())
+    rows = []
+    for month, buyers in stats["cohort_buyers_by_month"].items():
+        orders, again = stats["cohort_orders_by_month"][month], stats["cohort_again_by_month"][month]
+        amount = stats["cohort_amount_by_month"][month]
+        numbers = [f"{buyers:,}", f"{again / buyers:.1%}", f"{orders / buyers:.2f}"]
+        numbers += [f"{amount / orders:,.2f}", f"{amount / buyers:,.2f}"] if spec.value != "none" else []
+        rows.append(f"<tr><td>{escape(month)}" + "".join(f"<td class=n>{n}" for n in numbers) + "</tr>")
+    heads = ["buyers", "bought again", "orders each"] + (["order value", "spent each"] if spec.value != "none" else [])
+    head = "<tr><th>first order in" + "".join(f"<th class=n>{h}" for h in heads) + "</tr>"
+    steps = {"sessions": "sessions", "with a view": "sessions_viewed", "with a cart": "sessions_carted"}
+    steps |= {"with a purchase": "sessions_bought", "cart left behind": "carts_left"}
+    funnel = bars({name: stats[key] for name, key in steps.items()}) if looked else ""
+    return (
+        "<h2>Indicators</h2>\n<p class=note>Conversion: sessions with a purchase, of all sessions (half an hour without"
+        " an act ends one). Repurchase: buyers with a second order. Frequency: orders per buyer.</p>\n"
+        f"<dl>{facts}</dl>\n"
+        + (f"<h3>From a look to a purchase</h3>{funnel}\n" if funnel else "")
+        + f"<h3>By month of the first order</h3><table>{head}{''.join(rows)}</table>\n"
     )
 
 

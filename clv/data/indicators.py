@@ -1,0 +1,79 @@
+"""The four indicators (conversion, repurchase, frequency, order value) of each customer, of cohorts and of all.
+
+Conversion rate: sessions with a purchase per session. Repurchase rate: buyers with a second order, of all buyers.
+Purchase frequency: orders per buyer and 30 days since the first order. AOV: value per order. All up to the origin.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from clv.data.events import PURCHASE
+from clv.data.sessions import sessions
+from clv.data.windows import Cut
+
+MONTH_DAYS = 30.0
+VISITORS = "visitors"
+SUMS = ("sessions", "sessions_viewed", "sessions_carted", "sessions_bought", "orders", "value", "days")
+
+
+def of_customers(cut: Cut) -> pd.DataFrame:
+    """One row per row of `cut`: customer_id, cohort (month of the first order, or "visitors"), SUMS (days: since the
+    first order), conversion_rate, repurchased, purchase_frequency, aov; NaN where there is nothing to divide by."""
+    h, count = cut.histories, len(cut)
+    row = np.repeat(np.arange(count), np.diff(cut.offsets))
+    kind = h.type[cut.index]
+    found = sessions(row, h.time[cut.index], kind)
+    buys = kind == PURCHASE
+    orders = np.bincount(row[buys], minlength=count)
+    first = np.full(count, np.iinfo(np.int32).max, np.int64)
+    np.minimum.at(first, row[buys], h.day[cut.index][buys])
+    buyer = orders > 0
+    days = np.where(buyer, cut.origin_day - first, 0)
+    value = np.bincount(row, weights=cut.worth()[cut.index], minlength=count)
+    table = pd.DataFrame(
+        {
+            "customer_id": h.customer_id.to_numpy(zero_copy_only=False)[cut.customer],
+            "cohort": np.where(buyer, _month(np.where(buyer, first, 0)), VISITORS),
+            "sessions": np.bincount(found.owner, minlength=count),
+            "sessions_viewed": np.bincount(found.owner[found.viewed], minlength=count),
+            "sessions_carted": np.bincount(found.owner[found.carted], minlength=count),
+            "sessions_bought": np.bincount(found.owner[found.bought], minlength=count),
+            "orders": orders,
+            "value": value,
+            "days": days,
+        }
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        table["conversion_rate"] = table["sessions_bought"] / table["sessions"]
+        table["repurchased"] = np.where(buyer, orders > 1, np.nan)
+        table["purchase_frequency"] = np.where(buyer, orders / np.maximum(days, 1) * MONTH_DAYS, np.nan)
+        table["aov"] = np.where(buyer, value / orders, np.nan)
+    return table
+
+
+def summary(table: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
+    """The indicators of groups of `of_customers` (all of them without `by`), one row each: customers, buyers, SUMS,
+    buyer_share and the four indicators."""
+    keys = table[by] if by else pd.Series(np.repeat("all customers", len(table)), table.index, name="group")
+    groups = table.groupby(keys)
+    out = groups[list(SUMS)].sum()
+    out.insert(0, "customers", groups.size())
+    out.insert(1, "buyers", (table["orders"] > 0).groupby(keys).sum())
+    again = (table["orders"] > 1).groupby(keys).sum().astype(float)
+    return out.assign(
+        buyer_share=out["buyers"] / out["customers"],
+        conversion_rate=_ratio(out["sessions_bought"], out["sessions"]),
+        repurchase_rate=_ratio(again, out["buyers"]),
+        purchase_frequency=_ratio(out["orders"] * MONTH_DAYS, out["days"]),
+        aov=_ratio(out["value"], out["orders"]),
+    )
+
+
+def _month(day: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+    return np.asarray(day.astype("datetime64[D]").astype("datetime64[M]").astype(str))
+
+
+def _ratio(over: pd.Series[float], under: pd.Series[float]) -> pd.Series[float]:
+    return over / under.where(under > 0)

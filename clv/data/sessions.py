@@ -1,0 +1,52 @@
+"""Sessions: acts of a customer with no pause of half an hour between them; and how far down the funnel each came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clv.data.events import PURCHASE, TYPES
+
+PAUSE_US = 30 * 60 * 1_000_000
+# What a customer does; what is done to them (impressions, messages) or later (returns) makes no session.
+ACTS = np.array([TYPES[name] for name in ("purchase", "view", "cart", "favourite", "click", "rating", "review")])
+STEPS = {"viewed": TYPES["view"], "carted": TYPES["cart"], "bought": PURCHASE}
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """owner (S,) ascending; start (us); viewed, carted, bought: whether the session holds such an event."""
+
+    owner: NDArray[np.int64]
+    start: NDArray[np.int64]
+    viewed: NDArray[np.bool_]
+    carted: NDArray[np.bool_]
+    bought: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def funnel(self) -> dict[str, int]:
+        """Sessions, those with a view, with a cart after or beside it, with a purchase; and carts left behind."""
+        return {
+            "sessions": len(self),
+            "sessions_viewed": int(self.viewed.sum()),
+            "sessions_carted": int(self.carted.sum()),
+            "sessions_bought": int(self.bought.sum()),
+            "carts_left": int((self.carted & ~self.bought).sum()),
+        }
+
+
+def sessions(owner: NDArray[np.int64], time: NDArray[np.int64], kind: NDArray[Any]) -> Sessions:
+    """Of events ordered by owner, then by time (us); `kind` are codes of `events.TYPES`."""
+    acts = np.flatnonzero(np.isin(kind, ACTS))
+    owner, time, kind = owner[acts], time[acts], kind[acts]
+    new = np.ones(len(acts), bool)
+    new[1:] = (owner[1:] != owner[:-1]) | (time[1:] - time[:-1] > PAUSE_US)
+    number = np.cumsum(new) - 1
+    start = np.flatnonzero(new)
+    found = {name: np.bincount(number[kind == code], minlength=len(start)) > 0 for name, code in STEPS.items()}
+    return Sessions(owner[start], time[start], **found)

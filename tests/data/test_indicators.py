@@ -1,0 +1,117 @@
+"""Sessions, funnel and the four indicators, counted by hand and on a simulated shop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clv.data import indicators, quality, windows
+from clv.data.clock import Clock
+from clv.data.events import TYPES
+from clv.data.histories import Histories, build
+from clv.data.sessions import sessions
+from clv.data.synth import simulate
+
+MINUTE = 60_000_000
+
+
+def told(*events: tuple[int, float, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    owner, minute, kind = zip(*events, strict=True)
+    time = (np.array(minute) * MINUTE).astype(np.int64)
+    return np.array(owner, np.int64), time, np.array([TYPES[k] for k in kind], np.int16)
+
+
+def test_a_pause_of_more_than_half_an_hour_or_another_customer_begins_a_session() -> None:
+    found = sessions(*told((0, 0, "view"), (0, 30, "cart"), (0, 60.1, "view"), (1, 60.2, "view"), (1, 61, "purchase")))
+    assert found.owner.tolist() == [0, 0, 1]
+    assert (found.start / MINUTE).round(1).tolist() == [0, 60.1, 60.2]
+    assert found.carted.tolist() == [True, False, False]
+    assert found.bought.tolist() == [False, False, True]
+    assert found.funnel() == {
+        "sessions": 3, "sessions_viewed": 3, "sessions_carted": 1, "sessions_bought": 1, "carts_left": 1,
+    }  # fmt: skip
+
+
+def test_what_the_shop_does_keeps_no_session_open_and_begins_none() -> None:
+    found = sessions(
+        *told((0, 0, "view"), (0, 20, "message"), (0, 40, "impression"), (0, 45, "view"), (0, 90, "return"))
+    )
+    assert len(found) == 2
+    assert len(sessions(*(a[:0] for a in told((0, 0, "view"))))) == 0
+
+
+def loop(h: Histories, origin: int) -> dict[str, tuple[int, int, int]]:
+    """(sessions, with a purchase, orders) of each customer, one event at a time."""
+    acts = {TYPES[n] for n in ("purchase", "view", "cart", "favourite", "click", "rating", "review")}
+    out = {}
+    for i, name in enumerate(h.customer_id.to_pylist()):
+        last, bought, orders, count = -(10**18), set(), 0, 0
+        for token in range(h.offsets[i], h.offsets[i + 1]):
+            if h.time[token] >= origin or int(h.type[token]) not in acts:
+                continue
+            count += h.time[token] - last > 30 * MINUTE
+            last = h.time[token]
+            if h.type[token] == TYPES["purchase"]:
+                orders += 1
+                bought.add(count)
+        out[name] = (count, len(bought), orders)
+    return out
+
+
+@pytest.fixture(scope="module")
+def shop() -> tuple[Histories, Clock, int]:
+    clock = Clock("Europe/Berlin")
+    made = simulate(300, "2023-01-01", "2024-01-01", seed=5, timezone="Europe/Berlin", sessions=2.0, visitors=0.5)
+    return Histories.from_table(build(made.events, clock)), clock, clock.parse("2023-09-10")
+
+
+def test_indicators_of_customers_equal_a_plain_loop(shop: tuple[Histories, Clock, int]) -> None:
+    h, clock, origin = shop
+    table = indicators.of_customers(windows.cut(h, origin, (), clock)).set_index("customer_id")
+    expected = {name: row for name, row in loop(h, origin).items() if name in table.index}
+    assert {i: tuple(r) for i, r in table[["sessions", "sessions_bought", "orders"]].iterrows()} == expected
+    buyers = table[table["orders"] > 0]
+    np.testing.assert_allclose(buyers["aov"] * buyers["orders"], buyers["value"])
+    assert buyers["repurchased"].equals((buyers["orders"] > 1).astype(float))
+    np.testing.assert_allclose(buyers["purchase_frequency"], 30 * buyers["orders"] / np.maximum(buyers["days"], 1))
+    visitors = table[table["orders"] == 0]
+    assert len(visitors) > 20
+    assert (visitors["cohort"] == "visitors").all()
+    assert visitors[["repurchased", "purchase_frequency", "aov"]].isna().all().all()
+    assert (visitors["conversion_rate"] == 0).all()
+
+
+def test_what_comes_later_does_not_show(shop: tuple[Histories, Clock, int]) -> None:
+    h, clock, origin = shop
+    later = indicators.of_customers(windows.cut(h, clock.parse("2024-01-01"), (), clock)).set_index("customer_id")
+    now = indicators.of_customers(windows.cut(h, origin, (), clock)).set_index("customer_id")
+    bought = now["orders"] > 0
+    assert (later["cohort"].reindex(now.index)[bought] == now["cohort"][bought]).all()
+    assert (later["sessions"].reindex(now.index) >= now["sessions"]).all()
+
+
+def test_cohorts_add_up_to_all_customers(shop: tuple[Histories, Clock, int]) -> None:
+    h, clock, origin = shop
+    table = indicators.of_customers(windows.cut(h, origin, (), clock))
+    cohorts, everybody = indicators.summary(table, "cohort"), indicators.summary(table).iloc[0]
+    for name in ("customers", "buyers", *indicators.SUMS):
+        assert cohorts[name].sum() == pytest.approx(everybody[name])
+    assert everybody["aov"] == pytest.approx(table["value"].sum() / table["orders"].sum())
+    assert everybody["repurchase_rate"] == pytest.approx((table["orders"] > 1).sum() / (table["orders"] > 0).sum())
+    assert np.isnan(cohorts.loc["visitors", "aov"])
+
+
+def test_stats_of_shards_give_the_indicators_of_the_whole(shop: tuple[Histories, Clock, int]) -> None:
+    h, clock, _ = shop
+    table = h.to_table()
+    merged = quality.merge([quality.measure(table.slice(0, 100)), quality.measure(table.slice(100))])
+    whole = quality.measure(table)
+    plain = indicators.of_customers(windows.cut(h, clock.parse("2024-01-01"), (), clock))
+    everybody = indicators.summary(plain).iloc[0]
+    for name in ("sessions", "sessions_viewed", "sessions_carted", "sessions_bought"):
+        assert merged[name] == whole[name] == everybody[name]
+    cohorts = pd.DataFrame({name: merged[f"cohort_{name}_by_month"] for name in ("buyers", "orders", "again")})
+    expected = indicators.summary(plain[plain["orders"] > 0], "cohort")
+    assert cohorts["buyers"].to_dict() == expected["buyers"].to_dict()
+    assert cohorts["orders"].to_dict() == expected["orders"].to_dict()
