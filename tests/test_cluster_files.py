@@ -35,12 +35,22 @@ RAY_SERVICE = {
         *("serveConfigV2", "rayClusterConfig", "serveService", "upgradeStrategy", "excludeHeadPodFromServeSvc"),
         "rayClusterDeletionDelaySeconds",
     },
-    "spec.rayClusterConfig": {
+}
+RAY_JOB = {
+    "": {"apiVersion", "kind", "metadata", "spec"},
+    "spec": {
+        *("entrypoint", "runtimeEnvYAML", "jobId", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "suspend"),
+        *("activeDeadlineSeconds", "backoffLimit", "submissionMode", "submitterPodTemplate", "rayClusterSpec"),
+        *("entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "deletionStrategy", "metadata"),
+    },
+}
+CLUSTER = {
+    "": {
         *("rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "authOptions", "gcsFaultToleranceOptions"),
         *("headGroupSpec", "workerGroupSpecs", "headServiceAnnotations", "suspend", "upgradeStrategy"),
     },
-    "spec.rayClusterConfig.headGroupSpec": {"rayStartParams", "template", "serviceType", "headService", "labels"},
-    "spec.rayClusterConfig.workerGroupSpecs": {
+    "headGroupSpec": {"rayStartParams", "template", "serviceType", "headService", "labels"},
+    "workerGroupSpecs": {
         *("groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template", "labels"),
         *("numOfHosts", "idleTimeoutSeconds", "scaleStrategy", "suspend"),
     },
@@ -83,8 +93,26 @@ def unknown_keys(model: type[BaseModel], data: dict[str, Any], where: str = "") 
                 yield from unknown_keys(nested[0], item, f"{place}[{index}]" if isinstance(value, list) else place)
 
 
+def strangers(node: dict[str, Any], known: dict[str, set[str]]) -> set[str]:
+    """Keys of a manifest that `known`, by place, does not name."""
+    found: set[str] = set()
+    for place, allowed in known.items():
+        at: Any = node
+        for key in filter(None, place.split(".")):
+            at = at[key]
+        for part in at if isinstance(at, list) else [at]:
+            found |= {f"{place}.{key}".lstrip(".") for key in set(part) - allowed}
+    return found
+
+
+def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The cluster that a RayService, RayJob or RayCluster starts."""
+    spec: dict[str, Any] = manifest["spec"]
+    return spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or spec
+
+
 def pod_specs(service: dict[str, Any]) -> list[dict[str, Any]]:
-    cluster = service["spec"]["rayClusterConfig"]
+    cluster = cluster_of(service)
     return [group["template"]["spec"] for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]]
 
 
@@ -179,12 +207,48 @@ def test_the_kubernetes_service_embeds_the_production_config() -> None:
 def test_the_kubernetes_service_has_no_key_that_the_operator_would_refuse() -> None:
     service = read("serve_configs/rayservice.yaml")
     assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
-    for place, allowed in RAY_SERVICE.items():
-        node: Any = service
-        for key in filter(None, place.split(".")):
-            node = node[key]
-        for part in node if isinstance(node, list) else [node]:
-            assert set(part) <= allowed, place
+    assert strangers(service, RAY_SERVICE) | strangers(cluster_of(service), CLUSTER) == set()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("rayjob", "RayJob"), ("raycluster", "RayCluster")])
+def test_the_manifests_of_jobs_have_no_key_that_the_operator_would_refuse(name: str, kind: str) -> None:
+    manifest = read(f"ray_jobs/{name}.yaml")
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", kind)
+    assert strangers(cluster_of(manifest), CLUSTER) == set()
+    assert kind != "RayJob" or strangers(manifest, RAY_JOB) == set()
+    assert strangers({"spec": {"entrypont": ""}}, RAY_JOB) == {"spec.entrypont"}
+
+
+def test_a_job_of_its_own_starts_the_standing_clusters_machines() -> None:
+    assert cluster_of(read("ray_jobs/rayjob.yaml")) == cluster_of(read("ray_jobs/raycluster.yaml"))
+
+
+def test_the_entrypoint_of_the_manifest_is_a_command_that_train_takes() -> None:
+    import tyro
+
+    from ray_jobs import train
+
+    python, dash, module, *arguments = shlex.split(read("ray_jobs/rayjob.yaml")["spec"]["entrypoint"])
+    assert (python, dash, module) == ("python", "-m", "ray_jobs.train")
+    options = tyro.cli(train.Options, args=arguments)
+    assert options.cluster(Path("aside")).min_workers == 4
+    gpus = [
+        group for group in cluster_of(read("ray_jobs/rayjob.yaml"))["workerGroupSpecs"] if group["groupName"] == "gpu"
+    ]
+    assert options.workers <= gpus[0]["maxReplicas"]
+    assert options.settings().engine.stage == 2
+
+
+def test_pods_of_jobs_share_a_volume_and_take_secrets_by_reference() -> None:
+    for spec in pod_specs(read("ray_jobs/rayjob.yaml")):
+        (container,) = spec["containers"]
+        assert {m["name"] for m in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+        assert "/mnt/clv" in {m["mountPath"] for m in container["volumeMounts"]}
+        assert container["envFrom"] == [{"secretRef": {"name": "clv-object-store", "optional": True}}]
+        assert "env" not in container  # nothing secret in the file
+        gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+        assert container["image"].endswith("-gpu") == gpu
+        assert container["resources"]["limits"] == container["resources"]["requests"]
 
 
 def test_the_kubernetes_service_mounts_what_it_names_and_takes_keys_from_a_secret() -> None:
@@ -203,12 +267,14 @@ def test_the_kubernetes_service_mounts_what_it_names_and_takes_keys_from_a_secre
 
 def test_versions_are_the_same_everywhere() -> None:
     service, cluster, version = read("serve_configs/rayservice.yaml"), read("cluster.yaml"), project()["version"]
-    assert service["spec"]["rayClusterConfig"]["rayVersion"] == pins()["ray"]
+    jobs = read("ray_jobs/rayjob.yaml")
+    assert {cluster_of(one)["rayVersion"] for one in (service, jobs)} == {pins()["ray"]}
     images = {container["image"] for spec in pod_specs(service) for container in spec["containers"]}
     assert images == {cluster["docker"]["image"]}
     assert cluster["docker"]["image"].endswith(f"/clv:{version}")
     gpu = cluster["available_node_types"]["gpu"]["docker"]["worker_image"]
     assert gpu == f"{cluster['docker']['image']}-gpu"
+    assert {c["image"] for spec in pod_specs(jobs) for c in spec["containers"]} == {cluster["docker"]["image"], gpu}
     dockerfile = (REPO / "Dockerfile").read_text(encoding="utf-8")
     assert set(re.findall(r"docker build -t (\S+)", dockerfile)) == {cluster["docker"]["image"], gpu}
     torch = pins()["torch"]
