@@ -40,7 +40,7 @@ class Options:
     engine: Literal["ray", "here"] = "ray"
     workers: int | None = None
     shape: Literal["even", "bot", "whales"] = "even"
-    """bot: one customer has a quarter of all events; whales: one in a hundred customers have half of them."""
+    """bot: one customer has five of six events; whales: one in a hundred customers have half of them."""
     polars_rows: int = 20_000_000
     """Largest log that polars gets: it holds all of it in memory."""
     folder: Path | None = None
@@ -60,7 +60,7 @@ def write_log(folder: Path, num_rows: int, shape: str, seed: int = 7) -> None:
         order = row // 3
         customer = (order * 2_654_435_761) % customers
         if shape == "bot":
-            customer[order % 4 == 0] = 0
+            customer[order % 6 != 0] = 0
         elif shape == "whales":
             half = order % 2 == 0
             customer[half] = customer[half] % max(customers // 100, 1)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +14,9 @@ from clv.cluster.intake import prepare, run_here
 from clv.data import windows
 from clv.data.draft import draft
 from clv.data.histories import Histories, concat
-from clv.data.spec import DatasetSpec
+from clv.data.prepared import Prepared
+from clv.data.spec import DatasetSpec, SpecError
+from ray_jobs import compact, erase
 from ray_jobs.prepare import Options, run
 
 REPO = Path(__file__).parents[2]
@@ -170,3 +173,29 @@ def test_prepare_on_ray_says_its_books_and_leaves_a_record(
     assert record["arguments"]["partitions"] == 2
     assert record["versions"]["ray"]
     assert (tmp_path / "out" / "quality.html").stat().st_size > 2000
+
+
+def test_a_log_grows_is_made_compact_and_forgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "shop.yaml").write_text(
+        "name: shop\ntimezone: UTC\ncurrency: EUR\nevents:\n  path: " + f"{tmp_path}/day-*.csv\n"
+        "  columns: {customer_id: c, event_time: t, amount: x}\n"
+    )
+    (tmp_path / "day-1.csv").write_text("c,t,x\na,2024-01-01,5\nb,2024-01-01,6\n")
+    options = Options(dataset=tmp_path / "shop.yaml", out=tmp_path / "out")
+    run(options)
+    (tmp_path / "day-2.csv").write_text("c,t,x\nb,2023-12-31,1\nc,2024-01-02,7\n")
+    run(replace(options, append=True))
+    with pytest.raises(SpecError, match="leave --overwrite, --partitions, --keep-lines out"):
+        run(replace(options, append=True, overwrite=True))
+    compact.run(compact.Options(histories=tmp_path / "out"))
+    (tmp_path / "gone.txt").write_text("a\n\nnobody\n")
+    erase.run(erase.Options(histories=tmp_path / "out", customers=tmp_path / "gone.txt"))
+    said = capsys.readouterr().out
+    assert "1 of 1 partitions changed" in said
+    assert "2 files of lines became 1" in said
+    assert "erased 1 of 2 listed customers, 1 events" in said
+    assert "events: 4 rows read, 3 accepted, 1 rejected" in said
+    histories = Prepared.open(tmp_path / "out").histories()
+    assert histories["customer_id"].to_pylist() == ["b", "c"]
+    assert histories["amount"].to_pylist() == [[1.0, 6.0], [7.0]]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["arguments"]["customers"].endswith("gone.txt")
