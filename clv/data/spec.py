@@ -185,17 +185,10 @@ class Bounds(_Model):
     below: float | None = None
 
 
-class TimeBounds(_Model):
-    """Limits of event_time in the shop's time: from `min`, before `below`."""
-
-    min: Text | None = None
-    below: Text | None = None
-
-
 class AllBounds(_Model):
     """Bounds by column; those on quantity and amount look at the magnitude of a return."""
 
-    event_time: TimeBounds = TimeBounds()
+    event_time: Range = Field(Range(), description="in the shop's time")
     quantity: Bounds = Bounds()
     unit_price: Bounds = Bounds()
     amount: Bounds = Bounds()
