@@ -155,9 +155,29 @@ def _section(number: int, f: Findings, currency: str | None, seed: int, threshol
         "lift": Markup(charts.lift(f"lift{number}", y, {n: models[n] for n in shown}, names)),
         "deciles": Markup(charts.deciles(f"deciles{number}", y, ours, unit)),
         "cohorts": Markup(charts.cohorts(f"cohorts{number}", y, ours, cohort, unit)),
+        "cohort_rows": cohort_rows(cohort, y, orders, ours),
         "distribution": Markup(charts.value_distribution(f"values{number}", y, ours, unit)),
         "pit": Markup(charts.pit(f"pit{number}", y, ours, seed)),
     }
+
+
+def cohort_rows(cohort: Any, y: Any, orders: Any, ours: Prediction) -> list[dict[str, Any]]:
+    """Per acquisition cohort, oldest first: customers, and what each was worth and bought again, predicted and real."""
+    rows = []
+    for name in np.unique(cohort):
+        some = np.asarray(cohort) == name
+        chance = None if ours.p_purchase is None else float(np.mean(ours.p_purchase[some]))
+        rows.append(
+            {
+                "name": str(name),
+                "customers": int(some.sum()),
+                "predicted": float(np.mean(ours.value[some])),
+                "realised": float(np.mean(y[some])),
+                "chance": chance,
+                "bought": float(np.mean(orders[some] > 0)),
+            }
+        )
+    return rows
 
 
 def _number(value: float | None) -> str:

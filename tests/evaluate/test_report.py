@@ -84,6 +84,22 @@ def test_every_figure_and_table_is_there(page: str) -> None:
     assert "precision" in body
 
 
+def test_cohorts_stand_in_a_table_with_what_a_customer_was_worth(page: str) -> None:
+    shop = panel()
+    ours = shop.models()["clv"]
+    rows = report.cohort_rows(shop.cohort, shop.y, shop.orders, ours)
+    assert [row["name"] for row in rows] == ["2010Q1", "2010Q2"]
+    for row in rows:
+        some = shop.cohort == row["name"]
+        assert row["customers"] == some.sum()
+        assert row["realised"] == pytest.approx(shop.y[some].sum() / some.sum())
+        assert row["bought"] == pytest.approx((shop.y[some] > 0).mean())
+        shown = (
+            f"<tr><td>{row['name']}</td><td>{row['customers']:,}</td><td>{report.money(row['predicted'], 'GBP')}</td>"
+        )
+        assert shown in page
+
+
 def test_a_peer_that_is_better_is_recommended() -> None:
     body = without_scripts(report.render(found(panel(noise=2.0)), title="t"))
     assert "Use BG/NBD here" in body
