@@ -129,7 +129,10 @@ def deploy_both(on: Cluster, shop: Path) -> None:
 def bare(shop: Path) -> Iterator[tuple[str, int]]:
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "benchmarks.serve_topologies", str(shop / "bundle"), str(shop / "store")]
-    process = subprocess.Popen([*command, str(port), "1"], env=os.environ | {"RAY_AUTH_MODE": "disabled"})
+    # A session of its own, as the clusters have: Linux shares a busy machine by sessions.
+    process = subprocess.Popen(
+        [*command, str(port), "1"], env=os.environ | {"RAY_AUTH_MODE": "disabled"}, start_new_session=True
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + 90
