@@ -85,7 +85,7 @@ class Cluster:
 
     def _call(self, method: str, **body: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.token}"}
-        return httpx.request(method, f"{self.dashboard}/api/serve/applications/", headers=headers, timeout=30, **body)
+        return httpx.request(method, f"{self.dashboard}/api/serve/applications/", headers=headers, timeout=120, **body)
 
 
 def cpu_seconds(root: int) -> float:
