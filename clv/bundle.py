@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import clv
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 JSON_PARTS = ("config", "vocab", "anchor", "calibration", "metrics")
 
@@ -113,7 +113,8 @@ def verify(folder: Path | str) -> dict[str, Any]:
             f"{folder}/{MANIFEST} is damaged or not that of a bundle; train again or restore it"
         ) from None
     if known != FORMAT:
-        raise BundleError(f"{folder} has bundle format {known}, this version of clv reads {FORMAT}; upgrade clv")
+        remedy = "upgrade clv" if known > FORMAT else "train again"
+        raise BundleError(f"{folder} has bundle format {known}, this version of clv reads {FORMAT}; {remedy}")
     wanted = {f"{name}.json" for name in JSON_PARTS} | {"weights.safetensors", "items.safetensors"}
     for name in sorted(wanted | set(hashes)):
         path = folder / name

@@ -275,6 +275,7 @@ class Predictor:
             space=space,
             money=float(b.config["money"]),
             max_tokens=self.max_tokens,
+            typical=np.array(b.config["typical"]),
         )
         self._adjustment = Adjustment.from_json(b.calibration)
 

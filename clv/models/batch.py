@@ -33,7 +33,8 @@ class Batch:
     """B customers at their origins, T tokens (oldest first, padded at the end).
 
     base_*: what the anchor expects by each horizon, cumulative, (B, H): hazard = -log P(no purchase),
-    repeats = E[(orders - 1)+], value in units of the model's money scale.
+    repeats = E[(orders - 1)+], value in units of the model's money scale. typical: the same of a mean customer at the
+    cut, at the level of the row's origin.
     """
 
     scalars: Tensor  # (B, T, 9)
@@ -45,7 +46,13 @@ class Batch:
     base_hazard: Tensor
     base_repeats: Tensor
     base_value: Tensor
+    typical: Tensor  # (B, 3, H): hazard, repeats, value of the typical customer
     targets: Targets | None = None
+
+    @property
+    def starts(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(hazard, repeats, value) of this customer's anchor, and of the typical customer, (B, H) each."""
+        return (self.base_hazard, self.base_repeats, self.base_value), self.typical.unbind(1)
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -68,6 +75,7 @@ class Samples:
     base_hazard: NDArray[np.float32]
     base_repeats: NDArray[np.float32]
     base_value: NDArray[np.float32]
+    typical: NDArray[np.float32]
     value: NDArray[np.float32] | None = None
     orders: NDArray[np.float32] | None = None
     mature: NDArray[np.bool_] | None = None
@@ -136,6 +144,7 @@ class Samples:
             wide=torch.from_numpy(self.wide[rows]),
             base_hazard=torch.from_numpy(self.base_hazard[rows]),
             base_repeats=torch.from_numpy(self.base_repeats[rows]),
+            typical=torch.from_numpy(self.typical[rows]),
             base_value=torch.from_numpy(self.base_value[rows]),
             targets=targets,
         )

@@ -1,4 +1,4 @@
-"""Heads: corrections to the anchor, so that a model that has learned nothing returns the anchor.
+"""Heads: corrections to given curves, so that one that has learned nothing returns them.
 
 Everything is cumulative over increasing horizons and built from positive increments, so no horizon contradicts another:
 hazard (p_purchase = 1 - exp(-hazard)), repeats = E[(orders - 1)+], value. Orders = p_purchase + repeats.
@@ -7,13 +7,15 @@ hazard (p_purchase = 1 - exp(-hazard)), repeats = E[(orders - 1)+], value. Order
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 SMALLEST = 1e-6
-MAX_CORRECTION = 2.5  # |log factor| that a head may put on an anchor increment
+MAX_CORRECTION = 2.5  # |log factor| that a head may put on an increment of the anchor
+MAX_DEPARTURE = 6.0  # and on one of the typical customer, who is far from most
 MIN_SIGMA, MAX_SIGMA = 0.25, 1.6
 
 
@@ -29,6 +31,7 @@ class Outputs:
     sigma: Tensor
     dispersion: Tensor  # (H,) of the negative binomial of orders beyond the first
     z: Tensor  # (B, Z) the customer's embedding
+    members: tuple[Outputs, ...] = ()  # of a mean: what it is the mean of
 
     @property
     def p_purchase(self) -> Tensor:
@@ -40,11 +43,13 @@ class Outputs:
 
 
 class Heads(nn.Module):
-    """(B, Z) pooled vector and the anchor's cumulative curves (B, H) -> Outputs."""
+    """(B, Z) pooled vector and cumulative curves to start from (B, H) -> Outputs."""
 
-    def __init__(self, width: int, num_horizons: int, num_components: int = 3) -> None:
+    def __init__(
+        self, width: int, num_horizons: int, num_components: int = 3, max_correction: float = MAX_CORRECTION
+    ) -> None:
         super().__init__()
-        self.num_horizons, self.num_components = num_horizons, num_components
+        self.num_horizons, self.num_components, self.max_correction = num_horizons, num_components, max_correction
         self.corrections = nn.Linear(width, 3 * num_horizons)
         self.mixture = nn.Linear(width, 3 * num_components * num_horizons)
         self.log_dispersion = nn.Parameter(torch.zeros(num_horizons))
@@ -59,7 +64,8 @@ class Heads(nn.Module):
 
     def forward(self, z: Tensor, base_hazard: Tensor, base_repeats: Tensor, base_value: Tensor) -> Outputs:
         shape = (len(z), 3, self.num_horizons)
-        factor = torch.exp(MAX_CORRECTION * torch.tanh(self.corrections(z).view(shape) / MAX_CORRECTION))
+        most = self.max_correction
+        factor = torch.exp(most * torch.tanh(self.corrections(z).view(shape) / most))
         hazard = (increments(base_hazard) * factor[:, 0]).cumsum(1)
         repeats = (increments(base_repeats) * factor[:, 1]).cumsum(1)
         value = (increments(base_value) * factor[:, 2]).cumsum(1)
@@ -73,6 +79,24 @@ class Heads(nn.Module):
         log_mean = torch.logsumexp(log_weight + shift + sigma.square() / 2, -1)
         location = shift + (given_purchase - log_mean).unsqueeze(-1)
         return Outputs(hazard, repeats, value, log_weight, location, sigma, self.log_dispersion.exp(), z)
+
+
+def mean_of(members: Sequence[Outputs]) -> Outputs:
+    """Mean curves; value given a purchase is the mixture of the members', weighted by their purchase probabilities."""
+    first = members[0]
+    hazard, repeats, value = (
+        torch.stack([getattr(m, name) for m in members]).mean(0) for name in ("hazard", "repeats", "value")
+    )
+    bought = torch.log_softmax(torch.stack([torch.log(m.p_purchase) for m in members], -1), -1)
+    log_weight = torch.cat([m.log_weight + bought[..., i : i + 1] for i, m in enumerate(members)], -1)
+    location, sigma = (torch.cat([getattr(m, name) for m in members], -1) for name in ("location", "sigma"))
+    # Probabilities are means of hazards, not of themselves: the mixture is moved so that its mean stays true.
+    given_purchase = torch.log(value / -torch.expm1(-hazard))
+    location = location + (given_purchase - torch.logsumexp(log_weight + location + sigma.square() / 2, -1)).unsqueeze(
+        -1
+    )
+    dispersion = torch.stack([m.dispersion for m in members]).mean(0)
+    return Outputs(hazard, repeats, value, log_weight, location, sigma, dispersion, first.z, tuple(members))
 
 
 def increments(cumulative: Tensor) -> Tensor:

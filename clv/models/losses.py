@@ -63,7 +63,11 @@ def tweedie_deviance(value: Tensor, mean: Tensor, power: float = TWEEDIE_POWER) 
 
 
 def total(out: Outputs, targets: Targets, config: LossConfig, has_value: bool = True) -> tuple[Tensor, Tensor]:
-    """(sum over mature customer-horizons, their number)."""
+    """(sum over mature customer-horizons, their number); of a mean of members, the mean of their losses: each must be
+    good by itself."""
+    if out.members:
+        parts = [total(member, targets, config, has_value) for member in out.members]
+        return torch.stack([part for part, _ in parts]).mean(0), parts[0][1]
     mature = targets.mature > 0
     orders = torch.where(mature, targets.orders, torch.zeros_like(targets.orders))
     value = torch.where(mature, targets.value, torch.zeros_like(targets.value))

@@ -12,7 +12,7 @@ from clv.models.batch import Batch
 from clv.models.embed import TokenEmbedding
 from clv.models.encoders import BackboneConfig
 from clv.models.features import FeatureSpace
-from clv.models.heads import Heads, Outputs
+from clv.models.heads import MAX_CORRECTION, MAX_DEPARTURE, Heads, Outputs, mean_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,11 @@ class ModelConfig:
 
 
 class CustomerModel(nn.Module):
-    """Batch -> Outputs. `encode` alone gives the customer's vector z."""
+    """Batch -> Outputs. `encode` alone gives the customer's vector z.
+
+    Two heads read z, and the forecast is their mean: one corrects the anchor of this customer, the other starts from
+    the typical customer. The first knows what a rhythm implies; the second need not unlearn it where it misleads.
+    """
 
     def __init__(self, config: ModelConfig, space: FeatureSpace, num_horizons: int) -> None:
         super().__init__()
@@ -43,14 +47,17 @@ class CustomerModel(nn.Module):
         # Beside the features, the wide part sees the three curves of the anchor.
         num_wide = space.width + 3 * num_horizons
         self.wide = nn.Sequential(
-            nn.Linear(num_wide, hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(hidden, hidden)
+            nn.Linear(num_wide, hidden), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(hidden, hidden)
         )
-        self.join = nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(config.dropout))
+        # Not normalised: how far a customer lies from the others is what tells the largest apart.
+        self.join = nn.Sequential(nn.ReLU(), nn.Dropout(config.dropout))
         if config.use_wide:
             # The sequence starts as a silent addition: the features, quick to learn from, are not drowned at first.
             nn.init.zeros_(self.pool[-1].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.pool[-1].bias)  # type: ignore[arg-type]
-        self.heads = Heads(config.hidden, num_horizons, config.num_components)
+        self.heads = nn.ModuleList(
+            Heads(hidden, num_horizons, config.num_components, most) for most in (MAX_CORRECTION, MAX_DEPARTURE)
+        )
 
     def encode(self, batch: Batch) -> Tensor:
         parts = []
@@ -67,4 +74,4 @@ class CustomerModel(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         z = self.encode(batch)
-        return self.heads(z, batch.base_hazard, batch.base_repeats, batch.base_value)
+        return mean_of([heads(z, *start) for heads, start in zip(self.heads, batch.starts, strict=True)])

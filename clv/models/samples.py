@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clv.anchor.baseline import Baseline, Curves, levelled
+from clv.anchor.baseline import SMALLEST, Baseline, Curves, levelled
 from clv.data import rfm
 from clv.data.clock import Clock
 from clv.data.histories import Histories
@@ -31,7 +31,11 @@ class Assembled:
 
 @dataclass(frozen=True)
 class Assembler:
-    """Everything fitted that stands between histories and a model. money: shop currency per unit of value."""
+    """Everything fitted that stands between histories and a model.
+
+    money: shop currency per unit of value. typical (2, 3, H): mean hazard, repeats and value (in money) of the anchor
+    at the cut, before any level, over the visitors and over the buyers.
+    """
 
     clock: Clock
     value: Value
@@ -40,7 +44,7 @@ class Assembler:
     space: FeatureSpace
     money: float
     max_tokens: int
-    units: tuple[float, ...] | None = None  # per horizon, the typical value in units of money
+    typical: Floats
 
     def at(self, histories: Histories, origin: int, known_before: int | None = None) -> Assembled:
         """Everybody known at the origin (us), with the forecast level of that origin; labels if `known_before`."""
@@ -65,16 +69,20 @@ class Assembler:
         plain = self.baseline.curves(table)
         base = levelled(plain, orders_level, value_level)
         labels = past.labels
+        buyer = table["has_purchase"].to_numpy(bool).astype(np.int64)
+        hazard, repeats, worth = np.moveaxis(self.typical[buyer], 1, 0)
+        typical = [hazard * orders_level, repeats * orders_level, worth * value_level]
         samples = Samples(
             tokens=self.space.tokens(past, self.max_tokens),
             wide=np.concatenate([self.space.wide(table), self._curve_features(plain)], axis=1),
             base_hazard=base.hazard.astype(np.float32),
             base_repeats=base.repeats.astype(np.float32),
             base_value=(base.value / self.money).astype(np.float32),
+            typical=np.stack(typical, axis=1).astype(np.float32),
             value=None if labels is None else np.nan_to_num(labels.value / self.money).astype(np.float32),
             orders=None if labels is None else np.nan_to_num(labels.orders).astype(np.float32),
             mature=None if labels is None else labels.mature,
-            unit=None if self.units is None else np.array(self.units, np.float32),
+            unit=np.maximum(self.typical[1, 2], 1e-3).astype(np.float32),
         )
         return Assembled(samples, base, table, past)
 
@@ -82,6 +90,13 @@ class Assembler:
         """The anchor's curves before any level, so that a season seen once is not taken for a kind of customer."""
         stacked = np.concatenate([curves.hazard, curves.repeats, curves.value / self.money], axis=1)
         return (np.log(stacked + 1e-4) / 4).astype(np.float32)
+
+
+def typical_curves(plain: Curves, buyers: NDArray[np.bool_], money: float) -> Floats:
+    """`Assembler.typical` from the anchor's curves of everybody; where one kind is missing, the other stands for it."""
+    stacked = np.stack([plain.hazard, plain.repeats, plain.value / money], axis=1)
+    kinds = [stacked[rows] if rows.any() else stacked for rows in (~buyers, buyers)]
+    return np.stack([np.maximum(rows.mean(axis=0), SMALLEST) for rows in kinds])
 
 
 def money_scale(cuts: Cut) -> float:

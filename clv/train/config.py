@@ -108,7 +108,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
-    epochs: int = 4
+    epochs: int = 6
     samples_per_epoch: int = 16_000
     batch_size: int = 128
     batch_tokens: int = 0

@@ -34,6 +34,7 @@ def to_bundle(
         "cut_us": phases.final.cutoff,
         "data_through_us": min(shop.data_through, phases.final.cutoff),
         "money": assembler.money,
+        "typical": assembler.typical.tolist(),
         "model": model_settings,
         "train": as_json(config),
         "notices": notices,

@@ -17,7 +17,7 @@ from clv.data.windows import Value, cut
 from clv.models import transfer
 from clv.models.features import FeatureSpace, Items
 from clv.models.model import CustomerModel
-from clv.models.samples import Assembler, money_scale, origin_grid
+from clv.models.samples import Assembler, money_scale, origin_grid, typical_curves
 from clv.train.config import TrainConfig
 from clv.train.loop import RandomOrigins
 
@@ -88,8 +88,8 @@ def prepare(shop: Shop, cutoff: int, config: TrainConfig, primary: int) -> Setup
     table = rfm.frame(past, shop.horizons)
     space = FeatureSpace.fit(past, table, shop.items)
     money = money_scale(past)
-    at_cut = table[(table["origin_day"] == cutoff_day) & table["has_purchase"]]
-    units = np.maximum(baseline.curves(at_cut).value.mean(axis=0) / money, 1e-3)
+    at_cut = table[table["origin_day"] == cutoff_day]
+    typical = typical_curves(baseline.curves(at_cut), at_cut["has_purchase"].to_numpy(bool), money)
     assembler = Assembler(
         clock=clock,
         value=shop.value,
@@ -98,7 +98,7 @@ def prepare(shop: Shop, cutoff: int, config: TrainConfig, primary: int) -> Setup
         space=space,
         money=money,
         max_tokens=config.model.backbone.max_tokens,
-        units=tuple(units.tolist()),
+        typical=typical,
     )
     return Setup(assembler, days, cutoff)
 

@@ -75,6 +75,7 @@ def shop() -> Shop:
         base_hazard=curves[0],
         base_repeats=curves[1],
         base_value=curves[2],
+        typical=np.tile(curves.mean(axis=1), (len(past), 1, 1)),
         value=np.nan_to_num(labels.value / 30).astype(np.float32),
         orders=np.nan_to_num(labels.orders).astype(np.float32),
         mature=labels.mature,

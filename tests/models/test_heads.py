@@ -1,4 +1,4 @@
-"""Heads: nothing learned returns the anchor, no horizon contradicts another, the mixture's mean is the value."""
+"""Heads: nothing learned returns the start, no horizon contradicts another, the mixture's mean is the value."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor
 
-from clv.models.heads import MAX_CORRECTION, MAX_SIGMA, MIN_SIGMA, Heads, Outputs, log_normal_density
+from clv.models.heads import MAX_CORRECTION, MAX_SIGMA, MIN_SIGMA, Heads, Outputs, log_normal_density, mean_of
 
 B, H, Z = 40, 4, 8
 
@@ -103,3 +103,21 @@ def test_a_correction_of_one_horizon_moves_it_and_the_later_ones_only() -> None:
     assert bool((after.value[:, 1:] > before.value[:, 1:] * 1.0001).all())
     torch.testing.assert_close(after.hazard, before.hazard)
     torch.testing.assert_close(after.repeats, before.repeats)
+
+
+def test_the_mean_of_two_members_is_the_mean_of_their_curves_and_the_mixture_of_their_values() -> None:
+    first, second = (wild(0.7).double()(z().double(), *(c.double() for c in curves(seed))) for seed in (1, 2))
+    out = mean_of([first, second])
+    for name in ("hazard", "repeats", "value"):
+        torch.testing.assert_close(getattr(out, name), (getattr(first, name) + getattr(second, name)) / 2)
+    mean = (out.log_weight.exp() * torch.exp(out.location + out.sigma**2 / 2)).sum(-1)
+    torch.testing.assert_close(out.p_purchase * mean, out.value, rtol=1e-9, atol=0)
+    torch.testing.assert_close(out.log_weight.exp().sum(-1), torch.ones(B, H, dtype=torch.float64))
+    assert out.members == (first, second)
+
+
+def test_the_mean_of_equal_members_is_the_member() -> None:
+    one = wild(0.7).double()(z().double(), *(c.double() for c in curves()))
+    out = mean_of([one, one])
+    at = torch.linspace(-3, 3, B * H, dtype=torch.float64).view(B, H)
+    torch.testing.assert_close(log_normal_density(at, out), log_normal_density(at, one))

@@ -51,8 +51,9 @@ def model(shop) -> CustomerModel:
         backbone=BackboneConfig(width=16, num_layers=2, num_heads=2, intermediate=32, max_tokens=12), hidden=16
     )
     made = CustomerModel(config, shop.space, 2)
-    # A fresh model returns the anchor whatever it is given: heads and sequence start silent.
-    torch.nn.init.normal_(made.heads.corrections.weight, std=0.5)
+    # A fresh model returns its starts whatever it is given: heads and sequence start silent.
+    for heads in made.heads:
+        torch.nn.init.normal_(heads.corrections.weight, std=0.5)
     torch.nn.init.normal_(made.pool[-1].weight, std=0.5)
     return made
 
@@ -143,12 +144,13 @@ def test_a_forecast_is_in_currency(shop, model: CustomerModel) -> None:
     np.testing.assert_allclose(mean, hundred.value, rtol=1e-4)
 
 
-def test_fresh_models_forecast_the_anchor(shop) -> None:
+def test_fresh_models_forecast_the_mean_of_the_anchor_and_the_typical_customer(shop) -> None:
     config = ModelConfig(backbone=BackboneConfig(width=8, num_layers=1, num_heads=1, intermediate=8), hidden=8)
     fresh = forecast(CustomerModel(config, shop.space, 2), shop.samples, 30.0)
-    np.testing.assert_allclose(fresh.value, shop.samples.base_value * 30.0, rtol=1e-5)
-    np.testing.assert_allclose(fresh.hazard, shop.samples.base_hazard, rtol=1e-5)
-    np.testing.assert_allclose(fresh.repeats, shop.samples.base_repeats, rtol=1e-5)
+    hazard, repeats, value = np.moveaxis(shop.samples.typical, 1, 0)
+    np.testing.assert_allclose(fresh.value, (shop.samples.base_value + value) / 2 * 30.0, rtol=1e-5)
+    np.testing.assert_allclose(fresh.hazard, (shop.samples.base_hazard + hazard) / 2, rtol=1e-5)
+    np.testing.assert_allclose(fresh.repeats, (shop.samples.base_repeats + repeats) / 2, rtol=1e-5)
 
 
 def test_a_model_without_either_half_is_refused(shop) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clv.models import losses
 from clv.models.batch import Targets
-from clv.models.heads import Heads, Outputs
+from clv.models.heads import Heads, Outputs, mean_of
 from clv.models.losses import LossConfig, LossName, orders_nll, purchase_nll, tweedie_deviance, value_nll
 
 B, H = 30, 3
@@ -37,8 +37,8 @@ def targets(dtype: torch.dtype = torch.float64, mature_share: float = 1.0) -> Ta
 
 
 def part(thing: Outputs | Targets, rows: slice) -> Outputs | Targets:
-    """Some rows; dispersion and unit have none."""
-    values = {f.name: getattr(thing, f.name) for f in fields(thing)}
+    """Some rows; dispersion, unit and members have none."""
+    values = {f.name: getattr(thing, f.name) for f in fields(thing) if f.name != "members"}
     return replace(thing, **{name: v if name in ("dispersion", "unit") else v[rows] for name, v in values.items()})
 
 
@@ -124,6 +124,16 @@ def test_losses_and_gradients_are_finite_at_the_edges(name: LossName, expected: 
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_members_of_a_mean_are_judged_one_by_one(name: LossName) -> None:
+    one, wanted, config = outputs(), targets(mature_share=0.7), LossConfig(name=name)
+    other = replace(one, value=one.value * 2, hazard=one.hazard / 2)
+    apart = [losses.total(out, wanted, config) for out in (one, other)]
+    together = losses.total(mean_of([one, other]), wanted, config)
+    assert float(together[0]) == pytest.approx((float(apart[0][0]) + float(apart[1][0])) / 2)
+    assert float(together[1]) == float(apart[0][1])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_sum_and_weight_add_up_over_the_parts_of_a_batch(name: LossName) -> None:
     out, wanted, config = outputs(), targets(mature_share=0.7), LossConfig(name=name)
     whole = losses.total(out, wanted, config)
@@ -142,7 +152,8 @@ def test_an_immature_label_never_enters(name: LossName, nonsense: float) -> None
     out, wanted, config = outputs(), targets(mature_share=0.6), LossConfig(name=name)
 
     def result(labels: Targets) -> tuple[Tensor, Tensor]:
-        leaves = {f.name: getattr(out, f.name).detach().requires_grad_() for f in fields(out)}
+        named = [f.name for f in fields(out) if f.name != "members"]
+        leaves = {name: getattr(out, name).detach().requires_grad_() for name in named}
         loss, weight = losses.total(Outputs(**leaves), labels, config)
         loss.backward()
         grads = [leaf.grad for name, leaf in leaves.items() if leaf.grad is not None and name != "dispersion"]

@@ -37,7 +37,7 @@ def engine_of(setup: Setup, config: TrainConfig) -> Engine:
 
 
 def assert_equal_samples(first: Samples, second: Samples) -> None:
-    for name in ("wide", "base_hazard", "base_repeats", "base_value", "value", "orders", "mature"):
+    for name in ("wide", "base_hazard", "base_repeats", "base_value", "typical", "value", "orders", "mature"):
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
     for name in ("offsets", "scalars", "codes", "item_offsets", "item"):
         assert np.array_equal(getattr(first.tokens, name), getattr(second.tokens, name)), name
