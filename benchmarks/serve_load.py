@@ -64,7 +64,6 @@ class Load:
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
-    finished: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     not_sent: int = 0
 
@@ -86,7 +85,6 @@ async def offer(url: str, ids: list[str], per_request: int, rate: float, seconds
                 status = str((await client.post("/v1/predict", json=body)).status_code)
             except httpx.TransportError as error:
                 status = type(error).__name__
-            load.finished += 1
             load.statuses[status] += 1
             if status == "200":
                 load.latencies.append(time.perf_counter() - planned)
@@ -182,19 +180,23 @@ def measure(options: Options, shop: Path, ids: list[str], servers: dict[str, tup
                 before, own, start = cpu_seconds(pid), time.process_time(), time.perf_counter()
                 load = asyncio.run(offer(url, ids, per_request, rate, options.seconds, options.outstanding))
                 cpu, wall = cpu_seconds(pid) - before, time.perf_counter() - start
+                answered = len(load.latencies)
                 rows.append(
                     {
                         "round": number,
                         "topology": name,
                         "load": kind,
                         "offered_per_s": round(rate, 2),
-                        "answered_per_s": len(load.latencies) / load.seconds,
+                        "answered_per_s": answered / load.seconds,
                         "p50_ms": 1000 * load.percentile(0.50),
                         "p95_ms": 1000 * load.percentile(0.95),
                         "p99_ms": 1000 * load.percentile(0.99),
                         "server_cpu_s": cpu,
                         "idle_cpu_per_s": idle[pid],
-                        "cpu_ms_per_customer": 1000 * (cpu - idle[pid] * wall) / max(load.finished * per_request, 1),
+                        # Refused requests cost next to nothing: only those that were answered count.
+                        "cpu_ms_per_customer": 1000
+                        * (cpu - idle[pid] * wall)
+                        / max(len(load.latencies) * per_request, 1),
                         "client_cpu_s": time.process_time() - own,
                         "statuses": dict(load.statuses),
                         "not_sent": load.not_sent,
