@@ -44,6 +44,7 @@ def make_shop(folder: Path, num_customers: int, bundles_too: int = 0) -> list[st
                 "data_through_us": int(h.time.max()),
                 "model": bundles.as_json(config.model),
                 "money": setup.assembler.money,
+                "typical": setup.assembler.typical.tolist(),
                 "dataset_facts": {**facts, "discount_rate_annual": 0.1},
             },
             vocab=vocab,

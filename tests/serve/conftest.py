@@ -316,6 +316,7 @@ def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPath
                 "data_through_us": int(h.time.max()),
                 "model": bundles.as_json(config.model),
                 "money": setup.assembler.money,
+                "typical": setup.assembler.typical.tolist(),
                 "dataset_facts": {**facts, "discount_rate_annual": 0.1},
             },
             vocab=vocab,
