@@ -1,9 +1,10 @@
 """The level: how far realised totals will stand above or below the anchor's, learned from its errors at past origins.
 
 log(realised / expected) of a window [o, o + h) is modelled as the window's mean of a yearly season plus a slow drift
-plus noise; both are Gaussian processes around 0, so the forecast is a precision-weighted mean of the same season a
-year before, of the newest matured origins, and of "the anchor is right" (level 1). Their spreads are not fixed but
-averaged over by how well they explain the past (empirical Bayes): where the log shows no season, none is forecast.
+plus noise. A season sums to nothing over its year: what lasts is drift. Both are Gaussian processes around 0, so the
+forecast is a precision-weighted mean of the same season a year before, of the newest matured origins, and of "the
+anchor is right" (level 1). Their spreads are not fixed but averaged over by how well they explain the past (empirical
+Bayes): where the log shows no season, none is forecast.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ Measure = Literal["value", "orders", "days"]
 MIN_LOG_DAYS = 180  # a younger log has no anchor worth learning from
 YEAR_DAYS = 365.2425
 _SEASON_DAYS = 25.0  # a day of the year tells about the days within some weeks of it, and nothing about other seasons
-_HARMONICS = np.arange(0, 9)
-_HARMONIC_SHARE = np.where(_HARMONICS, 2, 1) * np.exp(-((2 * np.pi * _HARMONICS * _SEASON_DAYS / YEAR_DAYS) ** 2) / 2)
-_DRIFT_MEMORY_DAYS = 120.0
+_HARMONICS = np.arange(1, 9)
+_HARMONIC_SHARE = np.exp(-((2 * np.pi * _HARMONICS * _SEASON_DAYS / YEAR_DAYS) ** 2) / 2)
+_DRIFT_MEMORY_DAYS = 180.0
 _SHARED = 0.5  # of the variance is common to all horizons; the rest is each horizon's own
 _SEASON_SPREADS = (0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviation of the log level of a day
 _DRIFT_SPREADS = (0.0, 0.05, 0.1, 0.2, 0.4)
 _SEASON_PRIOR = (0.25, 0.8)  # median and log spread: most shops have a season; the lognormal doubts a flat year
 _DRIFT_PRIOR = 0.1  # half-normal
-_ROW_ERROR = 0.04  # what no sampling error covers: promotions, weather, the anchor's own fit
+_ROW_ERROR = 0.07  # what no sampling error covers: promotions, weather, the anchor's own fit
 _YOUNG_ERROR = 0.1  # extra log error of an anchor that has seen no full year, falling to 0 at a year
 _MAX_LOG_LEVEL = 1.5
 
@@ -179,7 +180,7 @@ def anchor_errors(
 def _season_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:
     """Covariance (N, M) of the window means of a yearly season whose day has variance 1.
 
-    A Gaussian of `_SEASON_DAYS` wrapped around the year, as a sum over harmonics; the mean of harmonic k over h days
+    A Gaussian of `_SEASON_DAYS` wrapped around the year, less its mean, as a sum over harmonics; the mean of harmonic k over h days
     keeps sinc(k h / year) of it and sits at mid-window.
     """
     lag = (origin + horizon / 2)[:, None] - (other + other_horizon / 2)[None, :]

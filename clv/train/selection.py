@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ Floats = NDArray[np.float64]
 GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 JUDGED = 50_000  # customers, and as many visitors, whose predictions a held-out panel keeps
 SIMPLE_PEERS = ("past_spend", "bgnbd_gg")  # cost no training
-GATE_TOLERANCE = 0.002  # of the score: a smaller gain does not pay for moving away from the anchor
+GATE_TOLERANCE = 0.002  # of the mean log ratio: a smaller gain does not pay for moving away from the anchor
 
 
 @dataclass(frozen=True)
@@ -48,37 +47,47 @@ class HeldOut:
 
 def score(held_out: HeldOut, value: Floats, p_purchase: Floats) -> float:
     """Mean log ratio of the core metrics to the anchor's at the same total; 0 is the anchor, higher is better."""
+    return float(np.mean([*_value_gains(held_out, value), _purchase_gain(held_out, p_purchase)]))
+
+
+def _purchase_gain(held_out: HeldOut, p_purchase: Floats) -> float:
+    """Log ratio of the AUC to the anchor's."""
     keep, i = held_out.buyers, held_out.horizon
-    y, orders = (label[keep] for label in held_out.labels(i))
-    base = held_out.rows.base
+    bought = held_out.labels(i)[1][keep] > 0
+    return _ratio(metrics.auc(bought, p_purchase[keep]), metrics.auc(bought, held_out.rows.base.p_purchase[keep, i]))
+
+
+def _value_gains(held_out: HeldOut, value: Floats) -> list[float]:
+    """Log ratios of the metrics of value to the anchor's, at the anchor's total; none where there are no prices."""
+    keep, i = held_out.buyers, held_out.horizon
+    y = held_out.labels(i)[0][keep]
     if y.sum() <= 0:
-        # No prices: the order of the purchase probabilities is all there is.
-        return _ratio(metrics.auc(orders > 0, p_purchase[keep]), metrics.auc(orders > 0, base.p_purchase[keep, i]))
-    ours, theirs = value[keep], base.value[keep, i]
+        return []
+    ours, theirs = value[keep], held_out.rows.base.value[keep, i]
     ours = ours * (theirs.sum() / max(ours.sum(), 1e-12))
-    ratios = [
+    return [
         _ratio(metrics.ngini(y, ours), metrics.ngini(y, theirs)),
         _ratio(metrics.spearman(y, ours), metrics.spearman(y, theirs)),
-        _ratio(metrics.auc(orders > 0, p_purchase[keep]), metrics.auc(orders > 0, base.p_purchase[keep, i])),
         _ratio(metrics.mae_over_mean(y, theirs), metrics.mae_over_mean(y, ours)),
         _ratio(metrics.rmse_over_mean(y, theirs), metrics.rmse_over_mean(y, ours)),
         0.25 * _ratio(metrics.decile_mape(y, theirs) + 0.1, metrics.decile_mape(y, ours) + 0.1),
     ]
-    return float(np.mean(ratios))
 
 
 def choose_gate(held_out: HeldOut, raw: Forecast) -> tuple[float, float, float]:
-    """(weight on purchase, weight on value, score) of the best mean of model and anchor; ties go to the anchor."""
-    i = held_out.horizon
-    base = held_out.rows.base
-    found = []
-    for purchase, value in product(GATES, GATES):
-        mixed = raw.gated(base, purchase, value)
-        found.append((score(held_out, mixed.value[:, i], mixed.p_purchase[:, i]), purchase, value))
-    best = max(found)[0]
-    near = [entry for entry in found if entry[0] >= best - GATE_TOLERANCE]
-    kept = min(near, key=lambda entry: entry[1] + entry[2])
-    return kept[1], kept[2], kept[0]
+    """(weight on purchase, weight on value, score) of the best mean of model and anchor, each weight by its own
+    metrics: probabilities differ by less than values do, and would otherwise always tie. Ties go to the anchor."""
+    i, base = held_out.horizon, held_out.rows.base
+    mixed = {gate: raw.gated(base, gate, gate) for gate in GATES}
+    purchase = _smallest_good({g: _purchase_gain(held_out, m.p_purchase[:, i]) for g, m in mixed.items()})
+    gains = {g: _value_gains(held_out, m.value[:, i]) for g, m in mixed.items()}
+    value = _smallest_good({g: float(np.mean(found)) if found else 0.0 for g, found in gains.items()})
+    return purchase, value, score(held_out, mixed[value].value[:, i], mixed[purchase].p_purchase[:, i])
+
+
+def _smallest_good(gains: dict[float, float]) -> float:
+    best = max(gains.values())
+    return min(gate for gate, gain in gains.items() if gain >= best - GATE_TOLERANCE)
 
 
 def total_scale(raw: Forecast, base: Curves, buyers: NDArray[np.bool_], gate_value: float) -> Floats:
