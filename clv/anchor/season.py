@@ -180,8 +180,8 @@ def anchor_errors(
 def _season_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:
     """Covariance (N, M) of the window means of a yearly season whose day has variance 1.
 
-    A Gaussian of `_SEASON_DAYS` wrapped around the year, less its mean, as a sum over harmonics; the mean of harmonic k over h days
-    keeps sinc(k h / year) of it and sits at mid-window.
+    A Gaussian of `_SEASON_DAYS` wrapped around the year, less its mean, as a sum over harmonics; the mean of harmonic k
+    over h days keeps sinc(k h / year) of it and sits at mid-window.
     """
     lag = (origin + horizon / 2)[:, None] - (other + other_horizon / 2)[None, :]
     out = np.zeros_like(lag)
