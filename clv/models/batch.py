@@ -50,9 +50,12 @@ class Batch:
     targets: Targets | None = None
 
     @property
-    def starts(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(hazard, repeats, value) of this customer's anchor, and of the typical customer, (B, H) each."""
-        return (self.base_hazard, self.base_repeats, self.base_value), self.typical.unbind(1)
+    def starts(self) -> dict[str, tuple[Tensor, ...]]:
+        """(hazard, repeats, value), (B, H) each, of this customer's anchor and of the typical customer."""
+        return {
+            "anchor": (self.base_hazard, self.base_repeats, self.base_value),
+            "typical": self.typical.unbind(1),
+        }
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

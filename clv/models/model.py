@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from clv.models.heads import MAX_CORRECTION, MAX_DEPARTURE, Heads, Outputs, mean
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """`use_wide` and `use_sequence` switch the two halves off for ablations."""
+    """`use_wide`, `use_sequence` and `starts` switch parts off for ablations."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     hidden: int = 128
@@ -25,6 +26,7 @@ class ModelConfig:
     num_components: int = 3
     use_wide: bool = True
     use_sequence: bool = True
+    starts: Literal["both", "anchor", "typical"] = "both"
 
 
 class CustomerModel(nn.Module):
@@ -55,8 +57,10 @@ class CustomerModel(nn.Module):
             # The sequence starts as a silent addition: the features, quick to learn from, are not drowned at first.
             nn.init.zeros_(self.pool[-1].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.pool[-1].bias)  # type: ignore[arg-type]
-        self.heads = nn.ModuleList(
-            Heads(hidden, num_horizons, config.num_components, most) for most in (MAX_CORRECTION, MAX_DEPARTURE)
+        limits = {"anchor": MAX_CORRECTION, "typical": MAX_DEPARTURE}
+        self.starts = list(limits) if config.starts == "both" else [config.starts]
+        self.heads = nn.ModuleDict(
+            {name: Heads(hidden, num_horizons, config.num_components, limits[name]) for name in self.starts}
         )
 
     def encode(self, batch: Batch) -> Tensor:
@@ -74,4 +78,4 @@ class CustomerModel(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         z = self.encode(batch)
-        return mean_of([heads(z, *start) for heads, start in zip(self.heads, batch.starts, strict=True)])
+        return mean_of([self.heads[name](z, *batch.starts[name]) for name in self.starts])

@@ -52,7 +52,7 @@ def model(shop) -> CustomerModel:
     )
     made = CustomerModel(config, shop.space, 2)
     # A fresh model returns its starts whatever it is given: heads and sequence start silent.
-    for heads in made.heads:
+    for heads in made.heads.values():
         torch.nn.init.normal_(heads.corrections.weight, std=0.5)
     torch.nn.init.normal_(made.pool[-1].weight, std=0.5)
     return made
