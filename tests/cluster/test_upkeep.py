@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +198,38 @@ def test_an_append_keeps_erased_customers_out_but_not_what_they_do_later(tmp_pat
     assert [row["amount"] for row in token] == [[6.0]]
     rejects = pa.concat_tables([pq.read_table(out / name) for name in manifest["rejects"]]).to_pylist()
     assert not [row for row in rejects if row["record"] and '"c4"' in row["record"]]
+
+
+class Interruption(Exception):
+    """What a kill is to the files: nothing of the job runs after it."""
+
+
+@pytest.mark.parametrize("job", ["append", "erase", "compact"])
+def test_each_of_them_goes_on_after_an_interruption(tmp_path: Path, shop: DatasetSpec, job: str) -> None:
+    back = held_back(tmp_path, "log-1*")
+    for name in ("once", "twice"):
+        prepare(shop, "shop.yaml", tmp_path / name, partitions=5, **QUIET)
+    back()
+    before = content(tmp_path / "twice")
+    jobs = {
+        "append": lambda out, say: additions.append(shop, "shop.yaml", out, run=run_here, say=say),
+        "erase": lambda out, say: upkeep.erase(out, ["c4", "c7", "c9"], run=run_here, say=say),
+        "compact": lambda out, say: upkeep.compact(out, partitions=6, run=run_here, say=say),
+    }
+    said: list[str] = []
+
+    def interrupted(line: str) -> None:
+        said.append(line)
+        if line.startswith("pass 2: 2/"):
+            raise Interruption("now")
+
+    jobs[job](tmp_path / "once", said.append)
+    with pytest.raises(Interruption, match="now"):
+        jobs[job](tmp_path / "twice", interrupted)
+    assert content(tmp_path / "twice") == before
+    jobs[job](tmp_path / "twice", said.append)
+    assert any(re.match(r"continuing an interrupted run: \d+ of its tasks are done", line) for line in said)
+    assert content(tmp_path / "twice") == content(tmp_path / "once")
 
 
 def test_an_empty_list_erases_nothing_and_says_so(tmp_path: Path, shop: DatasetSpec) -> None:
