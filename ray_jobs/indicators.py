@@ -1,0 +1,134 @@
+"""Indicators: `python -m ray_jobs.indicators --histories HISTORIES --origin 2011-06-12 [--scores SCORES] --out DIR`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ray_jobs import record
+from ray_jobs.command import execute, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Conversion, repurchase, frequency and order value of every customer, of cohorts and of all; with scores also
+    what is predicted for them, and, where the horizon is over, whether that came true."""
+
+    histories: Path
+    out: Path
+    """Folder to write: customers/ (Parquet), cohorts.csv, funnel.json, and with scores calibration.csv."""
+    origin: str | None = None
+    """Nothing from this date on is counted; by default the day after the last event, or the origin of the scores."""
+    scores: Path | None = None
+    """Folder of `ray_jobs.score` on the same histories."""
+
+
+def run(options: Options) -> None:
+    """Raises ValueError for an origin outside the log or scores of other histories."""
+    begun = datetime.now(UTC)
+    from clv.cluster import tasks
+    from clv.data import indicators
+    from clv.data.prepared import Prepared
+
+    prepared = Prepared.open(options.histories)
+    prepared.check_shards()
+    origin = prepared.origin(options.origin)
+    scored = None
+    if options.scores is not None:
+        scored = json.loads((options.scores / "manifest.json").read_text(encoding="utf-8"))
+        at = int(datetime.fromisoformat(scored["origin"]).timestamp() * 1e6)
+        if options.origin is not None and at != origin:
+            raise ValueError(f"--origin {options.origin} is not that of {options.scores}, {scored['origin']}")
+        if len(scored["parts"]) != len(prepared.shards):
+            raise ValueError(
+                f"{options.scores} has {len(scored['parts'])} parts, {options.histories} {len(prepared.shards)} shards:"
+                " these are the scores of other histories"
+            )
+        origin = at
+    out = options.out.absolute()
+    if out.exists() and any(out.iterdir()) and not (out / "funnel.json").is_file():
+        raise ValueError(f"--out {out} exists and does not hold indicators; choose another folder")
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "customers").mkdir(parents=True)
+    task = partial(shard, prepared, origin, options.scores, out)
+    for done in tasks.run_here(task, len(prepared.shards)):
+        say(f"shard {done['shard'] + 1}/{len(prepared.shards)}: {done['customers']:,} customers")
+    table = pd.read_parquet(out / "customers")
+    one = table.drop_duplicates("customer_id") if scored else table
+    indicators.summary(one, "cohort").to_csv(out / "cohorts.csv")
+    everybody = indicators.summary(one).iloc[0]
+    (out / "funnel.json").write_text(json.dumps(everybody.to_dict(), indent=1) + "\n", encoding="utf-8")
+    for name in ("conversion_rate", "repurchase_rate", "purchase_frequency", "aov"):
+        say(f"{name.replace('_', ' ')}: {everybody[name]:.4g}")
+    if scored:
+        _calibrate(table, out)
+    record.write(out, options, begun)
+    say(f"wrote the indicators of {len(one):,} customers to {options.out}")
+
+
+def shard(prepared: Any, origin: int, scores: Path | None, out: Path, number: int) -> dict[str, Any]:
+    """Indicators of one shard's customers; with scores a row per horizon, and what came in it where it is over."""
+    import pyarrow.parquet as pq
+
+    from clv.data import indicators
+    from clv.data.histories import Histories
+    from clv.data.windows import cut
+
+    spec = prepared.spec
+    histories = Histories.from_table(pq.read_table(prepared.shards[number]))
+    horizons: tuple[int, ...] = ()
+    predicted = None
+    if scores is not None:
+        predicted = pd.read_parquet(scores / f"part-{number:05d}.parquet")
+        horizons = tuple(int(days) for days in sorted(predicted["horizon_days"].unique()))
+    past = cut(histories, origin, horizons, spec.clock, value=spec.value, known_before=prepared.data_through)
+    table = indicators.of_customers(past)
+    if predicted is not None and past.labels is not None:
+        parts = []
+        for column, days in enumerate(horizons):
+            real = {"orders_real": past.labels.orders[:, column], "value_real": past.labels.value[:, column]}
+            parts.append(table.assign(horizon_days=days, **real))
+        wanted = ["customer_id", "horizon_days", "p_purchase", "orders_mean", "aov", "value_mean", "clv_mean"]
+        known = predicted[wanted].rename(columns={"aov": "aov_mean"})
+        table = pd.concat(parts).merge(known, on=["customer_id", "horizon_days"], validate="one_to_one")
+        if len(table) != len(predicted):
+            raise ValueError(f"{scores} scores other customers than shard {number} holds: not of these histories")
+    table.to_parquet(out / "customers" / f"part-{number:05d}.parquet", index=False)
+    return {"shard": number, "customers": len(past)}
+
+
+def _calibrate(table: pd.DataFrame, out: Path) -> None:
+    from clv.evaluate import indicators
+
+    parts = []
+    for days, rows in table.groupby("horizon_days"):
+        known = rows[rows["orders_real"].notna()].assign(visitor=lambda r: r["orders"] == 0)
+        if not len(known):
+            say(f"horizon {days} days is not over: nothing to hold the predictions against")
+            continue
+        for by in (None, "cohort"):
+            found = indicators.calibration(known, by).assign(horizon_days=days, by=by or "prediction")
+            parts.append(found if by is None else found[found["group"] != "all"])
+        whole = parts[-2][parts[-2]["group"] == "all"].set_index("indicator")
+        for name, row in whole.iterrows():
+            say(
+                f"{name} in {days} days: predicted {row['predicted']:.4g}, came {row['realised']:.4g}"
+                f" (± {row['standard_error']:.2g}), {int(row['customers']):,} customers"
+            )
+    if parts:
+        pd.concat(parts).to_csv(out / "calibration.csv", index=False)
+
+
+def main() -> None:
+    execute("indicators", Options, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

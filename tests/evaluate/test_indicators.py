@@ -1,0 +1,69 @@
+"""Calibration of predicted indicators: honest predictions pass, others are named, each number as by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clv.evaluate.indicators import calibration, error
+
+
+def shop(n: int = 40_000, seed: int = 0) -> pd.DataFrame:
+    """Customers whose scores are the truth: a purchase with chance p, Poisson further orders, dear or cheap ones."""
+    rng = np.random.default_rng(seed)
+    p, more, price = rng.beta(1, 3, n), rng.gamma(1, 0.5, n), rng.lognormal(3, 0.5, n)
+    bought = rng.random(n) < p
+    orders = np.where(bought, 1 + rng.poisson(more), 0)
+    value = price * rng.gamma(4 * np.maximum(orders, 1e-9), 1 / 4) * bought
+    return pd.DataFrame(
+        {
+            "p_purchase": p, "orders_mean": p * (1 + more), "value_mean": p * (1 + more) * price,
+            "orders_real": orders.astype(float), "value_real": value, "visitor": np.arange(n) % 4 == 0,
+            "cohort": np.where(np.arange(n) % 2, "2024-01", "2024-02"),
+        }
+    )  # fmt: skip
+
+
+def test_true_predictions_are_honest_in_every_group() -> None:
+    for by in (None, "cohort"):
+        found = calibration(shop(), by)
+        # The expected order value of those who bought weighs customers by their chance, what came by what they did.
+        chances = found[found["indicator"] != "aov"]
+        assert chances["honest"].mean() > 0.95
+        assert chances.loc[chances["group"] == "all", "honest"].all()
+    assert (error(calibration(shop())) < 0.08).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "indicators"),
+    [("p_purchase", {"conversion", "repurchase"}), ("orders_mean", {"frequency", "aov"}), ("value_mean", {"aov"})],
+)
+def test_a_prediction_that_is_a_tenth_too_high_is_caught(column: str, indicators: set[str]) -> None:
+    table = shop()
+    found = calibration(table.assign(**{column: np.minimum(table[column] * 1.1, 1e9)}))
+    whole = found[found["group"] == "all"].set_index("indicator")["honest"]
+    assert not whole[list(indicators)].any()
+    assert whole[[name for name in whole.index if name not in indicators]].all()
+
+
+def test_numbers_are_as_by_hand() -> None:
+    table = pd.DataFrame(
+        {
+            "p_purchase": [0.2, 0.4, 0.9], "orders_mean": [0.2, 0.5, 2.0], "value_mean": [2.0, 10.0, 60.0],
+            "orders_real": [0.0, 1.0, 3.0], "value_real": [0.0, 30.0, 60.0], "visitor": [True, False, False],
+        }
+    )  # fmt: skip
+    found = calibration(table)
+    whole = found[found["group"] == "all"].set_index("indicator")
+    assert whole["customers"].to_dict() == {"conversion": 1, "repurchase": 2, "frequency": 2, "aov": 2}
+    assert whole.loc["conversion", ["predicted", "realised"]].tolist() == [0.2, 0.0]
+    assert whole.loc["repurchase", ["predicted", "realised"]].tolist() == [0.65, 1.0]
+    assert whole.loc["frequency", ["predicted", "realised"]].tolist() == [1.25, 2.0]
+    assert whole.loc["aov", ["predicted", "realised"]].tolist() == [28.0, 22.5]
+    assert whole.loc["conversion", "standard_error"] == pytest.approx(0.4)
+
+
+def test_without_visitors_nothing_is_said_of_conversion() -> None:
+    found = calibration(shop(200).assign(visitor=False))
+    assert set(found["indicator"]) == {"repurchase", "frequency", "aov"}
