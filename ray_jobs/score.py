@@ -25,7 +25,7 @@ class Options:
     """By default those the bundle has learned."""
     workers: int = 2
     model: Literal["clv", "anchor"] = "clv"
-    """anchor: the bundle's BG/NBD, conversion and level alone, without bands; some fifty times as fast."""
+    """anchor: the bundle's BG/NBD, conversion and level alone, without bands; no network runs."""
     csv: bool = True
     """Also write scores.csv and valuable_and_leaving.csv."""
     object_store_mb: int = 512

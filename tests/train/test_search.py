@@ -14,7 +14,7 @@ def test_bounds_lie_around_what_is_given() -> None:
     assert isinstance(rate, Range)
     assert rate.low < config.optimizer.learning_rate < rate.high
     assert space["batch_size"] == Choice((64, 128, 256))
-    assert space["epochs"] == Choice((2, 4, 8))
+    assert space["epochs"] == Choice((3, 6, 12))
 
 
 def test_every_choice_is_a_configuration() -> None:
