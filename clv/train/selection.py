@@ -24,7 +24,8 @@ Floats = NDArray[np.float64]
 GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
 JUDGED = 50_000  # customers, and as many visitors, whose predictions a held-out panel keeps
 SIMPLE_PEERS = ("past_spend", "bgnbd_gg")  # cost no training
-GATE_TOLERANCE = 0.002  # of the mean log ratio: a smaller gain does not pay for moving away from the anchor
+ENOUGH_GAIN = 0.004  # of the mean log ratio: less does not pay for moving away from the anchor
+TIE = 0.002
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,22 @@ def _value_gains(held_out: HeldOut, value: Floats) -> list[float]:
 
 def choose_gate(held_out: HeldOut, raw: Forecast) -> tuple[float, float, float]:
     """(weight on purchase, weight on value, score) of the best mean of model and anchor, each weight by its own
-    metrics: probabilities differ by less than values do, and would otherwise always tie. Ties go to the anchor."""
+    metrics: probabilities differ by less than values do, and would otherwise always tie."""
     i, base = held_out.horizon, held_out.rows.base
     mixed = {gate: raw.gated(base, gate, gate) for gate in GATES}
-    purchase = _smallest_good({g: _purchase_gain(held_out, m.p_purchase[:, i]) for g, m in mixed.items()})
+    purchase = best_gate({g: _purchase_gain(held_out, m.p_purchase[:, i]) for g, m in mixed.items()})
     gains = {g: _value_gains(held_out, m.value[:, i]) for g, m in mixed.items()}
-    value = _smallest_good({g: float(np.mean(found)) if found else 0.0 for g, found in gains.items()})
+    value = best_gate({g: float(np.mean(found)) if found else 0.0 for g, found in gains.items()})
     return purchase, value, score(held_out, mixed[value].value[:, i], mixed[purchase].p_purchase[:, i])
 
 
-def _smallest_good(gains: dict[float, float]) -> float:
+def best_gate(gains: dict[float, float]) -> float:
+    """The anchor where no gate gains enough over it; else the largest gate that is about as good as the best: the final
+    fit will have seen more than this trial, so ties go to the model."""
     best = max(gains.values())
-    return min(gate for gate, gain in gains.items() if gain >= best - GATE_TOLERANCE)
+    if best < gains[0.0] + ENOUGH_GAIN:
+        return 0.0
+    return max(gate for gate, gain in gains.items() if gain >= best - TIE)
 
 
 def total_scale(raw: Forecast, base: Curves, buyers: NDArray[np.bool_], gate_value: float) -> Floats:
