@@ -1,0 +1,138 @@
+"""Does pretraining help? `python -m benchmarks.pretraining [--rows cdnow] [--variants none,masked]`.
+
+At development origins the model is trained as `train` does, without and with an encoder pretrained on what was known at
+the origin, in one process. Score: mean log ratio of nGini, Spearman, AUC, MAE, RMSE and decile MAPE to the anchor's, of
+the model alone (no gate, the anchor's total), after each epoch; the best epoch is printed. `transfer` pretrains on the
+two other shops (leave one shop out).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from clv.cluster import intake
+from clv.cluster.training import read_shop
+from clv.data.spec import DatasetSpec
+from clv.models import transfer
+from clv.models.infer import forecast
+from clv.models.pretrain import Objectives, joint_space, scaled_as
+from clv.train import fit, loop, pretraining
+from clv.train.config import TrainConfig
+from clv.train.engine import make_engine
+from clv.train.fit import Setup, Shop
+from clv.train.pretraining import Ground, Plan
+from clv.train.run import load_model
+from clv.train.selection import HeldOut, score
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = {"cdnow": ("1997-10-02", 90), "complete_journey": ("2017-06-01", 30), "online_retail_ii": ("2010-09-15", 90)}
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "masked": ("masked",),
+    "next_event": ("next_event",),
+    "coles": ("coles",),
+    "autoencoder": ("autoencoder",),
+    "all": ("masked", "next_event", "coles"),
+    "transfer": ("masked", "next_event", "coles"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    rows: str = ",".join(ROWS)
+    variants: str = ",".join(VARIANTS)
+    seeds: int = 1
+    epochs: int = 4
+    pretrain_epochs: int = 3
+    samples: int = 16_000
+    """Rows an epoch, of both."""
+    labelled: float = 1.0
+    """Share of the fine-tuning rows that is kept: where labels are few, pretraining should matter most."""
+    cache: Path = ROOT / "out/pretraining"
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
+    torch.set_num_threads(1)
+    shops = {name: read(name, options.cache) for name in ROWS}
+    config = replace(TrainConfig.preset("tiny").with_engine(kind="torch"), samples_per_epoch=options.samples)
+    for name in options.rows.split(","):
+        for variant in options.variants.split(","):
+            for seed in range(options.seeds):
+                one_run(name, variant, shops, replace(config, seed=seed), options)
+
+
+def read(name: str, cache: Path) -> Shop:
+    folder = cache / name
+    if not folder.exists():
+        path = ROOT / f"ray_jobs/datasets/{name}.yaml"
+        intake.prepare(DatasetSpec.load(path), str(path), folder, run=intake.run_here, say=lambda line: None)
+    return read_shop(folder)
+
+
+def one_run(name: str, variant: str, shops: dict[str, Shop], config: TrainConfig, options: Options) -> None:
+    setups = {}
+    for shop_name in shops if variant == "transfer" else [name]:
+        shop, (origin, horizon) = shops[shop_name], ROWS[shop_name]
+        setups[shop_name] = fit.prepare(shop, shop.clock.parse(origin), config, horizon)
+    begun, line = time.process_time(), {"shop": name, "variant": variant, "seed": config.seed}
+    if VARIANTS[variant]:
+        seen = [n for n in setups if n != name] if variant == "transfer" else [name]
+        line["losses"] = pretrain(seen, setups, shops, config, options, variant)
+        backbone = replace(config.model.backbone, pretrained=str(options.cache / f"encoder-{os.getpid()}"))
+        config = replace(config, model=replace(config.model, backbone=backbone))
+    line["pretrain_cpu_s"] = round(time.process_time() - begun)
+    line["scores"] = scores(shops[name], setups[name], config, options, *ROWS[name])
+    line["best"] = max(line["scores"])
+    print(json.dumps(line), flush=True)
+
+
+def pretrain(
+    seen: list[str],
+    setups: dict[str, Setup],
+    shops: dict[str, Shop],
+    config: TrainConfig,
+    options: Options,
+    variant: str,
+) -> dict[str, list[float]]:
+    spaces = [setups[n].assembler.space for n in seen]
+    joint = joint_space(spaces)
+    grounds = tuple(
+        Ground(shops[n], setups[n].cutoff, scaled_as(joint, space)) for n, space in zip(seen, spaces, strict=True)
+    )
+    planned = Plan(grounds, joint, Objectives.only(*VARIANTS[variant]))
+    done = pretraining.train(planned, replace(config, epochs=options.pretrain_epochs))
+    folder = options.cache / f"encoder-{os.getpid()}"
+    transfer.save(folder, config.model.backbone, joint, done.weights, [], {})
+    return {part: [round(float(row[part]), 3) for row in done.history] for part in VARIANTS[variant]}
+
+
+def scores(shop: Shop, setup: Setup, config: TrainConfig, options: Options, origin: str, horizon: int) -> list[float]:
+    rows = setup.assembler.at(shop.histories, setup.cutoff, known_before=shop.data_through)
+    held_out = HeldOut(rows, shop.horizons.index(horizon), np.zeros(len(shop.horizons)))
+    config = replace(config, samples_per_epoch=int(options.samples * options.labelled), epochs=options.epochs)
+    engine = make_engine(setup.model(config), loop.sum_loss(config, True), config, torch.device("cpu"))
+    found: list[float] = []
+
+    def on_epoch(end: loop.EpochEnd, average: loop.Average) -> bool:
+        raw = forecast(load_model(setup, config, end.weights), rows.samples, setup.assembler.money)
+        i = held_out.horizon
+        found.append(round(score(held_out, raw.value[:, i], raw.p_purchase[:, i]), 4))
+        return True
+
+    loop.run(engine, setup.source(shop, config), config, on_epoch=on_epoch)
+    return found
+
+
+if __name__ == "__main__":
+    np.seterr(all="ignore")
+    main()
