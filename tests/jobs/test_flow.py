@@ -299,12 +299,13 @@ def service(prepared: Step, trained: Step, out: Path) -> Iterator[str]:
 
     store = out / "store"
     text = said(load_store.run, load_store.Options(histories=prepared.folder, store=store))
-    assert "read 300 customers = 300 added + 0 replaced; 300 stored, data through 2024-06-30T" in text
+    assert "read 300 customers = 300 added + 0 replaced; 300 stored, " in text
+    assert " bytes per customer, data through 2024-06-30T" in text
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build_app(AppArgs(bundle=trained.folder, store=store)))
+    serve.run(build_app(AppArgs(bundle=trained.folder, store=str(store))))
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 
