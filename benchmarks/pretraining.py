@@ -18,9 +18,8 @@ import numpy as np
 import torch
 import tyro
 
-from clv.cluster import intake
+from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_shop
-from clv.data.spec import DatasetSpec
 from clv.models import transfer
 from clv.models.infer import forecast
 from clv.models.pretrain import Objectives, joint_space, scaled_as
@@ -32,7 +31,6 @@ from clv.train.pretraining import Ground, Plan
 from clv.train.run import load_model
 from clv.train.selection import HeldOut, score
 
-ROOT = Path(__file__).resolve().parent.parent
 ROWS = {"cdnow": ("1997-10-02", 90), "complete_journey": ("2017-06-01", 30), "online_retail_ii": ("2010-09-15", 90)}
 VARIANTS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -63,20 +61,13 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
     torch.set_num_threads(1)
-    shops = {name: read(name, options.cache) for name in ROWS}
+    options.cache.mkdir(parents=True, exist_ok=True)
+    shops = {name: read_shop(histories(name, options.cache)) for name in ROWS}
     config = replace(TrainConfig.preset("tiny").with_engine(kind="torch"), samples_per_epoch=options.samples)
     for name in options.rows.split(","):
         for variant in options.variants.split(","):
             for seed in range(options.seeds):
                 one_run(name, variant, shops, replace(config, seed=seed), options)
-
-
-def read(name: str, cache: Path) -> Shop:
-    folder = cache / name
-    if not folder.exists():
-        path = ROOT / f"ray_jobs/datasets/{name}.yaml"
-        intake.prepare(DatasetSpec.load(path), str(path), folder, run=intake.run_here, say=lambda line: None)
-    return read_shop(folder)
 
 
 def one_run(name: str, variant: str, shops: dict[str, Shop], config: TrainConfig, options: Options) -> None:
