@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import tyro
 
@@ -37,3 +38,21 @@ def say(line: str) -> None:
 def _fail(name: str, error: Exception, code: int) -> int:
     print(f"{name}: {error}", file=sys.stderr)
     return code
+
+
+def run_tasks(
+    job: Callable[..., Any],
+    engine: Literal["auto", "ray", "here"],
+    few: bool,
+    workers: int | None,
+    object_store_mb: int,
+) -> None:
+    """Give `job` as `run` what runs its tasks: this process alone where asked, or on auto where there is little to do;
+    else Ray."""
+    from clv.cluster import session, tasks
+
+    if engine == "here" or (engine == "auto" and few):
+        job(run=tasks.run_here)
+        return
+    with session.ray_session(num_cpus=workers, object_store_mb=object_store_mb):
+        job(run=partial(tasks.run_on_ray, workers=workers))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ray_jobs import record
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute, run_tasks, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,13 @@ class Options:
 
 def run(options: Options) -> None:
     """Raises ValueError for a folder that is not one of histories, or was prepared without its lines."""
-    from clv.cluster import intake, session, tasks, upkeep
+    from clv.cluster import intake, upkeep
 
     begun = datetime.now(UTC)
     out = options.histories.absolute()
     _, stock = upkeep.with_lines(out)
     job = partial(upkeep.compact, out, partitions=options.partitions, say=say)
-    if options.engine == "here" or (options.engine == "auto" and stock.rows <= intake.FEW_ROWS):
-        job(run=tasks.run_here)
-    else:
-        with session.ray_session(num_cpus=options.workers, object_store_mb=512):
-            job(run=partial(tasks.run_on_ray, workers=options.workers))
+    run_tasks(job, options.engine, stock.rows <= intake.FEW_ROWS, options.workers, 512)
     record.write(out, options, begun)
 
 

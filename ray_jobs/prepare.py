@@ -10,7 +10,7 @@ from typing import Literal
 
 from clv.data.spec import DatasetSpec, SpecError
 from ray_jobs import record
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute, run_tasks, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def run(options: Options) -> None:
     if options.out is None:
         raise SpecError("--out is missing: name the folder to write, or add --check to write nothing")
     # Everything that a wrong file can cause is found before Ray starts.
-    from clv.cluster import additions, intake, session
+    from clv.cluster import additions, intake
     from clv.data.check import check_sources
 
     out = options.out.absolute()
@@ -73,11 +73,8 @@ def run(options: Options) -> None:
         units = check_sources(spec, place)
         job = partial(intake.prepare, spec, place, out, say=say, overwrite=options.overwrite)
         job = partial(job, partitions=options.partitions, keep_lines=options.keep_lines)
-    if options.engine == "here" or (options.engine == "auto" and intake.are_few(spec, units)):
-        job(run=intake.run_here)
-    else:
-        with session.ray_session(num_cpus=options.workers, object_store_mb=options.object_store_mb):
-            job(run=partial(intake.run_on_ray, workers=options.workers))
+    few = intake.are_few(spec, units)
+    run_tasks(job, options.engine, few, options.workers, options.object_store_mb)
     record.write(out, options, begun)
 
 
