@@ -21,7 +21,8 @@ from clv.predict import Adjustment, Outlook, adjust
 
 Floats = NDArray[np.float64]
 
-GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
+PURCHASE_GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
+VALUE_GATES = PURCHASE_GATES[:-1]  # a few customers make most of the money: some of the anchor steadies what they get
 JUDGED = 50_000  # customers, and as many visitors, whose predictions a held-out panel keeps
 SIMPLE_PEERS = ("past_spend", "bgnbd_gg")  # cost no training
 ENOUGH_GAIN = 0.004  # of the mean log ratio: less does not pay for moving away from the anchor
@@ -79,9 +80,9 @@ def choose_gate(held_out: HeldOut, raw: Forecast) -> tuple[float, float, float]:
     """(weight on purchase, weight on value, score) of the best mean of model and anchor, each weight by its own
     metrics: probabilities differ by less than values do, and would otherwise always tie."""
     i, base = held_out.horizon, held_out.rows.base
-    mixed = {gate: raw.gated(base, gate, gate) for gate in GATES}
+    mixed = {gate: raw.gated(base, gate, gate) for gate in PURCHASE_GATES}
     purchase = best_gate({g: _purchase_gain(held_out, m.p_purchase[:, i]) for g, m in mixed.items()})
-    gains = {g: _value_gains(held_out, m.value[:, i]) for g, m in mixed.items()}
+    gains = {g: _value_gains(held_out, mixed[g].value[:, i]) for g in VALUE_GATES}
     value = best_gate({g: float(np.mean(found)) if found else 0.0 for g, found in gains.items()})
     return purchase, value, score(held_out, mixed[value].value[:, i], mixed[purchase].p_purchase[:, i])
 
