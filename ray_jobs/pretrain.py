@@ -51,12 +51,14 @@ def run(options: Options) -> None:
     transfer.check_target(out)
     config, objectives = options.settings(), Objectives.only(*options.objectives)
     zero.deepspeed_config(config, "fp32", options.workers)
-    shops = pretraining.read_shops(options.histories)
+    shops = pretraining.read_shops(options.histories, config)
     origins = [Prepared.open(folder).origin(options.origin) for folder in options.histories]
     planned = plans.plan(shops, origins, objectives, config)
     for ground in planned.grounds:
         shop = ground.shop
         say(f"{shop.name}: {len(shop.histories):,} customers, known until {shop.clock.format(ground.cutoff)}")
+        if shop.shards:
+            say(f"notice: {shop.name}: others stay on storage; --memory-events says how many events are learned from")
     board = options.tracking(aside, begun, config)
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
         done = pretraining.pretrain(planned, config, cluster, board, say)

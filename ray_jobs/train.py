@@ -48,14 +48,21 @@ def run(options: Options) -> None:
     # Everything that a wrong argument can cause is found before Ray starts.
     zero.deepspeed_config(config, "fp32", options.workers)
     bundle.check_target(out)
-    shop = training.read_shop(options.histories)
+    shop = training.read_shop(options.histories, config=config)
     say(f"{prepared.spec.name}: {len(shop.histories):,} customers, cut at {prepared.clock.format(cutoff)}")
+    if shop.shards:
+        say(
+            f"notice: {prepared.manifest['num_customers']:,} customers stay on storage: the network is fed from "
+            f"{len(shop.shards)} shards in turn; anchor, features and the held-out judgement rest on those above"
+        )
     phases = fit.plan(shop, cutoff, config)
+    training.check_feed(shop, phases, config, options.workers)
     for notice in phases.notices:
         say(f"notice: {notice}")
     if source := config.model.backbone.pretrained:
         say(transfer.describe(phases.final.assembler.space, config.model.backbone, source))
     if options.plan:
+        say(training.describe_feed(prepared, config))
         for line in plan.report(
             config,
             phases.final.assembler.space,

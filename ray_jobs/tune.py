@@ -61,9 +61,10 @@ def run(options: Options) -> None:
     zero.deepspeed_config(base, "fp32", options.workers)
     space = search.space(options.search, base)
     prepared = Prepared.open(options.histories)
-    shop, clock = training.read_shop(options.histories), prepared.clock
+    shop, clock = training.read_shop(options.histories, config=base), prepared.clock
     judged = fit.plan(shop, prepared.origin(options.origin), base)
     phases = fit.plan(shop, (judged.trial or judged.final).cutoff, base)
+    training.check_feed(shop, phases, base, options.workers)
     if judged.trial is None or phases.trial is None:
         raise ValueError(
             f"the log is too short to tune by: it must hold out two windows of {judged.primary} days, one to choose "

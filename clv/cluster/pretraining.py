@@ -16,9 +16,10 @@ from clv.train.run import Row
 from clv.train.tracking import Tracking
 
 
-def read_shops(folders: Sequence[Path]) -> list[Shop]:
-    """The datasets of several histories folders, in memory; ValueError where two have one name."""
-    shops = [training.read_shop(folder) for folder in folders]
+def read_shops(folders: Sequence[Path], config: TrainConfig) -> list[Shop]:
+    """The datasets of several histories folders, or as much of each as `config` lets a process hold; ValueError where
+    two have one name."""
+    shops = [training.read_shop(folder, config=config) for folder in folders]
     names = [shop.name for shop in shops]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

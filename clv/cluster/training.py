@@ -6,23 +6,31 @@ import os
 from pathlib import Path
 from typing import Any
 
-from clv.cluster import workers
+from clv.cluster import streaming, workers
 from clv.cluster.workers import Cluster, Say
 from clv.data.histories import Histories
 from clv.data.prepared import Prepared
 from clv.models.features import Items
 from clv.train.config import TrainConfig
 from clv.train.fit import Phases, Shop
+from clv.train.origins import ShardOrigins, load_here
 from clv.train.run import Row
 from clv.train.tracking import Tracking
 
 
-def read_shop(folder: Path | str, horizons: tuple[int, ...] | None = None) -> Shop:
-    """The dataset of a histories folder, in memory."""
+TOKEN_BYTES, LINE_BYTES = 74, 8  # of a token's fields and offset, of an item key
+
+
+def read_shop(folder: Path | str, horizons: tuple[int, ...] | None = None, config: TrainConfig | None = None) -> Shop:
+    """The dataset of a histories folder, in memory; by `config.feed`, a share of it and the way to the rest."""
     prepared = Prepared.open(folder)
     spec = prepared.spec
+    feed = "memory" if config is None else feed_of(prepared, config)
+    num_shards = None if config is None or feed == "memory" else prepared.shards_within(config.memory_events)
     return Shop(
-        histories=Histories.from_table(prepared.histories()),
+        histories=Histories.from_table(prepared.histories(num_shards)),
+        shards=() if feed == "memory" else tuple(str(path) for path in prepared.shards),
+        load=streaming.load if feed == "ray" else load_here,
         clock=prepared.clock,
         value=spec.value,
         horizons=tuple(horizons or spec.horizons_days),
@@ -30,6 +38,36 @@ def read_shop(folder: Path | str, horizons: tuple[int, ...] | None = None) -> Sh
         data_through=prepared.data_through,
         name=spec.name,
     )
+
+
+def feed_of(prepared: Prepared, config: TrainConfig) -> str:
+    """`config.feed`, `auto` decided."""
+    if config.feed != "auto":
+        return config.feed
+    return "memory" if prepared.manifest["num_tokens"] <= config.memory_events else "shards"
+
+
+def describe_feed(prepared: Prepared, config: TrainConfig) -> str:
+    """How much of the histories a process will hold, and how the network is fed."""
+    m, feed = prepared.manifest, feed_of(prepared, config)
+    size = m["num_tokens"] * TOKEN_BYTES + m["num_lines"] * LINE_BYTES
+    whole = f"histories: {m['num_tokens']:,} events, {size / 2**30:.3g} GiB in memory"
+    if feed == "memory":
+        return f"{whole}: every worker holds them (feed memory)"
+    num, of = prepared.shards_within(config.memory_events), len(prepared.shards)
+    customers = sum(part["customers"] for part in m["shards"][:num])
+    share = customers / max(m["num_customers"], 1)
+    return (
+        f"{whole}: a process holds {num} of {of} shards, {customers:,} customers, {share * size / 2**30:.3g} GiB, and a "
+        f"worker up to two shards more, {2 * size / of / 2**30:.3g} GiB; the network is fed from all (feed {feed})"
+    )
+
+
+def check_feed(shop: Shop, phases: Phases, config: TrainConfig, workers: int) -> None:
+    """ValueError for settings that shards cannot be dealt out by."""
+    source = phases.final.source(shop, config)
+    if isinstance(source, ShardOrigins):
+        source.check(config, workers * config.engine.accumulation)
 
 
 def dataset_facts(prepared: Prepared) -> dict[str, Any]:
@@ -73,7 +111,7 @@ def worker(arguments: dict[str, Any]) -> None:
         return
     config: TrainConfig = arguments["config"]
     rank, world_size = workers.join_group(config, arguments["cluster"].use_gpu)
-    shop = read_shop(arguments["histories"])
+    shop = read_shop(arguments["histories"], config=config)
     shards = len(Prepared.open(arguments["histories"]).shards)
     arguments["lines"].put(
         f"worker rank {rank} of {world_size}: {shards} shards, {len(shop.histories):,} customers, "

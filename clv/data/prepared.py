@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -57,10 +58,17 @@ class Prepared:
         last = self.clock.parse(self.manifest["last_time"])
         return int(self.clock.start_of(self.clock.day_of([last]) + 1)[0])
 
-    def histories(self) -> pa.Table:
-        """All customers, in the order of the shards."""
+    def histories(self, num_shards: int | None = None) -> pa.Table:
+        """All customers, in the order of the shards; or those of the first few shards, a random share of all, as
+        customers are dealt out by a hash of their id."""
         self.check_shards()
-        return concat([pq.read_table(path) for path in self.shards])
+        return concat([pq.read_table(path) for path in self.shards[:num_shards]])
+
+    def shards_within(self, num_tokens: int) -> int:
+        """How many of the first shards hold about so many tokens together; at least one."""
+        sizes = np.cumsum([part["customers"] for part in self.manifest["shards"]])
+        share = num_tokens / max(self.manifest["num_tokens"], 1)
+        return max(int(np.searchsorted(sizes, share * sizes[-1], side="right")), 1) if len(sizes) else 0
 
     def check_shards(self) -> None:
         """ValueError for a shard that is missing or cut off; reads footers only."""

@@ -9,10 +9,11 @@ from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from clv.models import adapters, encoders
+from clv.models import adapters, encoders, text_backbone
 from clv.models.adapters import AdapterConfig
 from clv.models.losses import LossConfig
 from clv.models.model import ModelConfig
+from clv.models.text import DEFAULT_ENCODER
 
 OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -101,6 +102,10 @@ class TrainConfig:
     batch_size: customers per step over all workers; batch_tokens: tokens instead, padding included, where it is not 0;
     prefetch: batches made ahead of their step. samples_per_epoch: (customer, origin) pairs drawn per epoch.
     ema_decay: decay per step of the averaged weights that are kept; 0 turns averaging off.
+    feed: where samples come from. memory: histories that every worker holds; shards: histories on storage, read shard
+    by shard; ray: the same, made by Ray Data on any node; auto: memory where they have no more tokens than
+    memory_events, else shards. memory_events: tokens that a process holds at most where they are not all in memory;
+    anchor, features and the held-out judgement then rest on a random share of the customers.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -113,6 +118,8 @@ class TrainConfig:
     batch_size: int = 128
     batch_tokens: int = 0
     prefetch: int = 2
+    feed: Literal["auto", "memory", "shards", "ray"] = "auto"
+    memory_events: int = 50_000_000
     token_dropout: float = 0.1
     ema_decay: float = 0.99
     num_origins: int = 40
@@ -120,7 +127,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "samples_per_epoch", "batch_size", "num_origins"):
+        for name in ("epochs", "samples_per_epoch", "batch_size", "num_origins", "memory_events"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("batch_tokens", "prefetch"):
@@ -140,6 +147,17 @@ class TrainConfig:
         backbone = encoders.resolve_preset(name)
         rate = {"tiny": 2e-3, "minilm": 5e-4, "base": 3e-4, "large": 2e-4}[name]
         return cls(model=ModelConfig(backbone=backbone), optimizer=OptimizerConfig(learning_rate=rate))
+
+    @classmethod
+    def for_text(cls, source: str = DEFAULT_ENCODER, max_tokens: int = 128) -> Self:
+        """Settings for pasts read as text by the encoder `source` (a folder, `pkg://PACKAGE` or a hub id).
+
+        It knows language already: it learns slowly, at the rates that BERT was fine-tuned with (Devlin et al. 2019,
+        appendix A.3), and the heads as fast as ever. Raises ValueError for a checkpoint that is no text encoder.
+        """
+        backbone = text_backbone.shape_of(source, max_tokens)
+        rates = OptimizerConfig(learning_rate=1e-3, backbone_share=0.05)
+        return cls(model=ModelConfig(encoder="text", backbone=backbone), optimizer=rates)
 
     def with_engine(self, **changes: object) -> Self:
         return replace(self, engine=replace(self.engine, **changes))  # type: ignore[arg-type]

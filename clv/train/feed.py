@@ -17,18 +17,29 @@ T = TypeVar("T")
 WINDOW = 16  # batches
 
 
-class Source(Protocol):
-    """Where the samples of an epoch come from; the same (epoch, seed) gives the same samples on every worker."""
-
-    def epoch(self, epoch: int) -> Samples: ...
-
-
 class Step(NamedTuple):
     """One worker's micro-batches of step `number` of the `num_steps` of an epoch."""
 
     number: int
     num_steps: int
     batches: list[Batch]
+
+
+class Source(Protocol):
+    """Where the steps of an epoch come from: the same (epoch, seed) gives the same, from step `first` on, and the same
+    global batches to any number of workers that make as many micro-batches together."""
+
+    def steps(self, config: TrainConfig, rank: int, world_size: int, epoch: int, first: int = 0) -> Iterator[Step]: ...
+
+
+class Whole:
+    """A source that holds an epoch in memory, the whole of it on every worker."""
+
+    def epoch(self, epoch: int) -> Samples:
+        raise NotImplementedError
+
+    def steps(self, config: TrainConfig, rank: int, world_size: int, epoch: int, first: int = 0) -> Iterator[Step]:
+        return steps_of(self.epoch(epoch), config, rank, world_size, epoch, first)
 
 
 def steps_of(
@@ -58,6 +69,8 @@ def global_batches(samples: Samples, config: TrainConfig, epoch: int) -> list[ND
     """
     rng = np.random.default_rng((config.seed, epoch, 1))
     order, size = rng.permutation(len(samples)), config.batch_size
+    if not config.batch_tokens:
+        order = order[: max(len(order) // size, 1) * size]  # what fills no batch is left out by chance, not by length
     windows = [
         chunk[np.argsort(samples.lengths[chunk], kind="stable")]
         for chunk in np.split(order, range(size * WINDOW, len(order), size * WINDOW))
@@ -87,7 +100,7 @@ def feed(
 ) -> Iterator[Step | None]:
     """The steps of all epochs, the first of them from step `first`; None ends an epoch."""
     for epoch in epochs:
-        yield from steps_of(source.epoch(epoch), config, rank, world_size, epoch, first if epoch == epochs.start else 0)
+        yield from source.steps(config, rank, world_size, epoch, first if epoch == epochs.start else 0)
         yield None
 
 

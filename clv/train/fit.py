@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from clv.models import transfer
 from clv.models.features import FeatureSpace, Items
 from clv.models.model import CustomerModel
 from clv.models.samples import Assembler, money_scale, origin_grid, typical_curves
+from clv.models.text_history import TextSpace
 from clv.train.config import TrainConfig
-from clv.train.loop import RandomOrigins
+from clv.train.feed import Source
+from clv.train.origins import Load, RandomOrigins, ShardOrigins, load_here
 
 NUM_SPACE_ORIGINS = 4
 ENOUGH_HISTORY_DAYS = 90
@@ -28,7 +30,11 @@ HISTORY_SHARE = 0.45
 
 @dataclass(frozen=True)
 class Shop:
-    """A dataset in memory and what its spec says of it."""
+    """A dataset in memory and what its spec says of it.
+
+    shards: files of all its histories, where `histories` holds a random share of the customers; empty: it holds all.
+    load: how samples are made of those files.
+    """
 
     histories: Histories
     clock: Clock
@@ -37,6 +43,8 @@ class Shop:
     items: Items
     data_through: int  # us: the end of the log
     name: str = ""
+    shards: tuple[str, ...] = ()
+    load: Load = load_here
 
     @property
     def first_day(self) -> int:
@@ -57,10 +65,11 @@ class Setup:
     days: NDArray[np.int32]
     cutoff: int
 
-    def source(self, shop: Shop, config: TrainConfig) -> RandomOrigins:
-        return RandomOrigins(
-            self.assembler, shop.histories, self.days, self.cutoff, config.samples_per_epoch, config.seed
-        )
+    def source(self, shop: Shop, config: TrainConfig) -> Source:
+        drawn = (self.days, self.cutoff, config.samples_per_epoch, config.seed)
+        if shop.shards:
+            return ShardOrigins(self.assembler, shop.shards, *drawn, load=shop.load)
+        return RandomOrigins(self.assembler, shop.histories, *drawn)
 
     def model(self, config: TrainConfig) -> CustomerModel:
         """A fresh model, seeded; pretrained weights where the backbone names some."""
@@ -87,6 +96,9 @@ def prepare(shop: Shop, cutoff: int, config: TrainConfig, primary: int) -> Setup
     past = cut(h, np.array(origins), shop.horizons, clock, value=shop.value)
     table = rfm.frame(past, shop.horizons)
     space = FeatureSpace.fit(past, table, shop.items)
+    if config.model.encoder == "text":
+        texts = TextSpace.fit(past, shop.items.keys, shop.items.texts, config.model.backbone)
+        space = replace(space, text=texts)
     money = money_scale(past)
     at_cut = table[table["origin_day"] == cutoff_day]
     typical = typical_curves(baseline.curves(at_cut), at_cut["has_purchase"].to_numpy(bool), money)

@@ -1,4 +1,4 @@
-"""The training loop: draws samples, steps the engine, averages weights, watches a held-out origin, saves, resumes."""
+"""The training loop: steps the engine, averages weights, watches a held-out origin, saves, resumes."""
 
 from __future__ import annotations
 
@@ -9,57 +9,16 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clv.data.histories import Histories
 from clv.models import losses
-from clv.models.batch import Batch, Samples
-from clv.models.samples import Assembler
+from clv.models.batch import Batch
 from clv.train.config import OptimizerConfig, TrainConfig
 from clv.train.engine import Engine
 from clv.train.feed import Source, ahead, feed
 
 NOTICE_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class RandomOrigins:
-    """Random (customer, origin) pairs of the grid; the season of the cut, a year earlier, is drawn more often."""
-
-    assembler: Assembler
-    histories: Histories
-    days: NDArray[np.int32]
-    cutoff: int
-    num_samples: int
-    seed: int
-    season_bonus: float = 1.0
-
-    def epoch(self, epoch: int) -> Samples:
-        rng = np.random.default_rng((self.seed, epoch))
-        h = self.histories
-        first = first_days(h, self.cutoff)
-        known = np.searchsorted(np.sort(first), self.days)  # customers known at each origin
-        cutoff_day = int(self.assembler.clock.day_of(np.array([self.cutoff]))[0])
-        off_season = np.abs((cutoff_day - self.days + 182) % 365 - 182)
-        weight = known * (1 + self.season_bonus * (off_season <= 30))
-        if weight.sum() == 0:
-            raise ValueError("no past origin has a matured label: the log is too short for the horizons of the spec")
-        origin = rng.choice(len(self.days), self.num_samples, p=weight / weight.sum())
-        by_first = np.argsort(first, kind="stable")
-        customer = by_first[(rng.random(self.num_samples) * known[origin]).astype(np.int64)]
-        pairs = np.unique(customer * len(self.days) + origin)
-        return self.assembler.train(h, pairs // len(self.days), self.days[pairs % len(self.days)], self.cutoff)
-
-
-def first_days(h: Histories, cutoff: int) -> NDArray[np.int64]:
-    """Local day of each customer's first event known before `cutoff` (us); far in the future where there is none."""
-    seen = np.flatnonzero((h.time < cutoff) & (h.known_at < cutoff))
-    place = np.searchsorted(seen, h.offsets[:-1])
-    token = np.append(seen, len(h.time))[place]
-    return np.where(token < h.offsets[1:], np.append(h.day, 0)[token].astype(np.int64), np.iinfo(np.int64).max)
 
 
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:

@@ -16,12 +16,15 @@ from clv.data.clock import DAY_US
 from clv.data.windows import cut, first_not_before
 from clv.models import encoders, pretrain, transfer
 from clv.models.batch import Batch
-from clv.models.features import FeatureSpace, TokenArrays
+from clv.models.features import FeatureSpace
 from clv.models.pretrain import EventSamples, NextEvents, Objectives, Pretrainer
+from clv.models.tokens import TokenArrays
 from clv.train import fit, loop
 from clv.train.config import TrainConfig
 from clv.train.engine import make_engine
+from clv.train.feed import Whole
 from clv.train.fit import Shop
+from clv.train.origins import first_days
 from clv.train.run import Hooks, Row
 
 
@@ -36,7 +39,7 @@ class Ground:
     def draw(self, rng: np.random.Generator, num: int, max_tokens: int) -> tuple[TokenArrays, NextEvents]:
         """Pasts of `num` random customers at a random day of their life before the cut, and what came next."""
         h, clock = self.shop.histories, self.shop.clock
-        first = loop.first_days(h, self.cutoff)
+        first = first_days(h, self.cutoff)
         cutoff_day = int(clock.day_of(np.array([self.cutoff]))[0])
         known = np.flatnonzero(first < cutoff_day)
         if len(known) == 0:
@@ -45,7 +48,7 @@ class Ground:
         days = first[customers] + 1 + (rng.random(num) * (cutoff_day - first[customers])).astype(np.int64)
         origins = clock.start_of(days.astype(np.int32))
         past = cut(h, origins, (), clock, value=self.shop.value, customers=customers)
-        return self.space.tokens(past, max_tokens), self._following(past.customer, past.origin)
+        return self.space.event_tokens(past, max_tokens), self._following(past.customer, past.origin)
 
     def _following(self, customers: NDArray[np.int64], origins: NDArray[np.int64]) -> NextEvents:
         h = self.shop.histories
@@ -61,7 +64,7 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class RandomPasts:
+class RandomPasts(Whole):
     """Samples of an epoch: as many of each shop, whatever its size; `num_samples` in all."""
 
     grounds: Sequence[Ground]

@@ -17,9 +17,10 @@ from clv.models.batch import Batch, Samples
 from clv.train import loop
 from clv.train.config import OptimizerConfig, TrainConfig
 from clv.train.engine import Engine, make_engine
-from clv.train.feed import ahead, global_batches, steps_of
+from clv.train.feed import Whole, ahead, global_batches, steps_of
 from clv.train.fit import Setup, Shop, prepare
-from clv.train.loop import Average, Position, RandomOrigins, Saving, learning_rate
+from clv.train.loop import Average, Position, Saving, learning_rate
+from clv.train.origins import RandomOrigins, first_days
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +96,10 @@ def test_first_days_are_of_events_known_before_the_cut(source: RandomOrigins, cu
     first = h.offsets[:-1]
     known[first[0]] = cutoff  # arrives too late
     late = replace(h, known_at=known)
-    found = loop.first_days(late, cutoff)
+    found = first_days(late, cutoff)
     assert found[0] == h.day[first[0] + 1]
     assert np.array_equal(found[1:], h.day[first][1:])
-    nothing = loop.first_days(h, int(h.time.min()))
+    nothing = first_days(h, int(h.time.min()))
     assert (nothing > 10**9).all()
 
 
@@ -204,7 +205,7 @@ def test_the_average_is_kept_in_full_precision_and_apart_from_the_model() -> Non
     assert average.weights["w"].max() < 2
 
 
-class Exploding:
+class Exploding(Whole):
     """A source whose labels are not finite."""
 
     def __init__(self, source: RandomOrigins) -> None:
