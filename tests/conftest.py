@@ -84,3 +84,21 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a small BERT with random weights, whose word pieces are letters, digits and a few words."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "today", "yesterday", "days", "months", "years"]
+    words += ["ago", "items", "purchase", "return", "view"]
+    words += [*letters, *(f"##{letter}" for letter in letters)]
+    folder = tmp_path_factory.mktemp("text") / "checkpoint"
+    BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    torch.manual_seed(SEED)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=96, **shape)).save_pretrained(folder)
+    return str(folder)

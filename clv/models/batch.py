@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clv.data.histories import ranges
-from clv.models.features import NUM_SCALARS, TokenArrays
+from clv.models.tokens import TextArrays, TokenArrays
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Targets:
 
 @dataclass(frozen=True)
 class Batch:
-    """B customers at their origins, T tokens (oldest first, padded at the end).
+    """B customers at their origins, T tokens (events oldest first, or a text; padded at the end).
 
     base_*: what the anchor expects by each horizon, cumulative, (B, H): hazard = -log P(no purchase),
     repeats = E[(orders - 1)+], value in units of the model's money scale. typical: the same of a mean customer at the
     cut, at the level of the row's origin.
     """
 
-    scalars: Tensor  # (B, T, 9)
-    codes: Tensor  # (B, T, 6)
+    scalars: Tensor  # (B, T, 9); of a text (B, T, 0)
+    codes: Tensor  # (B, T, 6); of a text (B, T, 1), its word pieces
     mask: Tensor  # (B, T), 1 for a token
     item: Tensor  # (L,) item indices of all lines
     item_bag: Tensor  # (L,) which of the B * T places a line belongs to
@@ -73,7 +73,7 @@ class Batch:
 class Samples:
     """Everything a model needs of S rows, as numpy: `batch(rows)` pads and converts some of them."""
 
-    tokens: TokenArrays
+    tokens: TokenArrays | TextArrays
     wide: NDArray[np.float32]
     base_hazard: NDArray[np.float32]
     base_repeats: NDArray[np.float32]
@@ -89,7 +89,7 @@ class Samples:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.tokens.offsets)
+        return self.tokens.lengths
 
     def batch(
         self,
@@ -99,9 +99,9 @@ class Samples:
         seed: int | None = None,
         part: tuple[int, int] | None = None,
     ) -> Batch:
-        """Padded batch of `rows`. `drop` > 0 leaves out each token but the newest with that probability, and truncates
-        one row in four to a random number of its newest tokens; both drawn from `seed`. `part` (i, n) takes every n-th
-        row from the i-th on, after the draw: however a batch is shared, each row loses the same tokens."""
+        """Padded batch of `rows`. `drop` > 0 leaves out each event but the newest with that probability, and truncates
+        one row in four to a random number of its newest events; both drawn from `seed`. `part` (i, n) takes every n-th
+        row from the i-th on, after the draw: however a batch is shared, each row loses the same events."""
         t = self.tokens
         start, stop = t.offsets[rows], t.offsets[rows + 1]
         index = ranges(start, stop)
@@ -118,18 +118,7 @@ class Samples:
             first, num_parts = part
             mine = place % num_parts == first
             index, place, rows = index[mine], place[mine] // num_parts, rows[first::num_parts]
-        length = np.bincount(place, minlength=len(rows))
-        column = np.arange(len(index)) - np.repeat(np.cumsum(length) - length, length)
-        width = max(int(length.max(initial=0)), 1)
-
-        scalars = np.zeros((len(rows), width, NUM_SCALARS), np.float32)
-        codes = np.zeros((len(rows), width, t.codes.shape[1]), np.int64)
-        mask = np.zeros((len(rows), width), np.float32)
-        scalars[place, column] = t.scalars[index]
-        codes[place, column] = t.codes[index]
-        mask[place, column] = 1.0
-        lines = ranges(t.item_offsets[index], t.item_offsets[index + 1])
-        bag = np.repeat(place * width + column, t.item_offsets[index + 1] - t.item_offsets[index])
+        tokens = {n: torch.from_numpy(a) for n, a in self.tokens.padded(index, place, len(rows)).items()}
         targets = None
         if self.value is not None and self.orders is not None and self.mature is not None:
             targets = Targets(
@@ -139,11 +128,7 @@ class Samples:
                 torch.ones(1) if self.unit is None else torch.from_numpy(self.unit),
             )
         return Batch(
-            scalars=torch.from_numpy(scalars),
-            codes=torch.from_numpy(codes),
-            mask=torch.from_numpy(mask),
-            item=torch.from_numpy(t.item[lines]),
-            item_bag=torch.from_numpy(bag.astype(np.int64)),
+            **tokens,
             wide=torch.from_numpy(self.wide[rows]),
             base_hazard=torch.from_numpy(self.base_hazard[rows]),
             base_repeats=torch.from_numpy(self.base_repeats[rows]),

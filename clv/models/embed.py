@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from clv.models.batch import Batch
-from clv.models.features import NUM_AMOUNT_BINS, NUM_SCALARS, NUM_TIME_BINS, FeatureSpace
+from clv.models.features import NUM_AMOUNT_BINS, NUM_TIME_BINS, FeatureSpace
+from clv.models.tokens import NUM_SCALARS
 
 
 class TokenEmbedding(nn.Module):

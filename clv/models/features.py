@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clv.data.clock import DAY_US
@@ -17,15 +18,13 @@ from clv.data.events import PURCHASE
 from clv.data.histories import ATTRIBUTE_PREFIX, Histories, ranges
 from clv.data.rfm import absent, feature_names
 from clv.data.windows import Cut
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+from clv.models.text_history import TextSpace
+from clv.models.tokens import Floats, Ints, TextArrays, TokenArrays, position
 
 NUM_AMOUNT_BINS = 16
 NUM_TIME_BINS = 16
-NUM_SCALARS = 9
 LONGEST_GAP_DAYS = 1500.0
-UNKNOWN = 0  # index 0 of every vocabulary
+TEXT = "text."  # before the names of a text space's arrays
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Items:
     vectors: Floats  # (num_items, D); D = 0 without text
     category: Ints  # (num_items,) index into `category_names`, 0 unknown
     category_names: tuple[str, ...] = ()
+    texts: pa.Array | None = None  # (num_items,) what each is: its text, else its category
 
     @classmethod
     def empty(cls) -> Self:
@@ -48,13 +48,14 @@ class Items:
         top = items["category"].to_pandas().fillna("").astype(str).str.split(" / ").str[0]
         names = sorted(set(top) - {""})
         category = pd.Index(names).get_indexer(top) + 1
+        texts = pc.coalesce(items["text"], items["category"]).combine_chunks()
         if vectors is None or len(vectors) == 0:
-            return cls(keys, np.zeros((len(keys), 0), np.float32), category, tuple(names))
+            return cls(keys, np.zeros((len(keys), 0), np.float32), category, tuple(names), texts)
         column = vectors["vector"].combine_chunks()
         matrix = column.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1).astype(np.float32)
         place = pd.Index(vectors["text_key"].to_numpy()).get_indexer(items["text_key"].to_numpy())
         found = np.where((place >= 0)[:, None], matrix[place], np.float32(0))
-        return cls(keys, found, category, tuple(names))
+        return cls(keys, found, category, tuple(names), texts)
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class FeatureSpace:
     item_category: Ints
     category_names: tuple[str, ...]
     text_vectors: Floats = field(repr=False)  # (num_items + 1, D)
+    text: TextSpace | None = None  # where the model reads the past as text
 
     @property
     def num_learned_items(self) -> int:
@@ -160,8 +162,11 @@ class FeatureSpace:
             parts.append(np.eye(len(words) + 1, dtype=np.float32)[index])
         return np.concatenate(parts, axis=1).astype(np.float32)
 
-    def tokens(self, cut: Cut, max_tokens: int) -> TokenArrays:
-        """Flat token arrays of the newest `max_tokens` tokens of each row."""
+    def tokens(self, cut: Cut, max_tokens: int) -> TokenArrays | TextArrays:
+        """Flat token arrays of the newest `max_tokens` tokens of each row; tokens of a text are its word pieces."""
+        return self.event_tokens(cut, max_tokens) if self.text is None else self.text.tokens(cut, max_tokens)
+
+    def event_tokens(self, cut: Cut, max_tokens: int) -> TokenArrays:
         h = cut.histories
         offsets, place = cut.newest(max_tokens)
         index = cut.index[place]
@@ -188,26 +193,26 @@ class FeatureSpace:
         ).astype(np.float32)
         codes = np.stack(
             [
-                _position(self.types, h.type[index]),
+                position(self.types, h.type[index]),
                 np.searchsorted(self.amount_edges, amount) + 1,
                 _time_bin(gap),
                 _time_bin(since),
                 (h.day[index] + 3) % 7,  # 1970-01-01 was a Thursday; Monday is 0
-                _position(self.channels, h.channel[index]),
+                position(self.channels, h.channel[index]),
             ],
             axis=1,
         ).astype(np.int64)
         start, stop = h.item_offsets[index], h.item_offsets[index + 1]
         lines = h.items[ranges(start, stop)]
         return TokenArrays(
-            offsets, scalars, codes, np.append(0, np.cumsum(stop - start)), _position(self.item_keys, lines)
+            offsets, scalars, codes, np.append(0, np.cumsum(stop - start)), position(self.item_keys, lines)
         )
 
     def event_codes(self, types: NDArray[Any], amounts: NDArray[Any], days: NDArray[Any]) -> tuple[Ints, Ints, Ints]:
         """Type, amount bin and bin of a number of days, of single events, as `tokens` codes them."""
         amount = _sign_log(np.nan_to_num(amounts))
         return (
-            _position(self.types, types),
+            position(self.types, types),
             np.asarray(np.searchsorted(self.amount_edges, amount) + 1),
             _time_bin(days),
         )
@@ -225,32 +230,24 @@ class FeatureSpace:
             *("center", "scale", "low", "high", "types", "channels", "amount_edges"),
             *("item_keys", "item_rank", "item_category", "text_vectors"),
         )
-        return plain, {name: np.ascontiguousarray(getattr(self, name)) for name in names}
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in names}
+        if self.text is not None:
+            plain["text"], more = self.text.to_arrays()
+            arrays |= {f"{TEXT}{name}": array for name, array in more.items()}
+        return plain, arrays
 
     @classmethod
     def from_arrays(cls, plain: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
+        text = {name.removeprefix(TEXT): array for name, array in arrays.items() if name.startswith(TEXT)}
         return cls(
             numeric=tuple(plain["numeric"]),
             categorical={name: tuple(words) for name, words in plain["categorical"].items()},
             amount_center=float(plain["amount_center"]),
             amount_scale=float(plain["amount_scale"]),
             category_names=tuple(plain["category_names"]),
-            **arrays,
+            text=TextSpace.from_arrays(plain["text"], text) if text else None,
+            **{name: array for name, array in arrays.items() if not name.startswith(TEXT)},
         )
-
-
-@dataclass(frozen=True)
-class TokenArrays:
-    """Tokens of S rows, flat: row i owns offsets[i]:offsets[i + 1], token t lines item_offsets[t]:item_offsets[t + 1].
-
-    codes (N, 6): type, amount bin, gap bin, age bin, weekday, channel. item: index into the item tables, 0 unknown.
-    """
-
-    offsets: Ints
-    scalars: Floats
-    codes: Ints
-    item_offsets: Ints
-    item: Ints
 
 
 def _sign_log(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -266,14 +263,6 @@ def _time_bin(days: NDArray[np.float64]) -> Ints:
     return np.asarray(bins.astype(np.int64))
 
 
-def _position(vocabulary: Ints, values: NDArray[Any]) -> Ints:
-    """1 + place of each value in a sorted vocabulary, UNKNOWN where it is not there."""
-    if len(vocabulary) == 0:
-        return np.zeros(len(values), np.int64)
-    place = np.minimum(np.searchsorted(vocabulary, values), len(vocabulary) - 1)
-    return np.where(vocabulary[place] == values, place + 1, UNKNOWN)
-
-
 def _past_items(h: Histories, tokens: Ints) -> tuple[Ints, Ints]:
     bought = tokens[h.type[tokens] == PURCHASE]
     lines = h.items[ranges(h.item_offsets[bought], h.item_offsets[bought + 1])]
@@ -284,7 +273,7 @@ def _past_items(h: Histories, tokens: Ints) -> tuple[Ints, Ints]:
 def _look_up(items: Items, keys: Ints) -> tuple[Floats, Ints]:
     """Vectors (row 0 zero) and categories of sorted keys."""
     order = np.argsort(items.keys, kind="stable")
-    place = _position(items.keys[order], keys)
+    place = position(items.keys[order], keys)
     rows = np.append(0, order)[place] if len(order) else place
     known = place > 0
     vectors = np.zeros((len(keys) + 1, items.vectors.shape[1]), np.float32)

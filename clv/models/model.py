@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from clv.models import encoders
+from clv.models import encoders, text_backbone
 from clv.models.batch import Batch
 from clv.models.embed import TokenEmbedding
 from clv.models.encoders import BackboneConfig
@@ -18,8 +18,10 @@ from clv.models.heads import MAX_CORRECTION, MAX_DEPARTURE, Heads, Outputs, mean
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """`use_wide`, `use_sequence` and `starts` switch parts off for ablations."""
+    """encoder: events as vectors of our own making, or the past as text through a pretrained text encoder, which
+    `backbone` then describes. `use_wide`, `use_sequence` and `starts` switch parts off for ablations."""
 
+    encoder: Literal["events", "text"] = "events"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     hidden: int = 128
     dropout: float = 0.3
@@ -40,8 +42,14 @@ class CustomerModel(nn.Module):
         super().__init__()
         self.config = config
         width = config.backbone.width
-        self.embedding = TokenEmbedding(space, width, config.backbone.dropout)
-        self.backbone = encoders.build(config.backbone)
+        self.embedding: nn.Module
+        if config.encoder == "text":
+            assert space.text is not None, "a text encoder needs a space of texts"
+            self.embedding = text_backbone.Pieces()
+            self.backbone: nn.Module = text_backbone.TextBackbone(space.text.checkpoint, config.backbone)
+        else:
+            self.embedding = TokenEmbedding(space, width, config.backbone.dropout)
+            self.backbone = encoders.build(config.backbone)
         if not (config.use_wide or config.use_sequence):
             raise ValueError("use_wide and use_sequence are both off: the model would see nothing")
         hidden = config.hidden
@@ -69,9 +77,11 @@ class CustomerModel(nn.Module):
             x = self.backbone(self.embedding(batch), batch.mask)
             mask = batch.mask.unsqueeze(-1)
             mean = (x * mask).sum(1) / mask.sum(1).clamp(min=1)
-            last = (batch.mask.sum(1).long() - 1).clamp(min=0)
-            newest = x[torch.arange(len(x), device=x.device), last]
-            parts.append(self.pool(torch.cat([mean, newest], 1)))
+            # Events end with the newest; a text begins with [CLS], which was trained to stand for all of it.
+            text = self.config.encoder == "text"
+            place = (batch.mask.sum(1).long() - 1).clamp(min=0) * (not text)
+            chosen = x[torch.arange(len(x), device=x.device), place]
+            parts.append(self.pool(torch.cat([mean, chosen], 1)))
         if self.config.use_wide:
             parts.append(self.wide(batch.wide))
         return self.join(torch.stack(parts).sum(0))

@@ -20,7 +20,8 @@ from clv.models import encoders
 from clv.models.batch import Batch, Samples, Targets
 from clv.models.embed import TokenEmbedding
 from clv.models.encoders import BackboneConfig
-from clv.models.features import NUM_TIME_BINS, FeatureSpace, TokenArrays
+from clv.models.features import NUM_TIME_BINS, FeatureSpace
+from clv.models.tokens import TokenArrays
 
 TYPE, AMOUNT, GAP, WEEKDAY = 0, 1, 2, 4  # columns of the codes that are worth predicting
 PREDICTED = (TYPE, AMOUNT, GAP, WEEKDAY)
@@ -143,6 +144,7 @@ def hidden_places(mask: Tensor, share: float, rng: np.random.Generator) -> Tenso
 def random_slices(samples: Samples, rows: NDArray[np.int64], rng: np.random.Generator) -> Batch:
     """One random run of consecutive tokens of each row, between a quarter and three quarters of it, one at least."""
     t = samples.tokens
+    assert isinstance(t, TokenArrays), "texts are not sliced"
     start, stop = t.offsets[rows], t.offsets[rows + 1]
     length = np.maximum(1, np.round((stop - start) * rng.uniform(0.25, 0.75, len(rows)))).astype(np.int64)
     length = np.minimum(length, stop - start)

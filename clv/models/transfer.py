@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clv.models import encoders
+from clv.models import encoders, text_backbone
 from clv.models.encoders import BackboneConfig
 from clv.models.features import FeatureSpace
 
@@ -119,10 +119,13 @@ def check_cut(source: str | None, dataset: str, cut_us: int, needed: str) -> Non
 
 
 def warm_start(model: nn.Module, space: FeatureSpace, config: BackboneConfig, source: str) -> Loaded | str:
-    """Load `source` into a model with `embedding` and `backbone`; an encoder of ours, or a BERT's encoder tensors.
+    """Load `source` into a model with `embedding` and `backbone`; an encoder of ours, a text encoder where the model
+    reads texts, or a BERT's encoder tensors.
 
     Returns what was taken (the sha256 for a BERT). Raises ValueError where shapes differ or a tensor is missing.
     """
+    if space.text is not None:
+        return text_backbone.load(model.get_submodule("backbone"), source)
     if not encoders.is_event_encoder(source):
         return encoders.load_pretrained(model.get_submodule("backbone"), source)
     facts = facts_of(source)
@@ -150,6 +153,9 @@ def warm_start(model: nn.Module, space: FeatureSpace, config: BackboneConfig, so
 
 def describe(space: FeatureSpace, config: BackboneConfig, source: str) -> str:
     """What a warm start from `source` takes, in one line; raises what `warm_start` would raise for the backbone."""
+    if space.text is not None:
+        sha256 = text_backbone.load(text_backbone.TextBackbone(space.text.checkpoint, config), source)
+        return f"text encoder {source}: every tensor taken, sha256 {sha256[:12]}; {space.text.describe()}"
     if not encoders.is_event_encoder(source):
         sha256 = encoders.load_pretrained(encoders.build(replace(config, pretrained=None)), source)
         return f"pretrained {source}: every encoder tensor taken, sha256 {sha256[:12]}"

@@ -11,9 +11,9 @@ from clv.anchor.baseline import Curves
 from clv.data.histories import ranges
 from clv.models.batch import Samples
 from clv.models.encoders import BackboneConfig
-from clv.models.features import TokenArrays
 from clv.models.infer import Forecast, forecast
 from clv.models.model import CustomerModel, ModelConfig
+from clv.models.tokens import TokenArrays
 
 S, H, K = 25, 2, 3
 
