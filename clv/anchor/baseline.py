@@ -142,9 +142,9 @@ class Baseline:
     def forecast_level(self, origin_day: int, horizons: Sequence[int] | None = None) -> tuple[Floats, Floats, Floats]:
         """(orders level, value level, log standard error of the value level), each (H,)."""
         horizons = tuple(horizons or self.horizons)
-        orders = [self.orders_index.level(origin_day, h)[0] for h in horizons]
-        value = [self.value_index.level(origin_day, h) for h in horizons]
-        return np.array(orders), np.array([v for v, _ in value]), np.array([e for _, e in value])
+        orders, _ = self.orders_index.levels(origin_day, horizons)
+        value, error = self.value_index.levels(origin_day, horizons)
+        return orders, value, error
 
     def _lookup(self, origin_day: NDArray[np.int32], what: str) -> Floats:
         out = np.ones((len(origin_day), len(self.horizons)))

@@ -143,13 +143,17 @@ class _Dropout(_Counts):
         nodes, weights = _quantile_nodes()
         distinct, place = np.unique(x, return_inverse=True)
         p = np.maximum(betaincinv(self.a, self._b_alive(distinct)[:, None], nodes), 1e-300)  # (X, nodes)
-        out = np.empty(len(x))
-        for start in range(0, len(x), _CHUNK_ROWS):
+        # Customers with as many purchases and of one age have one answer: in a large shop they are many.
+        age, ages = pd.factorize(w)
+        pair, pairs = pd.factorize(place * len(ages) + age)
+        place, w = pairs // len(ages), ages[pairs % len(ages)]
+        out = np.empty(len(pairs))
+        for start in range(0, len(pairs), _CHUNK_ROWS):
             rows = slice(start, start + _CHUNK_ROWS)
             p_rows = p[place[rows]]
-            exponent = (self.r + x[rows, None]) * np.log1p(p_rows * w[rows, None])
+            exponent = (self.r + distinct[place[rows], None]) * np.log1p(p_rows * w[rows, None])
             out[rows] = (-np.expm1(-exponent) / p_rows) @ weights
-        return out
+        return out[pair]
 
 
 @dataclass(frozen=True, kw_only=True)
