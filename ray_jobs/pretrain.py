@@ -40,6 +40,8 @@ def run(options: Options) -> None:
     from clv.train import pretraining as plans
     from clv.train import tracking, zero
 
+    if options.encoder == "text":
+        raise ValueError("--encoder text: a text encoder is pretrained already; give it to train")
     if options.loss is not None:
         raise ValueError(f"--loss {options.loss} is a loss of value: pretraining has no labels; leave it to train")
     if options.peft is not None:
