@@ -36,11 +36,19 @@ class Task:
     phases: fit.Phases
     config: TrainConfig
 
-    def train(self, storage: Path, say: Any, steps: int = 0, workers: int = 2, **changes: Any) -> Any:
+    def train(
+        self,
+        storage: Path | str,
+        say: Any,
+        steps: int = 0,
+        workers: int = 2,
+        scalars: Path | None = None,
+        **changes: Any,
+    ) -> Any:
         cluster = Cluster(
             num_workers=workers, max_failures=1, storage=str(storage), checkpoint_steps=steps, checkpoint_minutes=0
         )
-        tracking = Tracking(folder=str(storage / "scalars"), run="run")
+        tracking = Tracking(folder=str(scalars or Path(storage) / "scalars"), run="run")
         config = replace(self.config, **changes)
         return training.train(self.histories, self.phases, config, cluster, tracking, say)
 

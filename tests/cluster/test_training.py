@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import fs
+
+from tests.data.servers import S3, s3_server
 
 pytestmark = pytest.mark.ray
 
@@ -68,6 +71,30 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_save_and_ch
         assert min(saved) > resumed_at, killer.lines
     # One writer of scalars, the first worker, in each of the two tries.
     assert len(list((tmp_path / "scalars").glob("events.out.tfevents.*"))) == 2
+    assert_same_end(resumed, undisturbed)
+
+
+@pytest.mark.faults
+def test_checkpoints_lie_in_a_bucket_and_a_killed_worker_goes_on_from_there(
+    task: Any, undisturbed: Any, tmp_path: Path, ray_cluster: None
+) -> None:
+    with s3_server() as endpoint:
+        access = {"access_key": S3["AWS_ACCESS_KEY_ID"], "secret_key": S3["AWS_SECRET_ACCESS_KEY"]}
+        host = endpoint.removeprefix("http://")
+        bucket = fs.S3FileSystem(
+            **access, endpoint_override=host, scheme="http", region=S3["AWS_REGION"], allow_bucket_creation=True
+        )
+        bucket.create_dir("runs")
+        url = (
+            f"s3://{':'.join(access.values())}@runs/clv?scheme=http&endpoint_override={host}&region={S3['AWS_REGION']}"
+        )
+        killer = Killer(after="trial, epoch 2:", rank=1)
+        resumed = task.train(url, killer, scalars=tmp_path)
+        assert killer.killed is not None
+        assert any(re.match(r"resuming from .*runs/clv/.*: trial, step \d+$", line) for line in killer.lines)
+        found = [info.path for info in bucket.get_file_info(fs.FileSelector("runs/clv", recursive=True))]
+    # Those that are kept, and the newest.
+    assert 1 <= sum(path.endswith("/progress.pt") for path in found) <= 3
     assert_same_end(resumed, undisturbed)
 
 
