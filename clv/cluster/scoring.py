@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -31,7 +30,7 @@ from clv.data.workshop import JOURNAL, publish, replacing, workshop, write_text
 from clv.predict import SCORES, Predictor
 
 CHUNK_CUSTOMERS = 20_000  # scored at a time: bounds the memory of an actor, whatever the size of a shard
-SCORED = "scored"  # the parts before their ranks
+SCORED = f"{JOURNAL}/scored"  # the parts before their ranks, and of each what it holds: gone once the result is whole
 VALUABLE_SHARE = 0.2
 LEAVING_PROBABILITY = 0.5
 
@@ -116,7 +115,6 @@ def score(
             "seconds": round((datetime.now(UTC) - begun).total_seconds(), 2),
         }
         write_text(folder / "manifest.json", json.dumps(written, indent=1) + "\n")
-        shutil.rmtree(folder / SCORED)
         publish(folder, out)
     return written
 
@@ -128,7 +126,7 @@ def _score_all(
     """Scores the shards that an earlier run has not; returns the number of rows of all."""
     import ray
 
-    (folder / SCORED).mkdir(exist_ok=True)
+    (folder / SCORED).mkdir(parents=True, exist_ok=True)
     shards = list(enumerate(map(str, prepared.shards)))
     known = {part: json.loads(_entry(folder, part).read_text()) for part, _ in shards if _entry(folder, part).is_file()}
     left = [{"part": part, "shard": shard} for part, shard in shards if part not in known]
@@ -151,7 +149,7 @@ def _score_all(
 
 
 def _entry(folder: Path, part: int) -> Path:
-    return folder / JOURNAL / SCORED / f"{part:06d}.json"
+    return folder / SCORED / f"{part:06d}.json"
 
 
 def check_target(out: Path) -> None:
@@ -183,17 +181,21 @@ def _same_shop(predictor: Predictor, prepared: Prepared) -> None:
 
 
 def _rank(folder: Path, horizons: list[int]) -> None:
-    """The parts with ranks and deciles over all of them; the driver holds eight bytes per customer and horizon."""
+    """The parts with ranks and deciles over all of them, one horizon after the other.
+
+    The driver holds four bytes per customer and horizon, and one horizon's values while it sorts them.
+    """
     parts = sorted((folder / SCORED).glob("part-*.parquet"))
-    values = [pq.read_table(path, columns=["value_mean"])["value_mean"].to_numpy() for path in parts]
-    sizes = [len(part) // len(horizons) for part in values]
-    count = sum(sizes)
+    sizes = [pq.read_metadata(path).num_rows // len(horizons) for path in parts]
+    count, stop = sum(sizes), np.cumsum(sizes)
     rank = np.empty((count, len(horizons)), np.int32)
     for column in range(len(horizons)):
-        column_values = np.concatenate([part[column :: len(horizons)] for part in values]) if count else np.zeros(0)
-        order = np.argsort(-column_values, kind="stable")
-        rank[order, column] = np.arange(1, count + 1, dtype=np.int32)
-    stop = np.cumsum(sizes)
+        values = np.empty(count)
+        for path, begin, end in zip(parts, stop - sizes, stop, strict=True):
+            whole = pq.read_table(path, columns=["value_mean"])["value_mean"].to_numpy()
+            values[begin:end] = whole[column :: len(horizons)]
+        np.negative(values, out=values)
+        rank[np.argsort(values, kind="stable"), column] = np.arange(1, count + 1, dtype=np.int32)
     for path, begin, end in zip(parts, stop - sizes, stop, strict=True):
         scores, ranks = pq.read_table(path), rank[begin:end].ravel().astype(np.int64)
         for name, numbers in (("value_rank", ranks), ("value_decile", 1 + (ranks - 1) * 10 // max(count, 1))):
