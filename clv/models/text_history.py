@@ -3,8 +3,9 @@
     [CLS] 3 days ago purchase 25 4 items , fluid milk , white bread , … . 2 months ago view , … . [SEP]
 
 An event says when it happened, what it was, what it cost (two significant digits, in the shop's currency), how many
-items it had and what some of them are (item text, else category). Each phrase is tokenised once, when the space is
-fitted; a text is then a run of rows of one table, and no string is touched when a model is trained or scores.
+items it had and what some of them are (item text, else category). Items are named from the newest event on until their
+names fill half of the text, so that the rhythm before them is still told. Each phrase is tokenised once, when the space
+is fitted: a text is then a run of rows of one table, and no string is touched when a model is trained or scores.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ AMOUNT = KIND + len(TYPES) + 1
 LINES = AMOUNT + 2 * AMOUNTS
 END = LINES + MOST_LINES + 1
 ITEM = END + 1
+NAMES = slice(4, 4 + MAX_ITEMS)  # the columns of an event's phrases that name its items
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,10 @@ class TextSpace:
         offsets, place = cut.newest(-(-room // least))
         row = np.repeat(np.arange(len(cut)), np.diff(offsets))
         phrases = self._phrases_of(cut, row, cut.index[place])
+        names = phrases[:, NAMES]
+        names[_from_newest(size[names].sum(1), offsets, row) > room // 2] = 0
         length = size[phrases].sum(1)
-        # Pieces of the row from the newest event to this one.
-        total = np.append(0, np.cumsum(length))
-        reach = total[offsets[1:]][row] - total[:-1]
-        kept = np.clip(room - (reach - length), 0, length)
+        kept = np.clip(room - (_from_newest(length, offsets, row) - length), 0, length)
         shown = np.flatnonzero(kept)
         start, stop = self.starts[phrases[shown]].ravel(), self.starts[phrases[shown] + 1].ravel()
         whole = self.pieces[ranges(start, stop)]
@@ -128,7 +129,7 @@ class TextSpace:
         event = np.repeat(np.arange(len(index)), stop - start)[named > 0]
         rank = np.arange(len(event)) - np.searchsorted(event, event)
         first = rank < MAX_ITEMS
-        out[event[first], 4 + rank[first]] = self.item_phrase[named[named > 0][first] - 1]
+        out[event[first], NAMES.start + rank[first]] = self.item_phrase[named[named > 0][first] - 1]
         out[:, -1] = END
         return out
 
@@ -156,6 +157,12 @@ def amount_code(amounts: NDArray[np.float64]) -> Ints:
     digits = np.where(power > LARGEST, 99, digits)
     code = 1 + (np.minimum(power, LARGEST) - SMALLEST) * MANTISSAS + digits - 10
     return np.where(digits < 10, 0, code) + np.where(amounts < 0, AMOUNTS, 0)
+
+
+def _from_newest(pieces: Ints, offsets: Ints, row: Ints) -> Ints:
+    """Pieces of each event and of all newer ones of its row."""
+    total = np.append(0, np.cumsum(pieces))
+    return total[offsets[1:]][row] - total[:-1]
 
 
 def _phrases() -> list[str]:

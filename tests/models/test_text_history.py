@@ -39,9 +39,9 @@ def rows_of(arrays: TextArrays) -> list[list[int]]:
     return [codes[mask > 0].tolist() for codes, mask in zip(padded["codes"][..., 0], padded["mask"], strict=True)]
 
 
-def in_words(past: Cut, row: int, names: dict[int, str]) -> str:
-    """The past of a row as a sentence for each event, newest first."""
-    h, sentences = past.histories, []
+def in_words(past: Cut, row: int, names: dict[int, list[str]]) -> str:
+    """The past of a row as a sentence for each event, newest first; names (pieces) until they fill half of it."""
+    h, sentences, told = past.histories, [], 0
     for token in reversed(past.index[past.offsets[row] : past.offsets[row + 1]].tolist()):
         days = int((past.origin[row] - h.time[token]) // DAY_US)
         if days < 2:
@@ -53,8 +53,11 @@ def in_words(past: Cut, row: int, names: dict[int, str]) -> str:
         what = {code: name for name, code in TYPES.items()}.get(int(h.type[token]), "event")
         lines = f"{h.lines[token]} items" if h.lines[token] > 1 else ""
         items = h.items[h.item_offsets[token] : h.item_offsets[token + 1]].tolist()
-        shown = [f", {names[item]}" for item in items if item in names][:3]
-        sentences.append(" ".join([when, what, rounded(float(h.amount[token])), lines, *shown, "."]))
+        shown = [names[item] for item in items if item in names][:3]
+        told += sum(1 + len(pieces) for pieces in shown)
+        shown = shown if told <= (LIMIT - 2) // 2 else []
+        words = [f", {' '.join(pieces).replace(' ##', '')}" for pieces in shown]
+        sentences.append(" ".join([when, what, rounded(float(h.amount[token])), lines, *words, "."]))
     return " ".join(sentences)
 
 
@@ -75,12 +78,7 @@ def test_a_past_reads_as_a_tokenizer_reads_the_sentences(
     tokenizer = text_backbone.tokenizer_of(text_checkpoint)
     known = zip(shop.items.keys.tolist(), texts.to_pylist(), strict=True)
     # Of an item's text the first pieces: in this vocabulary letters, so that their beginning is a text again.
-    names = {}
-    for key, text in known:
-        if text is not None:
-            pieces = tokenizer.tokenize(text)[:ITEM_PIECES]
-            names[key] = tokenizer.convert_tokens_to_string(pieces)
-            assert tokenizer.tokenize(names[key]) == pieces
+    names = {key: tokenizer.tokenize(text)[:ITEM_PIECES] for key, text in known if text is not None}
     found = rows_of(space.tokens(shop.past, LIMIT))
     wanted = [
         tokenizer(in_words(shop.past, row, names), truncation=True, max_length=LIMIT)["input_ids"]
