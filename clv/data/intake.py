@@ -16,7 +16,7 @@ from clv.data.books import Books, Verdict, malformed_rejects
 from clv.data.events import EVENTS, US, stable_hash
 from clv.data.explain import did_you_mean
 from clv.data.sources import Block
-from clv.data.spec import CustomerSource, DatasetSpec, EventSource, EventType, ItemSource, Source, SpecError
+from clv.data.spec import DatasetSpec, EventSource, EventType, Source, SpecError
 
 # Columns that travel with the events until their customer is whole, and then are gone.
 EXTRAS = pa.schema(
@@ -129,16 +129,7 @@ def needed(source: Source, spec: DatasetSpec) -> set[str] | None:
     """Columns that must be read of a source; None for all: copies of a row are told by every column it has."""
     if needs_row_hash(spec) and isinstance(source, EventSource):
         return None
-    wanted: set[str] = set()
-    if isinstance(source, EventSource | ItemSource | CustomerSource):
-        for theirs in source.columns.model_dump(exclude_none=True).values():
-            wanted.update(theirs if isinstance(theirs, list) else [theirs])
-    if isinstance(source, EventSource) and isinstance(source.event_type, EventType):
-        wanted.add(source.event_type.column)
-    if isinstance(source, CustomerSource):
-        for attribute in source.attributes.values():
-            wanted.update(name for name in (attribute.column, attribute.known_at) if name is not None)
-    return wanted
+    return source.mapped()
 
 
 def check_columns(source: EventSource, types: dict[str, pa.DataType], key: str, place: str, path: str) -> None:

@@ -152,7 +152,7 @@ def column_types(source: Source, path: str, key: str, place: str) -> dict[str, p
     else:
         # All of it: `where` may leave nothing of a first block.
         unit = Unit(0, "", 0, path, 0, 1 << 16, 0, 0, 0)
-        block = next(_blocks(source, unit, place, key, None), None)
+        block = next(_blocks(source, unit, place, key, None, expected=set()), None)
         found = {} if block is None else dict(zip(block.rows.column_names, block.rows.schema.types, strict=True))
     if found and source.sql is None:
         found = dict.fromkeys(where.folder_columns(path), pa.string()) | found
@@ -168,7 +168,7 @@ def read(source: Source, unit: Unit, place: str, key: str, columns: set[str] | N
     With `columns`, no other ones where that saves reading them. Rows outside of the source's `where` do not come.
     """
     stated = {} if source.sql is not None else where.folder_columns(unit.path)
-    for block in _blocks(source, unit, place, key, columns):
+    for block in _blocks(source, unit, place, key, columns, (source.mapped() | source.where.keys()) - stated.keys()):
         for name, value in stated.items():
             wanted = columns is None or name in columns or name in source.where
             if wanted and name not in block.rows.column_names:
@@ -184,7 +184,9 @@ def read(source: Source, unit: Unit, place: str, key: str, columns: set[str] | N
         yield block
 
 
-def _blocks(source: Source, unit: Unit, place: str, key: str, columns: set[str] | None) -> Iterator[Block]:
+def _blocks(
+    source: Source, unit: Unit, place: str, key: str, columns: set[str] | None, expected: set[str]
+) -> Iterator[Block]:
     if source.sql is not None:
         # The address is filled here and not in the plan: it may hold a password, and a unit's path is written down.
         url = fill_variables(source.sql.url, f"{key}.sql.url", place)
@@ -212,7 +214,7 @@ def _blocks(source: Source, unit: Unit, place: str, key: str, columns: set[str] 
         stop = None if unit.stop < 0 else unit.stop
         ascii_like = _ascii_like(source.encoding)
         for rows, row, malformed in textfiles.blocks(
-            stream, source, kind, unit.start, stop, ascii_like, f"{place}: {key} ({unit.path})"
+            stream, source, kind, unit.start, stop, ascii_like, f"{place}: {key} ({unit.path})", expected
         ):
             yield Block(rows, row, malformed)
 

@@ -93,6 +93,10 @@ class Source(_Model):
             raise ValueError(f"encoding {self.encoding!r} is unknown: write one such as utf-8 or cp1252") from error
         return self
 
+    def mapped(self) -> set[str]:
+        """Columns of the table that the source gives a meaning."""
+        return set()
+
 
 class SqlQuery(_Model):
     url: Text
@@ -130,6 +134,10 @@ class EventSource(Source):
     time_format: TimeFormat = "iso"
     event_type: Text | EventType = "purchase"
 
+    def mapped(self) -> set[str]:
+        rule = self.event_type
+        return _named(self.columns) | (set() if isinstance(rule, str) else {rule.column})
+
 
 class ItemColumns(_Model):
     item_id: Names
@@ -141,6 +149,9 @@ class ItemColumns(_Model):
 
 class ItemSource(Source):
     columns: ItemColumns
+
+    def mapped(self) -> set[str]:
+        return _named(self.columns)
 
 
 class Attribute(_Model):
@@ -162,6 +173,10 @@ class CustomerSource(Source):
     time_format: TimeFormat = "iso"
     attributes: dict[str, Attribute] = Field(min_length=1)
 
+    def mapped(self) -> set[str]:
+        more = (name for attribute in self.attributes.values() for name in (attribute.column, attribute.known_at))
+        return _named(self.columns) | {name for name in more if name is not None}
+
     @field_validator("attributes")
     @classmethod
     def _time_honest(cls, value: dict[str, Attribute]) -> dict[str, Attribute]:
@@ -174,6 +189,11 @@ class CustomerSource(Source):
                     " the column with the time from which it was known (what changes again and again belongs to events)"
                 )
         return value
+
+
+def _named(columns: BaseModel) -> set[str]:
+    theirs = columns.model_dump(exclude_none=True).values()
+    return {name for names in theirs for name in ([names] if isinstance(names, str) else names)}
 
 
 class Bounds(_Model):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 
@@ -24,9 +25,13 @@ Piece = tuple[pa.Table, int | None, list[str]]
 
 
 def blocks(
-    stream: Any, source: Source, kind: str, start: int, stop: int | None, ascii_like: bool, where: str
-) -> Iterator[Piece]:
-    """(rows, number of the first row, malformed lines) of the lines of a text that begin in bytes [start, stop)."""
+    stream: Any, source: Source, kind: str, start: int, stop: int | None, ascii_like: bool, where: str,
+    expected: set[str],
+) -> Iterator[Piece]:  # fmt: skip
+    """(rows, number of the first row, malformed lines) of the lines of a text that begin in bytes [start, stop).
+
+    `expected`: keys of JSON lines that are columns even where no line has them.
+    """
     if not ascii_like:
         stream = codecs.EncodedFile(stream, "utf-8", source.encoding, errors="replace")
     names: list[str] = []
@@ -42,6 +47,8 @@ def blocks(
             rows, malformed = _csv(text, names, source)
         else:
             types = types or _json_types(text)
+            for name in sorted(expected - types.keys()):
+                types[name] = _json_type(text, name)
             rows, malformed = _json(text, types)
         # Where lines were set aside the rows after them cannot be numbered.
         yield rows, row if not (bad or malformed) else None, bad + malformed
@@ -138,6 +145,35 @@ def _header(content: bytes, source: Source, where: str) -> tuple[list[str], byte
 
 
 def _csv(content: bytes, names: list[str], source: Source) -> tuple[pa.Table, list[str]]:
+    if source.delimiter == r"\s+":
+        content = _squeeze(content)
+    table, malformed = _csv_rows(content, names, source)
+    quoted = source.quote and source.delimiter != r"\s+" and not source.newlines_in_values
+    if quoted and len(table) + len(malformed) < content.count(b"\n") + (not content.endswith(b"\n")):
+        # Fewer rows than lines: a quote that nobody closes may have swallowed those after it.
+        content, unclosed = _without_unclosed_quotes(content, source)
+        if unclosed:
+            table, malformed = _csv_rows(content, names, source)
+            malformed = unclosed + malformed
+    return table, malformed
+
+
+def _without_unclosed_quotes(content: bytes, source: Source) -> tuple[bytes, list[str]]:
+    """The lines that end outside of quotes, and what is to be said of the others.
+
+    As the parser has it, a quote opens a field only at its beginning, and a closed one may go on as plain text.
+    """
+    assert source.quote
+    quote, delimiter = (f"\\x{{{ord(character):x}}}" for character in (source.quote, source.delimiter))
+    field = f"(?:{quote}(?:[^{quote}]|{quote}{quote})*{quote}[^{delimiter}]*|[^{quote}{delimiter}][^{delimiter}]*|)"
+    lines = pa.array(content.split(b"\n"), pa.string())
+    whole = pc.match_substring_regex(lines, f"^{field}(?:{delimiter}{field})*$")
+    text = "a quote is opened and not closed on its line (newlines_in_values: true where values hold line breaks): "
+    unclosed = [text + line for line in lines.filter(pc.invert(whole)).to_pylist()]
+    return "\n".join(lines.filter(whole).to_pylist()).encode(), unclosed
+
+
+def _csv_rows(content: bytes, names: list[str], source: Source) -> tuple[pa.Table, list[str]]:
     malformed: list[str] = []
     schema = pa.schema([(name, pa.string()) for name in names])
 
@@ -146,8 +182,6 @@ def _csv(content: bytes, names: list[str], source: Source) -> tuple[pa.Table, li
         return "skip"
 
     squeeze = source.delimiter == r"\s+"
-    if squeeze:
-        content = _squeeze(content)
     if not content.strip():
         return schema.empty_table(), malformed
     table = pacsv.read_csv(
@@ -166,8 +200,22 @@ def _csv(content: bytes, names: list[str], source: Source) -> tuple[pa.Table, li
 
 def _json_types(content: bytes) -> dict[str, pa.DataType]:
     """Type of each key in the first lines: one of string, int64, float64, bool; a mixed one is a string."""
+    return _types_of(content.split(b"\n", _TYPED_LINES)[:_TYPED_LINES])
+
+
+def _json_type(content: bytes, name: str) -> pa.DataType:
+    """Type of a key that the first lines do not have: that of the first line with it."""
+    at = content.find(json.dumps(name).encode())
+    if at < 0:
+        return pa.string()
+    end = content.find(b"\n", at)
+    line = content[content.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(content)]
+    return _types_of([line]).get(name, pa.string())
+
+
+def _types_of(lines: list[bytes]) -> dict[str, pa.DataType]:
     seen: dict[str, set[type]] = {}
-    for line in content.split(b"\n", _TYPED_LINES)[:_TYPED_LINES]:
+    for line in lines:
         try:
             record = json.loads(line)
         except ValueError:
@@ -197,11 +245,13 @@ def _json_slowly(content: bytes, schema: pa.Schema) -> tuple[pa.Table, list[str]
     """Line by line, for a block in which some line is no JSON object or a value has another type than usual."""
     records: list[dict[str, Any]] = []
     malformed: list[str] = []
-    for line in content.decode().splitlines():
+    for line in content.decode().split("\n"):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
+            if "\\u" in line:
+                json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
         except ValueError:
             record = None
         if isinstance(record, dict):
