@@ -27,6 +27,8 @@ class Options:
     horizons_days: tuple[int, ...] = (30, 90)
     defects: int = 0
     """Rows of each kind of defect in every block of 20,000 customers."""
+    format: Literal["parquet", "csv", "jsonl"] = "parquet"
+    """Of the events. A text also gets the defects that only a text can have."""
     plain: bool = False
     """Everything off that BG/NBD with Gamma-Gamma does not know."""
     engine: Literal["auto", "ray", "here"] = "auto"
@@ -47,7 +49,7 @@ def run(options: Options) -> None:
     if longest < 1 or min(options.horizons_days) < 1:
         raise ValueError(f"--horizons-days {list(options.horizons_days)} must be positive")
     origins = options.origins or (str(date.fromisoformat(shop.end) - timedelta(days=longest)),)
-    plan = files.Plan(shop, origins, tuple(sorted(options.horizons_days)), options.defects)
+    plan = files.Plan(shop, origins, tuple(sorted(options.horizons_days)), options.defects, options.format)
     plan.check()
     out = options.out.absolute()
     if out.exists() and any(out.iterdir()) and not (out / "truth").is_dir():

@@ -45,6 +45,28 @@ def test_prepare_rejects_every_planted_row_for_its_reason_and_no_other(shop: Pat
     assert stats["amount"] == pytest.approx(made["purchases"], rel=1e-9)
 
 
+@pytest.mark.parametrize(("form", "more"), [("csv", {"malformed row": 4}), ("jsonl", {"malformed row": 4})])
+def test_every_planted_line_of_a_text_is_rejected_for_its_reason_too(
+    tmp_path: Path, form: Any, more: dict[str, int]
+) -> None:
+    from clv.cluster import intake
+
+    out, each = tmp_path / "log", 6
+    options = {"horizons_days": (30,), "defects": each, "engine": "here", "format": form}
+    simulate.run(simulate.Options(out=out, shop=Shop.full(num_customers=900, **SMALL), **options))
+    made = manifest(out)
+    assert made["planted"]["events"]["malformed row"] == more["malformed row"] * each
+    assert made["planted"]["events"]["amount is not a finite number"] > each
+    spec = DatasetSpec.load(out / "spec.yaml").model_copy(update={"max_rejected_share": 0.5})
+    intake.prepare(spec, "spec.yaml", tmp_path / "histories", run=intake.run_here, say=lambda line: None)
+    books = manifest(tmp_path / "histories")["books"]["events"]
+    assert books["rejected"] == made["planted"]["events"]
+    assert books["read"] == made["rows"]
+    assert books["accepted"] == sum(made["rows_by_type"].values())
+    stats = json.loads((tmp_path / "histories" / "stats.json").read_text())
+    assert stats["amount"] == pytest.approx(made["purchases"], rel=1e-9)
+
+
 def test_every_kind_of_defect_of_a_parquet_log_is_planted(shop: Path) -> None:
     assert len(manifest(shop)["planted"]["events"]) == 17
 

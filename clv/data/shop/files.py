@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from clv.data.events import US
 from clv.data.finish import file_sha256
-from clv.data.shop import activity, defects, log
+from clv.data.shop import activity, defects, log, texts
 from clv.data.shop.settings import Shop
 from clv.data.spec import DatasetSpec
 from clv.data.workshop import replacing, write_text
@@ -35,13 +35,14 @@ TRUTH = pa.schema(
 
 @dataclass(frozen=True)
 class Plan:
-    """What is made: the shop, its truth at `origins` (local dates) over `horizons_days`, and rows with defects: so many
-    of every kind per block."""
+    """What is made: the shop, its truth at `origins` (local dates) over `horizons_days`, rows with defects (so many
+    of every kind per block), and the format of the events."""
 
     shop: Shop
     origins: tuple[str, ...]
     horizons_days: tuple[int, ...]
     defects: int = 0
+    form: Literal["parquet", "csv", "jsonl"] = "parquet"
 
     def check(self) -> None:
         """ValueError for an origin and horizon outside the log."""
@@ -59,11 +60,22 @@ def write_block(plan: Plan, folder: Path, number: int) -> dict[str, Any]:
     shop = plan.shop
     made = log.block(shop, number, log.catalogue(shop))
     by_type = {entry["values"]: entry["counts"] for entry in made.events["event_type"].value_counts().to_pylist()}
-    events = made.events.drop_columns("amount_filled").cast(_loose(made.events.schema))
-    events, planted = defects.plant(np.random.default_rng([shop.seed, 2, number]), shop, events, plan.defects)
+    good = made.events.drop_columns("amount_filled").cast(_loose(made.events.schema))
+    rng = np.random.default_rng([shop.seed, 2, number])
+    events, planted = defects.plant(rng, shop, good, plan.defects)
     truth = pa.concat_tables([TRUTH.empty_table(), *_truth(made, plan)])
-    tables = {"events": events, "customers": pa.Table.from_pandas(made.customers, preserve_index=False)}
+    tables = {"customers": pa.Table.from_pandas(made.customers, preserve_index=False)}
     tables |= {"truth": truth, "treatments": made.treatments}
+    rows = len(events)
+    if plan.form == "parquet":
+        tables["events"] = events
+    else:
+        bought = good.filter(pc.equal(good["event_type"], "purchase"))
+        content, broken = texts.render(rng, events, bought, plan.form, plan.defects)
+        planted.update(broken)
+        rows += broken.total()
+        with replacing(folder / "events" / f"part-{number:05d}.{plan.form}") as aside:
+            aside.write_bytes(content)
     for name, table in tables.items():
         with replacing(folder / name / f"part-{number:05d}.parquet") as aside:
             pq.write_table(table, aside, compression="zstd")
@@ -71,7 +83,7 @@ def write_block(plan: Plan, folder: Path, number: int) -> dict[str, Any]:
     return {
         "block": number,
         "customers": len(made.customers),
-        "rows": len(events),
+        "rows": rows,
         "by_type": by_type,
         "purchases": amount or 0.0,
         "planted": dict(planted),
@@ -111,7 +123,7 @@ def write_shop(
         "rows_by_type": dict(sorted(by_type.items())),  # without the planted ones
         "purchases": sum(block["purchases"] for block in done),
         "planted": {"events": dict(sorted(planted.items())), "items": dict(sorted(planted_items.items()))},
-        "files": {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.parquet"))},
+        "files": {str(path.relative_to(folder)): file_sha256(path) for path in sorted(_tables(folder))},
     }
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return manifest
@@ -128,7 +140,7 @@ def spec(plan: Plan, folder: Path) -> DatasetSpec:
             "timezone": shop.timezone,
             "currency": "EUR",
             "events": {
-                "path": str(folder / "events" / "*.parquet"),
+                "path": str(folder / "events" / f"*.{plan.form}"),
                 "columns": {name: name for name in (*columns, "channel")},
                 "event_type": {"column": "event_type", "map": {kind: kind for kind in activity.KINDS}},
             },
@@ -155,6 +167,10 @@ def spec(plan: Plan, folder: Path) -> DatasetSpec:
             "horizons_days": list(plan.horizons_days),
         }
     )
+
+
+def _tables(folder: Path) -> Iterable[Path]:
+    return (path for form in ("parquet", "csv", "jsonl") for path in folder.rglob(f"*.{form}"))
 
 
 def _truth(made: log.Block, plan: Plan) -> Iterable[pa.Table]:
