@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -11,8 +12,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,9 +22,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ray.cluster_utils import Cluster as Nodes
 
 REPO = Path(__file__).parents[2]
 START_S = 120
+# Seconds after which Ray notices that a node is gone, so that a test need not wait for its defaults.
+PROMPT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
 
 # Everything here is processes of their own; it runs beside the session's cluster, not on it.
 pytestmark = pytest.mark.ray
@@ -35,14 +40,23 @@ class Cluster:
     address: str
     environment: dict[str, str]
 
-    def submit(self, *entrypoint: object) -> subprocess.CompletedProcess[str]:
-        """`ray job submit` as the README has it; waits for the job."""
-        ray = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", self.address]
+    def submit(self, *entrypoint: object, see: Callable[[str], None] = lambda line: None) -> tuple[int, str]:
+        """(exit code, what was printed) of `ray job submit` as the README has it; waits for the job."""
+        ray = [RAY, "job", "submit", "--address", self.address]
         # The interpreter by its path: the test's environment need not be the one that PATH finds.
         command = [*ray, "--working-dir", ".", "--", sys.executable, *map(str, entrypoint)]
-        return subprocess.run(
-            command, cwd=REPO, env=self.environment, capture_output=True, text=True, timeout=240, check=False
-        )
+        with subprocess.Popen(
+            command, cwd=REPO, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as job:
+            limit = threading.Timer(240, job.kill)
+            limit.start()
+            assert job.stdout is not None
+            lines = []
+            for line in job.stdout:
+                lines.append(line)
+                see(line)
+            limit.cancel()
+        return job.returncode, "".join(lines)
 
 
 def free_ports(count: int) -> list[int]:
@@ -51,6 +65,9 @@ def free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +80,7 @@ def cluster() -> Iterator[Cluster]:
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     environment.pop("RAY_ADDRESS", None)
     port, board, agent, client = free_ports(4)
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}",
+    command = [RAY, "start", "--head", "--block", f"--port={port}",
                f"--dashboard-port={board}", f"--dashboard-agent-listen-port={agent}",
                f"--ray-client-server-port={client}", f"--temp-dir={folder}", "--num-cpus=4",
                f"--object-store-memory={256 * 1024**2}", "--disable-usage-stats"]  # fmt: skip
@@ -102,9 +119,9 @@ def test_a_submitted_prepare_joins_the_cluster_and_writes_what_it_writes_at_home
     if find_spec("lifetimes") is None:
         pytest.skip("the data come with the package lifetimes, which is not installed")
     spec = "ray_jobs/datasets/cdnow.yaml"
-    done = cluster.submit("-m", "ray_jobs.prepare", "--dataset", spec, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "events: 69,659 rows read, 69,659 accepted, 0 rejected" in done.stdout
+    code, said = cluster.submit("-m", "ray_jobs.prepare", "--dataset", spec, "--out", tmp_path / "out")
+    assert code == 0, said
+    assert "events: 69,659 rows read, 69,659 accepted, 0 rejected" in said
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["num_customers"] == 23_570
     record = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -118,9 +135,10 @@ def test_a_submitted_job_that_fails_ends_the_submission_with_an_error_and_the_li
 ) -> None:
     cdnow = (REPO / "ray_jobs/datasets/cdnow.yaml").read_text()
     (tmp_path / "shop.yaml").write_text(cdnow.replace("horizons_days:", "horizon_days:"))
-    done = cluster.submit("-m", "ray_jobs.prepare", "--dataset", tmp_path / "shop.yaml", "--out", tmp_path / "out")
-    assert done.returncode != 0
-    said = done.stdout + done.stderr
+    code, said = cluster.submit(
+        "-m", "ray_jobs.prepare", "--dataset", tmp_path / "shop.yaml", "--out", tmp_path / "out"
+    )
+    assert code != 0
     assert f"prepare: {tmp_path / 'shop.yaml'}: horizon_days: unknown key (did you mean 'horizons_days'?)" in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
@@ -128,6 +146,49 @@ def test_a_submitted_job_that_fails_ends_the_submission_with_an_error_and_the_li
 
 def test_without_the_token_nothing_is_submitted(cluster: Cluster, tmp_path: Path) -> None:
     stranger = Cluster(cluster.address, {**cluster.environment, "RAY_AUTH_MODE": "disabled"})
-    done = stranger.submit("-c", f"open({str(tmp_path / 'trace')!r}, 'w')")
-    assert done.returncode != 0
+    code, _ = stranger.submit("-c", f"open({str(tmp_path / 'trace')!r}, 'w')")
+    assert code != 0
     assert not (tmp_path / "trace").exists()
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """A head without a CPU for workers, and two nodes of one CPU each."""
+    for name, value in PROMPT.items():
+        monkeypatch.setenv(name, value)
+    board, *agents = free_ports(4)
+    found = Nodes()
+    try:
+        store = {"object_store_memory": 200 * 1024**2}
+        found.add_node(
+            num_cpus=0, include_dashboard=True, dashboard_port=board, dashboard_agent_listen_port=agents[0], **store
+        )
+        for agent in agents[1:]:
+            found.add_node(num_cpus=1, dashboard_agent_listen_port=agent, **store)
+        found.wait_for_nodes()
+        yield found
+    finally:
+        found.shutdown()
+
+
+@pytest.mark.faults
+def test_a_submitted_training_goes_on_when_a_node_is_killed(nodes: Nodes, histories: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    cluster = Cluster(f"http://{nodes.head_node.webui_url}", environment)
+    victims = list(nodes.worker_nodes)[:1]
+
+    def kill(line: str) -> None:
+        if re.search(r"trial, epoch \d+: saved at step", line) and victims:
+            nodes.remove_node(victims.pop(), allow_graceful=False)
+
+    code, said = cluster.submit(
+        *("-m", "ray_jobs.train", "--histories", histories, "--out", tmp_path / "bundle"),
+        *("--workers", "2", "--min-workers", "1", "--checkpoint-steps", "4", "--epochs", "2"),
+        *("--samples-per-epoch", "1024", "--architecture", "gru"),
+        see=kill,
+    )
+    assert code == 0, said
+    assert re.findall(r"worker rank 0 of (\d+):", said) == ["2", "1"], said
+    (step,) = re.findall(r"resuming from .*: trial, step (\d+)", said)
+    assert int(step) > 0
+    assert (tmp_path / "bundle" / "manifest.json").exists()
