@@ -75,6 +75,25 @@ def test_an_append_equals_a_prepare_of_all_files(tmp_path: Path, shop: DatasetSp
     assert said == [f"shop: nothing new; {tmp_path / 'out'} has read all 4 files"]
 
 
+def test_an_append_to_the_folder_of_an_older_version_measures_its_shards_anew(
+    tmp_path: Path, shop: DatasetSpec
+) -> None:
+    prepare(shop, "shop.yaml", tmp_path / "out", partitions=8, **QUIET)
+    parts = tmp_path / "out" / "parts.json"
+    stock = json.loads(parts.read_text())
+    for part in stock["parts"]:
+        for name in ("cohort_amount_by_month", "worth_counts", "sessions"):
+            part.get("stats", {}).pop(name, None)
+    parts.write_text(json.dumps(stock))
+    log = pq.read_table(tmp_path / "log-0.parquet")
+    one = log.filter(pa.compute.equal(log["c"], "c5")).slice(0, 1)
+    pq.write_table(one.set_column(5, "x", pa.array([77.0])), tmp_path / "log-3.parquet")
+    additions.append(shop, "shop.yaml", tmp_path / "out", **QUIET)
+    prepare(shop, "shop.yaml", tmp_path / "whole", partitions=8, **QUIET)
+    stats = [json.loads((tmp_path / name / "stats.json").read_text()) for name in ("whole", "out")]
+    assert stats[0] == stats[1]
+
+
 def test_an_append_builds_only_the_shards_that_new_rows_fall_into(tmp_path: Path, shop: DatasetSpec) -> None:
     prepare(shop, "shop.yaml", tmp_path / "out", partitions=8, **QUIET)
     before = inodes(tmp_path / "out")
