@@ -3,9 +3,10 @@
     [CLS] 3 days ago purchase 25 4 items , fluid milk , white bread , … . 2 months ago view , … . [SEP]
 
 An event says when it happened, what it was, what it cost (two significant digits, in the shop's currency), how many
-items it had and what some of them are (item text, else category). Items are named from the newest event on until their
-names fill half of the text, so that the rhythm before them is still told. Each phrase is tokenised once, when the space
-is fitted: a text is then a run of rows of one table, and no string is touched when a model is trained or scores.
+items it had, what some of them are (item text, else category) and what the customer wrote. Items are named from the
+newest event on until their names fill half of the text, so that the rhythm before them is still told. Each phrase is
+tokenised once, when the space is fitted: a text is then a run of rows of one table, and no string is touched when a
+model is trained or scores, but for what customers wrote.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cached_property
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clv.data.clock import DAY_US
@@ -30,6 +34,8 @@ from clv.models.tokens import Ints, TextArrays, position
 
 MAX_ITEMS = 3  # named of a basket
 ITEM_PIECES = 6  # of an item's text, the comma before it not counted
+SAID_PIECES = 32  # of a message or review
+SAID_LETTERS = 1000  # that are looked at for them
 LONGEST_DAYS = 1500
 MOST_LINES = 100
 SMALLEST, LARGEST = -2, 8  # powers of ten of an amount; a smaller one is 0
@@ -44,13 +50,15 @@ LINES = AMOUNT + 2 * AMOUNTS
 END = LINES + MOST_LINES + 1
 ITEM = END + 1
 NAMES = slice(4, 4 + MAX_ITEMS)  # the columns of an event's phrases that name its items
+SAID = NAMES.stop  # and the one of its text; the last is END
 
 
 @dataclass(frozen=True)
 class TextSpace:
     """Word pieces of every phrase, and what the encoder is: fitted before the cut, kept in the bundle.
 
-    checkpoint: the encoder's own configuration. item_phrase[i]: phrase of the item with key item_keys[i].
+    checkpoint: the encoder's own configuration; tokenizer: its `tokenizer.json`. item_phrase[i]: phrase of the item
+    with key item_keys[i].
     """
 
     checkpoint: dict[str, Any] = field(repr=False)
@@ -59,6 +67,7 @@ class TextSpace:
     pieces: NDArray[np.int32]
     item_keys: Ints
     item_phrase: Ints
+    tokenizer: str = field(repr=False)
 
     @classmethod
     def fit(cls, cut: Cut, keys: Ints, texts: pa.Array | None, backbone: BackboneConfig) -> Self:
@@ -89,6 +98,7 @@ class TextSpace:
             pieces=np.array([piece for found in ids for piece in found], np.int32),
             item_keys=item_keys,
             item_phrase=rows + ITEM,
+            tokenizer=tokenizer.backend_tokenizer.to_str(),
         )
 
     def tokens(self, cut: Cut, max_tokens: int) -> TextArrays:
@@ -99,13 +109,14 @@ class TextSpace:
         offsets, place = cut.newest(-(-room // least))
         row = np.repeat(np.arange(len(cut)), np.diff(offsets))
         phrases = self._phrases_of(cut, row, cut.index[place])
+        phrases[:, SAID], starts, pieces = self._said(cut, cut.index[place])
+        size = np.diff(starts)
         names = phrases[:, NAMES]
         names[_from_newest(size[names].sum(1), offsets, row) > room // 2] = 0
         length = size[phrases].sum(1)
         kept = np.clip(room - (_from_newest(length, offsets, row) - length), 0, length)
         shown = np.flatnonzero(kept)
-        start, stop = self.starts[phrases[shown]].ravel(), self.starts[phrases[shown] + 1].ravel()
-        whole = self.pieces[ranges(start, stop)]
+        whole = pieces[ranges(starts[phrases[shown]].ravel(), starts[phrases[shown] + 1].ravel())]
         before = np.append(0, np.cumsum(length[shown]))[:-1]
         return TextArrays(
             np.append(0, np.cumsum(np.bincount(row[shown], minlength=len(cut)))),
@@ -115,11 +126,11 @@ class TextSpace:
         )
 
     def _phrases_of(self, cut: Cut, row: Ints, index: Ints) -> Ints:
-        """(E, 5 + MAX_ITEMS) phrases of the events `index` as seen from the origin of their rows."""
+        """(E, SAID + 2) phrases of the events `index` as seen from the origin of their rows."""
         h = cut.histories
         days = np.clip((cut.origin[row] - h.time[index]) // DAY_US, 0, LONGEST_DAYS)
         kind = np.minimum(h.type[index].astype(np.int64), len(TYPES))
-        out = np.zeros((len(index), 5 + MAX_ITEMS), np.int64)
+        out = np.zeros((len(index), SAID + 2), np.int64)
         out[:, 0] = AGE + days
         out[:, 1] = KIND + kind
         out[:, 2] = np.where(np.isnan(h.amount[index]), 0, AMOUNT + amount_code(np.nan_to_num(h.amount[index])))
@@ -133,18 +144,43 @@ class TextSpace:
         out[:, -1] = END
         return out
 
+    def _said(self, cut: Cut, index: Ints) -> tuple[Ints, Ints, NDArray[np.int32]]:
+        """Phrase of what was written at each event, 0 where nothing was; and the table with these phrases behind."""
+        said, out = cut.histories.said, np.zeros(len(index), np.int64)
+        if said is None:
+            return out, self.starts, self.pieces
+        texts = pc.utf8_slice_codeunits(said.take(pa.array(index)), 0, SAID_LETTERS)
+        written = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
+        encoded = texts.take(pa.array(written)).dictionary_encode()
+        given = [f" {text}" for text in encoded.dictionary.to_pylist()]
+        ids = [one.ids[:SAID_PIECES] for one in self._tokenizer.encode_batch(given, add_special_tokens=False)]
+        out[written] = len(self.starts) - 1 + encoded.indices.to_numpy()
+        starts = np.append(self.starts, self.starts[-1] + np.cumsum([len(found) for found in ids], dtype=np.int64))
+        return out, starts, np.append(self.pieces, np.fromiter(chain.from_iterable(ids), np.int32))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        found = Tokenizer.from_str(self.tokenizer)
+        found.no_truncation()
+        found.no_padding()
+        return found
+
     def describe(self) -> str:
         return f"{len(self.item_keys):,} items in words, {len(np.unique(self.item_phrase)):,} distinct texts"
 
     def to_arrays(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """(JSON-able part, array part); `from_arrays` is the inverse."""
         names = ("starts", "pieces", "item_keys", "item_phrase")
-        return {"checkpoint": self.checkpoint, "marks": list(self.marks)}, {name: getattr(self, name) for name in names}
+        plain = {"checkpoint": self.checkpoint, "marks": list(self.marks), "tokenizer": self.tokenizer}
+        return plain, {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_arrays(cls, plain: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
         opening, closing, padding = plain["marks"]
-        return cls(plain["checkpoint"], (opening, closing, padding), **arrays)
+        marks = (opening, closing, padding)
+        return cls(checkpoint=plain["checkpoint"], marks=marks, tokenizer=plain["tokenizer"], **arrays)
 
 
 def amount_code(amounts: NDArray[np.float64]) -> Ints:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from clv.data.histories import concat
 from clv.serve.metrics import Metrics
 
 Score = Callable[[pa.Table, int, tuple[int, ...]], pa.Table]
@@ -174,7 +175,7 @@ class Batcher:
 
     def _call(self, batch: list[_Entry]) -> list[pa.Table]:
         sizes = [len(entry.histories) for entry in batch]
-        histories = pa.concat_tables([entry.histories for entry in batch], promote_options="default").combine_chunks()
+        histories = concat([entry.histories for entry in batch])
         ids = histories["customer_id"]
         # Two requests may bring the same customer with different histories: within the call, a row's number is its id.
         numbers = pa.array(np.char.zfill(np.arange(len(histories)).astype(str), 9))

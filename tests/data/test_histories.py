@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clv.data import histories
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import EVENTS, stable_hash, type_code
-from clv.data.histories import HISTORIES, Histories
+from clv.data.histories import HISTORIES, SAID, Histories
 
 CLOCK = Clock("Europe/London")
 NOON = CLOCK.parse("2011-06-12T12:00")
@@ -34,6 +34,32 @@ def test_the_schema_is_the_contract(make_events: MakeEvents) -> None:
     table = histories.build(make_events([{"event_time": NOON}]), CLOCK)
     assert table.column_names == HISTORIES.names
     assert table.schema.types == HISTORIES.types
+
+
+def test_the_text_of_an_event_stands_beside_its_token(make_events: MakeEvents) -> None:
+    rows: list[dict[str, object]] = [
+        {"event_type": "message", "event_time": NOON + 9 * MINUTE, "text": "where is it?"},
+        {"event_time": NOON, "order_id": "1"},
+        {"event_type": "message", "event_time": NOON + MINUTE, "text": "hello"},
+        {"customer_id": "B", "event_time": NOON},
+    ]
+    table = histories.build(make_events(rows), CLOCK)
+    assert table[SAID].to_pylist() == [[None, "hello", "where is it?"], [None]]
+    found = Histories.from_table(table)
+    assert found.said is not None
+    written = [text for text in found.said.to_pylist() if text is not None]
+    assert found.text[found.text != 0].tolist() == stable_hash(written).tolist()
+    assert found.to_table().equals(table)
+    # Beside histories without a text, whose tokens then have none.
+    silent = histories.build(
+        make_events([{"customer_id": "C", "event_time": NOON + i * MINUTE} for i in range(3)]), CLOCK
+    )
+    assert SAID not in silent.column_names
+    both = histories.concat([silent, table])
+    assert both[SAID].to_pylist() == [[None] * 3, *table[SAID].to_pylist()]
+    torn = pa.concat_tables([silent, table], promote_options="default")
+    with pytest.raises(ValueError, match="not a histories table: 4 texts of 7 tokens in column said"):
+        Histories.from_table(torn)
 
 
 def test_lines_of_one_order_are_one_token_with_exact_sums(make_events: MakeEvents) -> None:

@@ -11,7 +11,7 @@ import pytest
 from clv.data import lines
 from clv.data.clock import Clock
 from clv.data.events import EVENTS, US
-from clv.data.histories import HISTORIES, Histories, build
+from clv.data.histories import HISTORIES, SAID, Histories, build
 
 CLOCK = Clock("Europe/London")
 BEGIN = 1_300_000_000_000_000
@@ -44,7 +44,8 @@ def log(rng: np.random.Generator, rows: int = 400, customers: int = 25) -> pa.Ta
 
 def assert_same(found: pa.Table, expected: pa.Table) -> None:
     """Equal in every column; the items of an order as a set, sums to rounding."""
-    assert found.column_names == expected.column_names
+    # A line holds the hash of its text alone.
+    assert found.column_names == [name for name in expected.column_names if name != SAID]
     left, right = Histories.from_table(found), Histories.from_table(expected)
     assert left.customer_id.equals(right.customer_id)
     for name in ("offsets", "item_offsets", "time", "known_at", "day", "type", "order", "lines", "filled"):

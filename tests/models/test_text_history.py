@@ -12,7 +12,7 @@ from clv.data.clock import DAY_US
 from clv.data.events import TYPES
 from clv.data.windows import Cut, cut
 from clv.models import text_backbone, text_history
-from clv.models.text_history import AMOUNTS, ITEM_PIECES, TextSpace, amount_code
+from clv.models.text_history import AMOUNTS, ITEM_PIECES, SAID_PIECES, TextSpace, amount_code
 from clv.models.tokens import TextArrays
 
 LIMIT = 60
@@ -57,7 +57,8 @@ def in_words(past: Cut, row: int, names: dict[int, list[str]]) -> str:
         told += sum(1 + len(pieces) for pieces in shown)
         shown = shown if told <= (LIMIT - 2) // 2 else []
         words = [f", {' '.join(pieces).replace(' ##', '')}" for pieces in shown]
-        sentences.append(" ".join([when, what, rounded(float(h.amount[token])), lines, *words, "."]))
+        wrote = (h.said[token].as_py() if h.said is not None else None) or ""
+        sentences.append(" ".join([when, what, rounded(float(h.amount[token])), lines, *words, wrote, "."]))
     return " ".join(sentences)
 
 
@@ -192,6 +193,36 @@ def test_the_space_survives_as_json_and_arrays(shop, texts: pa.Array, space: Tex
     np.testing.assert_array_equal(ours.pieces, theirs.pieces)
     np.testing.assert_array_equal(ours.piece_offsets, theirs.piece_offsets)
     assert type(shop.space).from_arrays(*shop.space.to_arrays()).text is None
+
+
+def test_what_customers_wrote_is_read_word_for_word_also_what_was_never_seen(
+    shop, space: TextSpace, text_checkpoint: str
+) -> None:
+    h = shop.histories
+    letters = np.array(["late again", "thank you!", "where is my order 4711?"])
+    said = pa.array(letters[np.arange(len(h.time)) % 3], mask=np.arange(len(h.time)) % 5 > 0)
+    past = replace(shop.past, histories=replace(h, said=said))
+    tokenizer = text_backbone.tokenizer_of(text_checkpoint)
+    silent = replace(space, item_keys=space.item_keys[:0], item_phrase=space.item_phrase[:0])
+    found = rows_of(TextSpace.from_arrays(*silent.to_arrays()).tokens(past, LIMIT))
+    wanted = [
+        tokenizer(in_words(past, row, {}), truncation=True, max_length=LIMIT)["input_ids"] for row in range(len(past))
+    ]
+    assert found == wanted
+    assert found != rows_of(silent.tokens(shop.past, LIMIT))
+
+
+def test_a_long_message_is_cut_and_an_empty_log_of_them_is_none(shop, space: TextSpace) -> None:
+    said = pa.array(["x y " * 20_000] * len(shop.histories.time))
+    long = replace(shop.past, histories=replace(shop.histories, said=said))
+    arrays = space.tokens(long, 96)
+    plain = space.tokens(shop.past, 96)
+    newest = arrays.offsets[1:] - 1, plain.offsets[1:] - 1
+    more = np.diff(arrays.piece_offsets)[newest[0]] - np.diff(plain.piece_offsets)[newest[1]]
+    assert (more == SAID_PIECES).all()
+    none = pa.nulls(len(said), pa.string())
+    quiet = space.tokens(replace(shop.past, histories=replace(shop.histories, said=none)), 96)
+    np.testing.assert_array_equal(quiet.pieces, plain.pieces)
 
 
 def test_a_shop_without_item_texts_still_tells_when_and_what(shop, text_checkpoint: str) -> None:

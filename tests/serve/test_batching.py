@@ -21,11 +21,12 @@ from clv.serve.metrics import Metrics
 AS_OF = 1_307_836_800_000_000
 
 
-def history(name: str, amount: float) -> pa.Table:
+def history(name: str, amount: float, text: str | None = None) -> pa.Table:
     time = pa.array([AS_OF - 10**12]).cast(US)
     columns = {column: pa.nulls(1, EVENTS.field(column).type) for column in EVENTS.names}
     columns |= {"customer_id": pa.array([name]), "event_time": time, "known_at": time}
     columns |= {"event_type": pa.array(["purchase"]), "amount": pa.array([amount])}
+    columns |= {"text": pa.array([text], pa.string())}
     return build(pa.table(columns, schema=EVENTS), Clock("UTC"))
 
 
@@ -56,6 +57,13 @@ def test_requests_of_one_moment_share_a_call_and_get_their_own_rows(predictor: A
     for i, table in enumerate(found):
         assert table["horizon_days"].to_pylist() == [90, 365]
         assert totals(table)[(f"c{i}", 365)] == (i if i else pytest.approx(float("nan"), nan_ok=True))
+
+
+def test_who_wrote_something_shares_a_call_with_who_did_not(predictor: Any) -> None:
+    batcher = Batcher(predictor.predict, Batching(wait_s=0.01))
+    asked = [(history("A", 5.0), AS_OF, (365,)), (history("B", 7.0, "where is it?"), AS_OF, (365,))]
+    assert [totals(table) for table in together(batcher, asked)] == [{("A", 365): 5.0}, {("B", 365): 7.0}]
+    assert predictor.calls == [2]
 
 
 def test_the_same_customer_in_two_requests_keeps_two_histories(predictor: Any) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from clv.data.clock import Clock
 from clv.data.events import EVENTS, US
-from clv.data.histories import HISTORIES, build
+from clv.data.histories import HISTORIES, SAID, build
 from clv.serve.store import Store, open_store
 from clv.serve.store_sqlite import FILE, SqliteStore
 
@@ -48,7 +48,7 @@ def histories(num_customers: int, seed: int = 0, prefix: str = "c") -> pa.Table:
         },
         schema=EVENTS,
     )
-    return build(events, Clock("Europe/London"))
+    return build(events, Clock("Europe/London")).select(HISTORIES.names)
 
 
 def same(left: pa.Table, right: pa.Table) -> bool:
@@ -126,6 +126,13 @@ def test_attributes_come_back_and_are_null_where_never_given(store: Store) -> No
     found = store.get(table["customer_id"].to_pylist())
     assert found["attr_age"].to_pylist() == [None, 41.0, None]
     assert found['attr_the "town"'].to_pylist() == [None, "Köln", None]
+
+
+def test_of_a_text_the_hash_is_kept(store: Store) -> None:
+    table = histories(5)
+    said = pa.array([["where is it?"] * len(times) for times in table["time"]], pa.list_(pa.string()))
+    store.put_histories(table.append_column(SAID, said))
+    assert same(store.get(table["customer_id"].to_pylist()), table)
 
 
 @pytest.mark.parametrize("name", ["'; DROP TABLE customers; --", "ünïcode 客户", '"quoted"', "%_*?", "a" * 128])
