@@ -203,6 +203,7 @@ def measure(rows: int, folder: Path, options: Options, start: Tree, empty: Tree)
         "lines_gb": round(_size(out / "lines"), 3),
         "shards_gb": round(_size(out / "shards"), 3),
         "manifest_sha256": hashlib.sha256(json.dumps(manifest["shards"]).encode()).hexdigest(),
+        "operators": json.loads((out / "run.json").read_text())["operators"],
     }
     if rows <= options.polars_rows:
         polars = Tree([sys.executable, "-c", POLARS, str(log), str(theirs)])

@@ -46,13 +46,15 @@ def run_tasks(
     few: bool,
     workers: int | None,
     object_store_mb: int,
-) -> None:
+) -> list[str]:
     """Give `job` as `run` what runs its tasks: this process alone where asked, or on auto where there is little to do;
-    else Ray."""
+    else Ray. Returns what Ray Data measured of its operators, one text for each of its datasets."""
     from clv.cluster import session, tasks
 
     if engine == "here" or (engine == "auto" and few):
         job(run=tasks.run_here)
-        return
+        return []
+    operators: list[str] = []
     with session.ray_session(num_cpus=workers, object_store_mb=object_store_mb):
-        job(run=partial(tasks.run_on_ray, workers=workers))
+        job(run=partial(tasks.run_on_ray, workers=workers, operators=operators))
+    return operators

@@ -74,8 +74,8 @@ def run(options: Options) -> None:
         job = partial(intake.prepare, spec, place, out, say=say, overwrite=options.overwrite)
         job = partial(job, partitions=options.partitions, keep_lines=options.keep_lines)
     few = intake.are_few(spec, units)
-    run_tasks(job, options.engine, few, options.workers, options.object_store_mb)
-    record.write(out, options, begun)
+    operators = run_tasks(job, options.engine, few, options.workers, options.object_store_mb)
+    record.write(out, options, begun, operators=[text.splitlines() for text in operators])
 
 
 def main() -> None:

@@ -172,6 +172,9 @@ def test_prepare_on_ray_says_its_books_and_leaves_a_record(
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["arguments"]["partitions"] == 2
     assert record["versions"]["ray"]
+    first, second = record["operators"]  # of each pass, as Ray Data measured them
+    assert any("2 tasks executed" in line for line in second)
+    assert all(any("MapBatches" in line for line in passed) for passed in (first, second))
     assert (tmp_path / "out" / "quality.html").stat().st_size > 2000
 
 
