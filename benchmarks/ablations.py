@@ -19,16 +19,20 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 
+from benchmarks import ablation_parts as parts
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_shop
 from clv.evaluate import metrics
+from clv.models.batch import Samples
 from clv.models.features import Items
 from clv.models.infer import forecast
 from clv.train import fit, loop
 from clv.train.config import TrainConfig
 from clv.train.engine import make_engine
-from clv.train.fit import Shop
+from clv.train.fit import Setup, Shop
+from clv.train.origins import RandomOrigins
 from clv.train.run import load_model
 from clv.train.selection import HeldOut, score
 
@@ -37,6 +41,10 @@ HORIZON = 90
 GATES = (0.5, 0.75, 1.0)
 
 Change = Callable[[TrainConfig], TrainConfig]
+
+
+def unchanged(given: Any) -> Any:
+    return given
 
 
 def model(**changes: Any) -> Change:
@@ -59,26 +67,46 @@ def optimizer(**changes: Any) -> Change:
     return lambda config: replace(config, optimizer=replace(config.optimizer, **changes))
 
 
-CHANGES: dict[str, Change] = {
-    "default": settings(),
-    "encoder: GPT-2": backbone(architecture="gpt2"),
-    "encoder: LSTM": backbone(architecture="lstm"),
-    "encoder: bidirectional LSTM": backbone(architecture="bilstm"),
-    "encoder: GRU": backbone(architecture="gru"),
-    "encoder: MLP": backbone(architecture="mlp"),
-    "without the sequence": model(use_sequence=False),
-    "without the features": model(use_wide=False),
-    "head on the anchor alone": model(starts="anchor"),
-    "head on the typical customer alone": model(starts="typical"),
-    "loss: ZILN": loss(name="ziln"),
-    "loss: Tweedie": loss(name="tweedie"),
-    "loss: squared error": loss(name="mse"),
-    "few origins (13 weeks)": settings(num_origins=20),
-    "no averaged weights": settings(ema_decay=0.0),
-    "no event dropout": settings(token_dropout=0.0),
-    "half the epochs": settings(epochs=3),
-    "weight decay 0.2": optimizer(weight_decay=0.2),
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One change: of the settings, of what is fitted before the network, of how often rows are drawn, of the start."""
+
+    config: Change = unchanged
+    setup: Callable[[Setup], Setup] = unchanged
+    drawn: tuple[Callable[[Samples], NDArray[np.bool_]], float] | None = None
+    pretrain: tuple[str, ...] = ()
+    gates: tuple[float, ...] = GATES
+
+
+VARIANTS = {
+    "default": Variant(),
+    "encoder: GPT-2": Variant(config=backbone(architecture="gpt2")),
+    "encoder: LSTM": Variant(config=backbone(architecture="lstm")),
+    "encoder: bidirectional LSTM": Variant(config=backbone(architecture="bilstm")),
+    "encoder: GRU": Variant(config=backbone(architecture="gru")),
+    "encoder: MLP": Variant(config=backbone(architecture="mlp")),
+    "without the sequence": Variant(config=model(use_sequence=False)),
+    "without the features": Variant(config=model(use_wide=False)),
+    "head on the anchor alone": Variant(config=model(starts="anchor")),
+    "head on the typical customer alone": Variant(config=model(starts="typical")),
+    "without the anchor (all of the model)": Variant(setup=parts.without_anchor, gates=(1.0,)),
+    "all of the model": Variant(gates=(1.0,)),
+    "without the level": Variant(setup=parts.without_level),
+    "loss: ZILN": Variant(config=loss(name="ziln")),
+    "loss: Tweedie": Variant(config=loss(name="tweedie")),
+    "loss: squared error": Variant(config=loss(name="mse")),
+    "buyers drawn 3 times as often, odds corrected": Variant(drawn=(parts.buyers, 3.0)),
+    "buyers drawn a third as often, odds corrected": Variant(drawn=(parts.buyers, 1 / 3)),
+    "big spenders drawn 3 times as often, odds corrected": Variant(drawn=(parts.big_spenders, 3.0)),
+    "few origins (13 weeks)": Variant(config=settings(num_origins=20)),
+    "no averaged weights": Variant(config=settings(ema_decay=0.0)),
+    "no event dropout": Variant(config=settings(token_dropout=0.0)),
+    "half the epochs": Variant(config=settings(epochs=3)),
+    "weight decay 0.2": Variant(config=optimizer(weight_decay=0.2)),
+    "pretrained: masked, next event, CoLES": Variant(pretrain=("masked", "next_event", "coles")),
+    "pretrained: autoencoder": Variant(pretrain=("autoencoder",)),
 }
+PRETRAIN_EPOCHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,38 +123,49 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
     options.cache.mkdir(parents=True, exist_ok=True)
-    names = [name.strip() for name in options.only.split(",") if name.strip()] or [*CHANGES, "without item text"]
+    names = [name.strip() for name in options.only.split(",") if name.strip()] or [*VARIANTS, "without item text"]
     shop = read_shop(histories("online_retail_ii", options.cache))
     done: dict[str, dict[str, float]] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in names:
         chosen = replace(shop, items=Items.empty()) if name == "without item text" else shop
-        config = CHANGES.get(name, settings())(TrainConfig.preset("tiny"))
+        variant = VARIANTS.get(name, Variant())
+        config = variant.config(TrainConfig.preset("tiny").with_engine(kind="torch"))
         for origin in ORIGINS:
             for seed in range(options.seeds):
                 key = f"{name} | {origin} | {seed}"
                 if key not in done:
-                    done[key] = judged(chosen, origin, replace(config, seed=seed).with_engine(kind="torch"))
+                    done[key] = judged(chosen, origin, replace(config, seed=seed), variant)
                     options.out.write_text(json.dumps(done, indent=1))
                     print(key, done[key], flush=True)
     print(table(done))
 
 
-def judged(shop: Shop, origin: str, config: TrainConfig) -> dict[str, float]:
-    """Score and metrics, means over GATES, of a fit at the origin on everybody who had bought before it."""
+def judged(shop: Shop, origin: str, config: TrainConfig, variant: Variant) -> dict[str, float]:
+    """Score and metrics, means over the gates, of a fit at the origin on everybody who had bought before it; the score
+    is against the anchor with its level."""
     begun, cutoff = time.process_time(), shop.clock.parse(origin)
-    setup = fit.prepare(shop, cutoff, config, HORIZON)
+    plain = fit.prepare(shop, cutoff, config, HORIZON)
+    setup = variant.setup(plain)
+    if variant.pretrain:
+        config = parts.pretrained(shop, setup, config, variant.pretrain, PRETRAIN_EPOCHS)
+    source, odds = setup.source(shop, config), 1.0
+    if variant.drawn is not None:
+        assert isinstance(source, RandomOrigins)
+        source = parts.Resampled(source, *variant.drawn)
+        odds = source.odds()
     engine = make_engine(setup.model(config), loop.sum_loss(config, True), config, torch.device("cpu"))
-    weights = loop.run(engine, setup.source(shop, config), config)
+    weights = loop.run(engine, source, config)
     seconds = time.process_time() - begun
     rows = setup.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
     i = shop.horizons.index(HORIZON)
-    held_out = HeldOut(rows, i, np.zeros(len(shop.horizons)))
     raw = forecast(load_model(setup, config, weights), rows.samples, setup.assembler.money)
+    base = plain.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
+    held_out = HeldOut(base, i, np.zeros(len(shop.horizons)))
     keep, (value, orders) = held_out.buyers, held_out.labels(i)
     found = []
-    for gate in GATES:
-        mixed = raw.gated(rows.base, gate, gate)
-        ours, p = mixed.value[:, i], mixed.p_purchase[:, i]
+    for gate in variant.gates:
+        ours = gate * raw.value[:, i] + (1 - gate) * base.base.value[:, i]
+        p = gate * parts.corrected(raw.p_purchase[:, i], odds) + (1 - gate) * base.base.p_purchase[:, i]
         found.append(
             {
                 "score": score(held_out, ours, p),

@@ -1,0 +1,131 @@
+"""Parts replaced for `benchmarks.ablations`: no level, no anchor, other odds of being drawn, pretrained starts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clv.anchor.baseline import Baseline
+from clv.data.histories import ranges
+from clv.models import transfer
+from clv.models.batch import Samples
+from clv.models.pretrain import Objectives
+from clv.models.samples import Assembled, Assembler
+from clv.models.tokens import TokenArrays
+from clv.train import pretraining
+from clv.train.config import TrainConfig
+from clv.train.feed import Whole
+from clv.train.fit import Setup, Shop
+from clv.train.origins import RandomOrigins
+
+Floats = NDArray[np.float64]
+
+
+class WithoutLevel(Baseline):
+    """Totals are what the anchor says, in training and after it."""
+
+    def realised_level(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
+        ones = np.ones((len(origin_day), len(self.horizons)))
+        return ones, ones
+
+    def forecast_level(self, origin_day: int, horizons: Any = None) -> tuple[Floats, Floats, Floats]:
+        ones = np.ones(len(horizons or self.horizons))
+        return ones, ones, 0 * ones
+
+
+class WithoutAnchor(Assembler):
+    """Everybody starts from the typical customer, and the features do not hold the anchor's curves."""
+
+    def _assemble(self, *arguments: Any) -> Assembled:
+        found = super()._assemble(*arguments)
+        s, curves = found.samples, 3 * len(self.horizons)
+        hazard, repeats, value = (np.ascontiguousarray(s.typical[:, i]) for i in range(3))
+        wide = s.wide.copy()
+        wide[:, -curves:] = 0.0
+        samples = replace(s, base_hazard=hazard, base_repeats=repeats, base_value=value, wide=wide)
+        return replace(found, samples=samples)
+
+
+def without_level(setup: Setup) -> Setup:
+    baseline = WithoutLevel(**vars(setup.assembler.baseline))
+    return replace(setup, assembler=replace(setup.assembler, baseline=baseline))
+
+
+def without_anchor(setup: Setup) -> Setup:
+    return replace(setup, assembler=WithoutAnchor(**vars(setup.assembler)))
+
+
+def buyers(samples: Samples) -> NDArray[np.bool_]:
+    """Rows with a purchase in the longest horizon that has matured for them."""
+    assert samples.orders is not None
+    return samples.orders.max(axis=1) > 0
+
+
+def big_spenders(samples: Samples) -> NDArray[np.bool_]:
+    """The tenth of the rows that spends most."""
+    assert samples.value is not None
+    worth = samples.value.max(axis=1)
+    return worth > max(float(np.quantile(worth, 0.9)), 0.0)
+
+
+@dataclass(frozen=True)
+class Resampled(Whole):
+    """Rows of a kind `factor` times as often as the others, in as many rows as before."""
+
+    source: RandomOrigins
+    kind: Callable[[Samples], NDArray[np.bool_]]
+    factor: float
+
+    def epoch(self, epoch: int) -> Samples:
+        samples = self.source.epoch(epoch)
+        weight = np.where(self.kind(samples), self.factor, 1.0)
+        rng = np.random.default_rng((self.source.seed, epoch, 6))
+        rows = np.sort(rng.choice(len(samples), len(samples), p=weight / weight.sum()))
+        return taken(samples, rows)
+
+    def odds(self) -> float:
+        """By how much the odds of a purchase are larger among what is drawn than among what is there."""
+        there, drawn = buyers(self.source.epoch(0)).mean(), buyers(self.epoch(0)).mean()
+        return float(drawn / (1 - drawn) * (1 - there) / there)
+
+
+def taken(samples: Samples, rows: NDArray[np.int64]) -> Samples:
+    changes = {
+        name: getattr(samples, name)[rows]
+        for name in ("wide", "base_hazard", "base_repeats", "base_value", "typical", "value", "orders", "mature")
+    }
+    return replace(samples, tokens=_tokens(samples.tokens, rows), **changes)
+
+
+def _tokens(t: Any, rows: NDArray[np.int64]) -> TokenArrays:
+    index = ranges(t.offsets[rows], t.offsets[rows + 1])
+    start, stop = t.item_offsets[index], t.item_offsets[index + 1]
+    return TokenArrays(
+        np.append(0, np.cumsum(t.lengths[rows])),
+        t.scalars[index],
+        t.codes[index],
+        np.append(0, np.cumsum(stop - start)),
+        t.item[ranges(start, stop)],
+    )
+
+
+def corrected(p: Floats, odds: float) -> Floats:
+    """Probabilities learned where the odds of a purchase were `odds` times as large (Elkan 2001, theorem 2)."""
+    return p / (p + (1 - p) * odds)
+
+
+def pretrained(shop: Shop, setup: Setup, config: TrainConfig, objectives: tuple[str, ...], epochs: int) -> TrainConfig:
+    """`config` with a backbone that learned the objectives on the same past."""
+    ground = pretraining.Ground(shop, setup.cutoff, setup.assembler.space)
+    planned = pretraining.Plan((ground,), setup.assembler.space, Objectives.only(*objectives))
+    done = pretraining.train(planned, replace(config, epochs=epochs))
+    folder = Path(tempfile.mkdtemp()) / "encoder"
+    transfer.save(folder, config.model.backbone, setup.assembler.space, done.weights, [], {})
+    backbone = replace(config.model.backbone, pretrained=str(folder))
+    return replace(config, model=replace(config.model, backbone=backbone))
