@@ -23,6 +23,7 @@ from clv.data.spec import DatasetSpec, Source, SpecError
 BATCH_ROWS = 262_144
 UNIT_ROWS = 2_000_000
 UNIT_BYTES = 256 << 20
+_HEAD_BYTES = 1 << 16
 _SUFFIXES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl",
              ".ndjson": "jsonl", ".json": "jsonl"}  # fmt: skip
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
@@ -151,15 +152,25 @@ def column_types(source: Source, path: str, key: str, place: str) -> dict[str, p
         found = dict(zip(schema.names, schema.types, strict=True))
     else:
         # All of it: `where` may leave nothing of a first block.
-        unit = Unit(0, "", 0, path, 0, 1 << 16, 0, 0, 0)
-        block = next(_blocks(source, unit, place, key, None, expected=set()), None)
-        found = {} if block is None else dict(zip(block.rows.column_names, block.rows.schema.types, strict=True))
+        found = _first_types(source, path, place, key, _HEAD_BYTES, set())
+        absent = source.mapped() - found.keys()
+        if absent and format_of(source, path, key, place) == "jsonl":  # keys of orders, in a log that begins with views
+            found |= _first_types(source, path, place, key, textfiles.BLOCK_BYTES, absent)
     if found and source.sql is None:
         found = dict.fromkeys(where.folder_columns(path), pa.string()) | found
     for name in source.where:
         if found and name not in found:
             raise SpecError(f"{place}: {key}.where: {path} has no column {name!r}; it has {', '.join(found)}")
     return found
+
+
+def _first_types(
+    source: Source, path: str, place: str, key: str, size: int, expected: set[str]
+) -> dict[str, pa.DataType]:
+    """Columns of the first bytes of a text; those that are only `expected` count where some row has a value."""
+    block = next(_blocks(source, Unit(0, "", 0, path, 0, size, 0, 0, 0), place, key, None, expected), None)
+    columns = {} if block is None else dict(zip(block.rows.column_names, block.rows.columns, strict=True))
+    return {name: c.type for name, c in columns.items() if name not in expected or c.null_count < len(c)}
 
 
 def read(source: Source, unit: Unit, place: str, key: str, columns: set[str] | None = None) -> Iterator[Block]:

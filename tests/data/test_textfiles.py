@@ -8,9 +8,10 @@ import pytest
 from clv.cluster import intake
 from clv.data import textfiles
 from clv.data.books import Books
+from clv.data.check import check_sources
 from clv.data.intake import take
 from clv.data.sources import plan, read
-from clv.data.spec import DatasetSpec
+from clv.data.spec import DatasetSpec, SpecError
 
 GOOD_CSV = [f"c{i},2024-01-0{1 + i % 9},o{i},5.5" for i in range(6)]
 GOOD_JSON = [
@@ -112,6 +113,19 @@ def test_a_key_that_comes_late_or_only_in_some_blocks_is_a_column_of_all(
     books, customers, _ = books_of(tmp_path, "log.jsonl", ["nonsense", *without, *GOOD_JSON, *without])
     assert (books.read, books.accepted) == (47, 46)
     assert len(customers) == 46
+
+
+def test_keys_of_orders_are_found_in_a_log_that_begins_with_views_and_keys_of_no_line_are_named(tmp_path: Path) -> None:
+    view = json.dumps({"customer": "w", "at": "2024-01-05", "kind": "view"})
+    sold = json.dumps({"customer": "c", "at": "2024-01-06", "kind": "purchase", "order": "o1", "price": 5.5})
+    (tmp_path / "log.jsonl").write_text("\n".join([view] * 2_000 + [sold]) + "\n")
+    text = (
+        "name: shop\ntimezone: UTC\ncurrency: EUR\nevents:\n  path: %s\n  event_type: {column: kind}\n  columns: %s\n"
+    )
+    columns = "{customer_id: customer, event_time: at, order_id: order, amount: %s}"
+    check_sources(DatasetSpec.parse(text % (tmp_path / "log.jsonl", columns % "price"), "s"), "s")
+    with pytest.raises(SpecError, match="has no column 'prize'"):
+        check_sources(DatasetSpec.parse(text % (tmp_path / "log.jsonl", columns % "prize"), "s"), "s")
 
 
 def test_a_file_in_which_no_line_is_right_is_rejected_line_by_line(tmp_path: Path) -> None:
