@@ -152,12 +152,12 @@ class TrainConfig:
     def for_text(cls, source: str = DEFAULT_ENCODER, max_tokens: int = 128) -> Self:
         """Settings for pasts read as text by the encoder `source` (a folder, `pkg://PACKAGE` or a hub id).
 
-        It knows language already: it learns slowly, at the rates that BERT was fine-tuned with (Devlin et al. 2019,
-        appendix A.3), and the heads as fast as ever. Raises ValueError for a checkpoint that is no text encoder.
+        It knows language already: it learns slowly and briefly, by the rates, batches and epochs that BERT was
+        fine-tuned with (Devlin et al. 2019, appendix A.3), the heads faster. Raises ValueError for a checkpoint that is no text encoder.
         """
         backbone = text_backbone.shape_of(source, max_tokens)
         rates = OptimizerConfig(learning_rate=1e-3, backbone_share=0.05)
-        return cls(model=ModelConfig(encoder="text", backbone=backbone), optimizer=rates)
+        return cls(model=ModelConfig(encoder="text", backbone=backbone), optimizer=rates, batch_size=32, epochs=3)
 
     def with_engine(self, **changes: object) -> Self:
         return replace(self, engine=replace(self.engine, **changes))  # type: ignore[arg-type]
