@@ -29,7 +29,8 @@ from clv.data.prepared import Prepared
 from clv.data.workshop import JOURNAL, publish, replacing, workshop, write_text
 from clv.predict import SCORES, Predictor
 
-CHUNK_CUSTOMERS = 20_000  # scored at a time: bounds the memory of an actor, whatever the size of a shard
+# Scored at a time: bounds the memory of an actor, whatever the size of a shard and the length of its histories.
+CHUNK_CUSTOMERS, CHUNK_TOKENS = 20_000, 2_000_000
 SCORED = f"{JOURNAL}/scored"  # the parts before their ranks, and of each what it holds: gone once the result is whole
 VALUABLE_SHARE = 0.2
 LEAVING_PROBABILITY = 0.5
@@ -60,12 +61,20 @@ class Scorer:
             replacing(self.folder / SCORED / f"part-{part:05d}.parquet") as aside,
             pq.ParquetWriter(aside, SCORES, compression="zstd") as writer,
         ):
-            for batch in pq.ParquetFile(shard).iter_batches(CHUNK_CUSTOMERS, columns=self.columns):
+            file = pq.ParquetFile(shard)
+            for batch in file.iter_batches(_chunk(file.metadata), columns=self.columns):
                 scores = self.predictor.predict(pa.Table.from_batches([batch]), self.origin, self.horizons)
                 writer.write_table(scores)
                 count += len(scores)
         write_text(_entry(self.folder, part), json.dumps(count))
         return count
+
+
+def _chunk(shard: pq.FileMetaData) -> int:
+    """How many of a shard's customers are scored at a time."""
+    time = next(i for i in range(shard.num_columns) if shard.schema.column(i).path.startswith("time."))
+    tokens = sum(shard.row_group(i).column(time).num_values for i in range(shard.num_row_groups))
+    return max(1, min(CHUNK_CUSTOMERS, CHUNK_TOKENS * shard.num_rows // max(tokens, 1)))
 
 
 def score(

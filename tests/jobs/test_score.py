@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,6 +62,30 @@ def test_valuable_and_leaving_are_those_above_the_threshold_who_will_rather_not_
     table = pd.DataFrame({"clv_mean": [10.0, 50.0, 90.0, 90.0], "churn_probability": [0.9, 0.9, 0.4, 0.5]})
     chosen = scoring.valuable_and_leaving(table, 50.0)
     assert chosen["value_at_risk"].tolist() == [45.0, 45.0]
+
+
+def test_long_histories_are_scored_few_at_a_time_with_the_same_result(
+    histories: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = sorted((histories / "shards").glob("*.parquet"))[0]
+    origin = Prepared.open(histories).origin(ORIGIN)
+    sizes: list[int] = []
+    for name, tokens in (("whole", 2_000_000), ("pieces", 400)):
+        monkeypatch.setattr(scoring, "CHUNK_TOKENS", tokens)
+        scorer = scoring.Scorer(str(small_bundle), origin, None, "anchor", str(tmp_path / name))
+        predict = scorer.predictor.predict
+
+        def watched(table: pa.Table, *rest: object, predict: Any = predict) -> pa.Table:
+            sizes.append(int(sum(len(row) for row in table["time"])))
+            return predict(table, *rest)
+
+        monkeypatch.setattr(scorer.predictor, "predict", watched)
+        scorer.score(0, str(shard))
+    assert sizes[0] > 1_000
+    assert max(sizes[1:]) < 800
+    assert sum(sizes[1:]) == sizes[0]
+    whole, pieces = (table_of(tmp_path / name / scoring.SCORED) for name in ("whole", "pieces"))
+    pd.testing.assert_frame_equal(pieces, whole, rtol=1e-12)
 
 
 @pytest.fixture(scope="module")
