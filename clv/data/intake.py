@@ -67,8 +67,8 @@ def take(block: Block, source: EventSource, spec: DatasetSpec, path: str, prices
     unit_price, _ = _number(rows, columns.unit_price, "unit_price", source, verdict)
     amount, _ = _number(rows, columns.amount, "amount", source, verdict)
     absent = np.isnan(quantity)
-    if had_quantity and absent.any():
-        books.notices["rows without a quantity, counted as 1"] += int((absent & verdict.accepted).sum())
+    if had_quantity and (counted := int((absent & verdict.accepted).sum())):
+        books.notices["rows without a quantity, counted as 1"] += counted
     quantity = np.where(absent, 1.0, quantity)
     amount = np.where(np.isnan(amount), quantity * unit_price, amount)
     if shifted:
