@@ -153,7 +153,8 @@ class TrainConfig:
         """Settings for pasts read as text by the encoder `source` (a folder, `pkg://PACKAGE` or a hub id).
 
         It knows language already: it learns slowly and briefly, by the rates, batches and epochs that BERT was
-        fine-tuned with (Devlin et al. 2019, appendix A.3), the heads faster. Raises ValueError for a checkpoint that is no text encoder.
+        fine-tuned with (Devlin et al. 2019, appendix A.3), the heads faster. Raises ValueError for a checkpoint that is
+        no text encoder.
         """
         backbone = text_backbone.shape_of(source, max_tokens)
         rates = OptimizerConfig(learning_rate=1e-3, backbone_share=0.05)
