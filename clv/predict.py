@@ -64,24 +64,27 @@ PORTFOLIO = pa.schema(
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What the held-out origin taught, per learned horizon: the weight of the model against the anchor, the factor
-    that brings its total to the level, and the calibration of probabilities and bands."""
+    """What the held-out origin taught, per learned horizon: the weight of the model against the anchor, the factors
+    that bring its totals (of value; of orders, by those beyond the first) to the level, and the calibration of
+    probabilities and bands."""
 
     gate_purchase: tuple[float, ...]
     gate_value: tuple[float, ...]
     scale: tuple[float, ...]
+    scale_repeats: tuple[float, ...]
     calibration: tuple[Calibration, ...]
 
     @classmethod
     def none(cls, num_horizons: int, gate: float = 1.0) -> Self:
         ones = (1.0,) * num_horizons
-        return cls((gate,) * num_horizons, (gate,) * num_horizons, ones, (identity(),) * num_horizons)
+        return cls((gate,) * num_horizons, (gate,) * num_horizons, ones, ones, (identity(),) * num_horizons)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "gate_purchase": list(self.gate_purchase),
             "gate_value": list(self.gate_value),
             "scale": list(self.scale),
+            "scale_repeats": list(self.scale_repeats),
             "calibration": [json.loads(c.to_json()) for c in self.calibration],
         }
 
@@ -91,6 +94,7 @@ class Adjustment:
             tuple(plain["gate_purchase"]),
             tuple(plain["gate_value"]),
             tuple(plain["scale"]),
+            tuple(plain.get("scale_repeats", [1.0] * len(plain["scale"]))),  # not in older bundles
             tuple(Calibration.from_json(json.dumps(c)) for c in plain["calibration"]),
         )
 
@@ -182,12 +186,15 @@ def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, level_error: Floats
     buys = table["has_purchase"].to_numpy(bool)
     out = raw.gated(base, gate[0], gate[1])
     value = out.value * np.where(buys[:, None], np.array(adjustment.scale), 1.0)
+    repeats = out.repeats * np.where(buys[:, None], np.array(adjustment.scale_repeats), 1.0)
     cell = cells(table["T"].to_numpy(), table["frequency"].to_numpy())
     p = out.p_purchase
     for i, calibration in enumerate(adjustment.calibration):
         p[:, i] = np.where(buys, calibration.probability(p[:, i], cell), p[:, i])
     hazard = np.maximum.accumulate(-np.log1p(-np.clip(p, 1e-12, 1 - 1e-12)), axis=1)
-    out = out.moved(hazard, np.maximum.accumulate(value, axis=1))
+    out = replace(
+        out.moved(hazard, np.maximum.accumulate(value, axis=1)), repeats=np.maximum.accumulate(repeats, axis=1)
+    )
     wide = np.sqrt(out.sigma**2 + (level_error**2)[:, None])
     out = replace(out, sigma=wide, location=out.location + (out.sigma**2 - wide**2) / 2)
     remap = np.stack([np.asarray(c.remap)[cell] for c in adjustment.calibration], axis=1)

@@ -17,7 +17,6 @@ from clv.train.origins import ShardOrigins, load_here
 from clv.train.run import Row
 from clv.train.tracking import Tracking
 
-
 TOKEN_BYTES, LINE_BYTES = 74, 8  # of a token's fields and offset, of an item key
 
 
@@ -58,8 +57,8 @@ def describe_feed(prepared: Prepared, config: TrainConfig) -> str:
     customers = sum(part["customers"] for part in m["shards"][:num])
     share = customers / max(m["num_customers"], 1)
     return (
-        f"{whole}: a process holds {num} of {of} shards, {customers:,} customers, {share * size / 2**30:.3g} GiB, and a "
-        f"worker up to two shards more, {2 * size / of / 2**30:.3g} GiB; the network is fed from all (feed {feed})"
+        f"{whole}: a process holds {num} of {of} shards, {customers:,} customers, {share * size / 2**30:.3g} GiB, and "
+        f"a worker up to two shards more, {2 * size / of / 2**30:.3g} GiB; the network is fed from all (feed {feed})"
     )
 
 

@@ -21,7 +21,7 @@ from clv.train import loop
 from clv.train.config import TrainConfig
 from clv.train.engine import Engine, make_engine
 from clv.train.fit import Phases, Setup, Shop
-from clv.train.selection import HeldOut, choose_gate, held_out_panel, judge, total_scale
+from clv.train.selection import HeldOut, choose_gate, held_out_panel, judge, scaled
 
 Row = dict[str, float | int | str]
 UNJUDGED_GATE = 0.5
@@ -106,8 +106,8 @@ def train(
         adjustment, outlook = judge(held_out, raw, progress.gate)
         place = shop.clock.format(phases.trial.cutoff)
         panel = held_out_panel(held_out, outlook, place, shop.first_day_known(phases.trial.cutoff))
-    scale = _final_scale(shop, phases.final, config, weights, adjustment, device)
-    return Fitted(weights, replace(adjustment, scale=scale), progress.history, panel, apart)
+    adjustment = _scaled_at_cut(shop, phases.final, config, weights, adjustment, device)
+    return Fitted(weights, adjustment, progress.history, panel, apart)
 
 
 def try_out(
@@ -203,14 +203,12 @@ def _hold_out(shop: Shop, trial: Setup, final: Setup, primary: int) -> HeldOut:
     return HeldOut(rows, shop.horizons.index(primary), error)
 
 
-def _final_scale(
+def _scaled_at_cut(
     shop: Shop, setup: Setup, config: TrainConfig, weights: dict[str, Tensor], adjustment: Adjustment, device: str
-) -> tuple[float, ...]:
-    """The scale at the cut needs no label: it compares two predictions for the customers known there."""
+) -> Adjustment:
     rows = setup.assembler.at(shop.histories, setup.cutoff)
     raw = forecast(load_model(setup, config, weights, device), rows.samples, setup.assembler.money, device=device)
-    buyers = rows.table["has_purchase"].to_numpy(bool)
-    return tuple(total_scale(raw, rows.base, buyers, adjustment.gate_value[0]).tolist())
+    return scaled(raw, rows, adjustment)
 
 
 def load_model(setup: Setup, config: TrainConfig, weights: dict[str, Tensor], device: str = "cpu") -> CustomerModel:

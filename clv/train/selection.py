@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clv.anchor.baseline import Curves
 from clv.evaluate import metrics
 from clv.evaluate.calibrate import cell_names, cells, fit_calibration, identity
 from clv.evaluate.panel import Panel, Visitors
@@ -27,6 +26,7 @@ JUDGED = 50_000  # customers, and as many visitors, whose predictions a held-out
 SIMPLE_PEERS = ("past_spend", "bgnbd_gg")  # cost no training
 ENOUGH_GAIN = 0.004  # of the mean log ratio: less does not pay for moving away from the anchor
 TIE = 0.002
+REPEATS_SCALE = (0.2, 5.0)  # beyond this the two totals do not speak of the same thing
 
 
 @dataclass(frozen=True)
@@ -96,20 +96,24 @@ def best_gate(gains: dict[float, float]) -> float:
     return max(gate for gate, gain in gains.items() if gain >= best - TIE)
 
 
-def total_scale(raw: Forecast, base: Curves, buyers: NDArray[np.bool_], gate_value: float) -> Floats:
-    """Factor per horizon that gives the customers' total the anchor's level: ranking and level are two problems."""
-    mixed = gate_value * raw.value + (1 - gate_value) * base.value
-    return np.asarray(base.value[buyers].sum(0) / np.maximum(mixed[buyers].sum(0), 1e-12))
+def scaled(raw: Forecast, rows: Assembled, adjustment: Adjustment) -> Adjustment:
+    """The adjustment with the factors that give the customers' totals, of value and of orders, the anchor's level:
+    ranking and level are two problems. It needs no label."""
+    buyers, ones = rows.table["has_purchase"].to_numpy(bool), (1.0,) * raw.hazard.shape[1]
+    plain = replace(adjustment, scale=ones, scale_repeats=ones)
+    found = adjust(raw, rows.base, rows.table, np.zeros(len(ones)), plain).forecast
+    value = rows.base.value[buyers].sum(0) / np.maximum(found.value[buyers].sum(0), 1e-12)
+    wanted = (rows.base.orders - found.p_purchase)[buyers].sum(0)
+    repeats = np.clip(wanted / np.maximum(found.repeats[buyers].sum(0), 1e-12), *REPEATS_SCALE)
+    return replace(adjustment, scale=tuple(value.tolist()), scale_repeats=tuple(repeats.tolist()))
 
 
 def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[Adjustment, Outlook]:
     """The adjustment that the held-out origin supports, and the held-out forecast after it."""
     rows, keep = held_out.rows, held_out.buyers
     num = raw.hazard.shape[1]
-    scale = total_scale(raw, rows.base, keep, gate[1])
-    adjustment = replace(
-        Adjustment.none(num), gate_purchase=(gate[0],) * num, gate_value=(gate[1],) * num, scale=tuple(scale.tolist())
-    )
+    adjustment = replace(Adjustment.none(num), gate_purchase=(gate[0],) * num, gate_value=(gate[1],) * num)
+    adjustment = scaled(raw, rows, adjustment)
     before = adjust(raw, rows.base, rows.table, held_out.level_error, adjustment)
     table = rows.table[keep]
     labels = rows.cut.labels
@@ -132,7 +136,7 @@ def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[
             newest = replace(fitted, level=1.0)
         # A horizon too long to have matured takes the bands of the longest that has.
         calibrations[i] = newest
-    adjustment = replace(adjustment, calibration=tuple(calibrations))
+    adjustment = scaled(raw, rows, replace(adjustment, calibration=tuple(calibrations)))
     return adjustment, adjust(raw, rows.base, rows.table, held_out.level_error, adjustment)
 
 

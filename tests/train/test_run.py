@@ -124,11 +124,14 @@ def test_a_run_says_what_it_did(fitted: tuple[Phases, Fitted], tiny: TrainConfig
     assert all(c.level == 1.0 for c in run.adjustment.calibration)
 
 
-def test_the_total_is_the_anchors(fitted: tuple[Phases, Fitted], shop: Shop, tiny: TrainConfig) -> None:
+def test_the_totals_of_value_and_orders_are_the_anchors(
+    fitted: tuple[Phases, Fitted], shop: Shop, tiny: TrainConfig
+) -> None:
     phases, run = fitted
-    found = scores(shop, phases.final, run, tiny)["value"].sum(0)
+    found = scores(shop, phases.final, run, tiny)
     rows = phases.final.assembler.at(shop.histories, phases.final.cutoff)
-    np.testing.assert_allclose(found, rows.base.value.sum(0), rtol=0.02)
+    np.testing.assert_allclose(found["value"].sum(0), rows.base.value.sum(0), rtol=0.02)
+    np.testing.assert_allclose(found["orders"].sum(0), rows.base.orders.sum(0), rtol=0.02)
 
 
 def test_a_log_too_short_to_hold_an_origin_out_keeps_half_way_to_the_anchor(shop: Shop, tiny: TrainConfig) -> None:
