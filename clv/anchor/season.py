@@ -31,14 +31,15 @@ YEAR_DAYS = 365.2425
 _SEASON_DAYS = 25.0  # a day of the year tells about the days within some weeks of it, and nothing about other seasons
 _HARMONICS = np.arange(1, 9)
 _HARMONIC_SHARE = np.exp(-((2 * np.pi * _HARMONICS * _SEASON_DAYS / YEAR_DAYS) ** 2) / 2)
-_DRIFT_MEMORY_DAYS = 180.0
-_SHARED = 0.5  # of the variance is common to all horizons; the rest is each horizon's own
+_DRIFT_MEMORY_DAYS = 730.0
+_SHARED = 0.9  # of the variance is common to all horizons; the rest is each horizon's own
 _SEASON_SPREADS = (0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviation of the log level of a day
 _DRIFT_SPREADS = (0.0, 0.05, 0.1, 0.2, 0.4)
 _SEASON_PRIOR = (0.25, 0.8)  # median and log spread: most shops have a season; the lognormal doubts a flat year
-_DRIFT_PRIOR = 0.1  # half-normal
+_DRIFT_PRIOR = 0.2  # half-normal
 _ROW_ERROR = 0.07  # what no sampling error covers: promotions, weather, the anchor's own fit
 _YOUNG_ERROR = 0.1  # extra log error of an anchor that has seen no full year, falling to 0 at a year
+_OVERCONFIDENCE = 1.25  # realised over stated error of the log level, on twenty simulated shops at five origins each
 _MAX_LOG_LEVEL = 1.5
 
 
@@ -98,7 +99,7 @@ class SeasonalIndex:
             mean += share * value
             second += share * (np.maximum(variance, _ROW_ERROR**2) + value**2)
         error = np.sqrt(np.maximum(second - mean**2, _ROW_ERROR**2))
-        return np.exp(np.clip(mean, -_MAX_LOG_LEVEL, _MAX_LOG_LEVEL)), error
+        return np.exp(np.clip(mean, -_MAX_LOG_LEVEL, _MAX_LOG_LEVEL)), _OVERCONFIDENCE * error
 
     @cached_property
     def _posterior(self) -> list[tuple[float, float, float, tuple[Floats, bool], Floats]]:
