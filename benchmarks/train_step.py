@@ -2,15 +2,19 @@
 
 `python -m benchmarks.train_step [--preset minilm] [--zero-stage 1]`. One process; blocks of steps of the rivals are
 interleaved, so that a busy machine slows all of them; medians of the blocks and their ratios are printed.
+Then two workers of one thread each against one such worker, DeepSpeed and plain torch, in turns (read it on an idle
+machine of two cores or more); then what Ray Train takes to start and end two workers that do nothing.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -40,6 +44,8 @@ class Options:
     steps: int = 4
     """Steps per block."""
     threads: int = 1
+    rounds: int = 3
+    """Of one worker and two in turns; 0 leaves them out, and Ray's start."""
 
 
 def main() -> None:
@@ -69,15 +75,80 @@ def main() -> None:
             f"{name:28} {statistics.median(taken):7.3f} CPU-s per step, {statistics.median(taken) / rival:5.2f} x plain"
         )
     dist.destroy_process_group()
+    if options.rounds:
+        scaling(options, config)
+        print(f"{'Ray Train: start and end':28} {ray_start():7.1f} s")
+
+
+def scaling(options: Options, config: TrainConfig) -> None:
+    """Prints how many times one worker's steps per second two of them do, the global batch being the same."""
+    for kind in ("torch", "deepspeed"):
+        taken: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(options.rounds):
+            for size, found in taken.items():
+                found.append(group_seconds(size, kind, options, config))
+        one, two = statistics.median(taken[1]), statistics.median(taken[2])
+        print(f"two workers, {kind:15} {two:7.3f} s per step, one {one:.3f}: {one / two:.2f} x", flush=True)
+
+
+def group_seconds(size: int, kind: str, options: Options, config: TrainConfig) -> float:
+    """Seconds per step of a group of so many processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (size, kind, options, config, Path(folder))
+        torch.multiprocessing.spawn(group_member, arguments, nprocs=size)  # type: ignore[no-untyped-call]
+        return float((Path(folder) / "seconds").read_text())
+
+
+def group_member(
+    rank: int, size: int, kind: Literal["torch", "deepspeed"], options: Options, config: TrainConfig, folder: Path
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size)}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    setup, _ = example(config)
+    samples = setup.source(shop_of_example(), config).epoch(0)
+    batch = samples.batch(np.argsort(-samples.lengths)[: config.batch_size], part=(rank, size))
+    step = engine(setup, config, batch, kind, options.zero_stage if kind == "deepspeed" else 0)
+    step()
+    dist.barrier()
+    start = time.perf_counter()
+    for _ in range(options.steps):
+        step()
+    if rank == 0:
+        (folder / "seconds").write_text(str((time.perf_counter() - start) / options.steps))
+    dist.destroy_process_group()
+
+
+def ray_start() -> float:
+    """Seconds of a run on two workers that do nothing, the local cluster's start left out."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from clv.cluster import session
+
+    with session.ray_session(num_cpus=3, object_store_mb=256), tempfile.TemporaryDirectory() as folder:
+        trainer = TorchTrainer(
+            lambda: None,
+            torch_config=TorchConfig(backend="gloo"),
+            scaling_config=ScalingConfig(num_workers=2),
+            run_config=RunConfig(storage_path=folder),
+        )
+        start = time.perf_counter()
+        trainer.fit()
+        return time.perf_counter() - start
+
+
+def shop_of_example() -> Shop:
+    clock = Clock("UTC")
+    table = build(simulate(400, "2022-01-01", "2023-12-31", seed=0).events, clock)
+    return Shop(Histories.from_table(table), clock, "gross", (30, 90), Items.empty(), clock.parse("2024-01-01"))
 
 
 def example(config: TrainConfig) -> tuple[Setup, Batch]:
     """A setup and one full batch of long histories of a simulated shop."""
-    clock = Clock("UTC")
-    table = build(simulate(400, "2022-01-01", "2023-12-31", seed=0).events, clock)
-    histories, end = Histories.from_table(table), clock.parse("2024-01-01")
-    setup = prepare(Shop(histories, clock, "gross", (30, 90), Items.empty(), end), end, config, 30)
-    samples = setup.source(Shop(histories, clock, "gross", (30, 90), Items.empty(), end), config).epoch(0)
+    shop = shop_of_example()
+    setup = prepare(shop, shop.data_through, config, 30)
+    samples = setup.source(shop, config).epoch(0)
     return setup, samples.batch(np.argsort(-samples.lengths)[: config.batch_size])
 
 
