@@ -1,7 +1,7 @@
 """A prepare on a cluster of two nodes in this process, during which something dies: run by test_prepare_faults.py.
 
-`python prepare_driver.py SPEC OUT worker|node`. After the first unit of each pass a busy worker is killed, or after the
-first unit of pass 1 a whole node. Lines of the run go to stdout.
+`python prepare_driver.py SPEC OUT worker|node`. Once in each pass a busy worker is killed, if one is seen when a unit
+is told to be done; or after the first unit of pass 1 a whole node. Lines of the run go to stdout.
 """
 
 import os
@@ -36,13 +36,12 @@ def main() -> None:
 
     def say(line: str) -> None:
         print(line, flush=True)
-        begins = line.startswith(("pass 1: 1/", "pass 2: 1/"))
-        if begins and what == "worker":
+        if what == "worker" and line.startswith("pass ") and line[:6] not in killed:
             for pid in busy_workers()[:1]:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(line[:6])
                 print(f"killed worker {pid}", flush=True)
-        elif begins and not killed:
+        elif what == "node" and line.startswith("pass 1: 1/"):
             nodes.remove_node(workers[1], allow_graceful=False)  # SIGKILL to the raylet; its workers go with it
             killed.append("node")
             print("killed a node", flush=True)
