@@ -22,11 +22,11 @@ from clv.models.model import CustomerModel
 from clv.train import loop
 from clv.train.config import TrainConfig
 from clv.train.engine import Engine, make_engine
-from clv.train.feed import steps_of
+from clv.train.feed import Whole, steps_of
 from clv.train.zero import DeepSpeedEngine
 
 
-class Fixed:
+class Fixed(Whole):
     """The same samples every epoch."""
 
     def __init__(self, samples: Any) -> None:
