@@ -237,7 +237,9 @@ def test_layers_learn_at_their_own_rates_on_every_engine(name: str, results: Get
     assert_same_run(results(1)[0][name], expected)
     for found in results(2):
         assert_same_run(found["layers zero 1"], expected)
-    assert expected["losses"] != results(1)[0]["loop"]["losses"]
+    # In so few steps the backbone's own rates show in its weights before they show in a loss.
+    alike = results(1)[0]["loop"]["weights"]
+    assert any(not torch.equal(alike[name], value) for name, value in expected["weights"].items())
 
 
 @pytest.mark.parametrize(("found", "expected"), [(c["name"], c["name"].split()[0]) for c in ADAPTERS])
