@@ -100,19 +100,10 @@ def taken(samples: Samples, rows: NDArray[np.int64]) -> Samples:
         name: getattr(samples, name)[rows]
         for name in ("wide", "base_hazard", "base_repeats", "base_value", "typical", "value", "orders", "mature")
     }
-    return replace(samples, tokens=_tokens(samples.tokens, rows), **changes)
-
-
-def _tokens(t: Any, rows: NDArray[np.int64]) -> TokenArrays:
+    t = samples.tokens
+    assert isinstance(t, TokenArrays), "events, not texts, are drawn anew"
     index = ranges(t.offsets[rows], t.offsets[rows + 1])
-    start, stop = t.item_offsets[index], t.item_offsets[index + 1]
-    return TokenArrays(
-        np.append(0, np.cumsum(t.lengths[rows])),
-        t.scalars[index],
-        t.codes[index],
-        np.append(0, np.cumsum(stop - start)),
-        t.item[ranges(start, stop)],
-    )
+    return replace(samples, tokens=t.taken(index, np.append(0, np.cumsum(t.lengths[rows]))), **changes)
 
 
 def corrected(p: Floats, odds: float) -> Floats:

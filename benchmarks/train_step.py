@@ -105,9 +105,7 @@ def group_member(
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_SIZE": str(size)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    setup, _ = example(config)
-    samples = setup.source(shop_of_example(), config).epoch(0)
-    batch = samples.batch(np.argsort(-samples.lengths)[: config.batch_size], part=(rank, size))
+    setup, batch = example(config, (rank, size))
     step = engine(setup, config, batch, kind, options.zero_stage if kind == "deepspeed" else 0)
     step()
     dist.barrier()
@@ -138,18 +136,14 @@ def ray_start() -> float:
         return time.perf_counter() - start
 
 
-def shop_of_example() -> Shop:
+def example(config: TrainConfig, part: tuple[int, int] | None = None) -> tuple[Setup, Batch]:
+    """A setup and one full batch, or a worker's part of it, of long histories of a simulated shop."""
     clock = Clock("UTC")
     table = build(simulate(400, "2022-01-01", "2023-12-31", seed=0).events, clock)
-    return Shop(Histories.from_table(table), clock, "gross", (30, 90), Items.empty(), clock.parse("2024-01-01"))
-
-
-def example(config: TrainConfig) -> tuple[Setup, Batch]:
-    """A setup and one full batch of long histories of a simulated shop."""
-    shop = shop_of_example()
+    shop = Shop(Histories.from_table(table), clock, "gross", (30, 90), Items.empty(), clock.parse("2024-01-01"))
     setup = prepare(shop, shop.data_through, config, 30)
     samples = setup.source(shop, config).epoch(0)
-    return setup, samples.batch(np.argsort(-samples.lengths)[: config.batch_size])
+    return setup, samples.batch(np.argsort(-samples.lengths)[: config.batch_size], part=part)
 
 
 def plain(setup: Setup, config: TrainConfig, batch: Batch) -> Callable[[], None]:

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from clv.cluster import session
 from clv.models.batch import Samples
 from clv.train.origins import Piece
 
@@ -14,9 +15,9 @@ def load(assemble: Callable[[Piece], Samples], pieces: Iterable[Piece]) -> Itera
     """What `clv.train.origins.load_here` yields; each worker has a stream of its own."""
     import ray
 
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True  # by default blocks come as they are ready
-    context.enable_progress_bars = False
+    session.quiet_data()
+    # By default blocks come as they are ready.
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
 
     def make(row: dict[str, Any]) -> dict[str, Any]:
         return {"samples": pickle.dumps(assemble(pickle.loads(row["piece"])))}

@@ -150,14 +150,7 @@ def random_slices(samples: Samples, rows: NDArray[np.int64], rng: np.random.Gene
     length = np.minimum(length, stop - start)
     begin = start + (rng.random(len(rows)) * (stop - start - length + 1)).astype(np.int64)
     index = ranges(begin, begin + length)
-    lines = ranges(t.item_offsets[index], t.item_offsets[index + 1])
-    taken = TokenArrays(
-        np.append(0, np.cumsum(length)),
-        t.scalars[index],
-        t.codes[index],
-        np.append(0, np.cumsum(t.item_offsets[index + 1] - t.item_offsets[index])),
-        t.item[lines],
-    )
+    taken = t.taken(index, np.append(0, np.cumsum(length)))
     return Samples(**_bare(taken)).batch(np.arange(len(rows)))
 
 

@@ -36,6 +36,17 @@ class TokenArrays:
         """(S,) places of each row in a batch."""
         return np.diff(self.offsets)
 
+    def taken(self, index: Ints, offsets: Ints) -> TokenArrays:
+        """Tokens `index` alone, row i of them index[offsets[i]:offsets[i + 1]]."""
+        start, stop = self.item_offsets[index], self.item_offsets[index + 1]
+        return TokenArrays(
+            offsets,
+            self.scalars[index],
+            self.codes[index],
+            np.append(0, np.cumsum(stop - start)),
+            self.item[ranges(start, stop)],
+        )
+
     def padded(self, index: Ints, place: Ints, num_rows: int) -> Padded:
         """Tokens `index`, oldest first; place (ascending): the row of the batch that each belongs to."""
         length = np.bincount(place, minlength=num_rows)

@@ -35,13 +35,10 @@ class RandomOrigins(Whole):
 
     def epoch(self, epoch: int) -> Samples:
         rng = np.random.default_rng((self.seed, epoch))
-        customer, origin = draw(
+        pairs = draw(
             self.histories, self.days, self.cutoff, self.assembler.clock, rng, self.num_samples, self.season_bonus
         )
-        pairs = np.unique(customer * len(self.days) + origin)
-        return self.assembler.train(
-            self.histories, pairs // len(self.days), self.days[pairs % len(self.days)], self.cutoff
-        )
+        return samples_of(self.assembler, self.histories, self.days, self.cutoff, np.unique(pairs))
 
 
 @dataclass(frozen=True)
@@ -129,11 +126,8 @@ class ShardOrigins:
     def assemble(self, piece: Piece) -> Samples:
         """Exactly `piece.num` samples; a shard in which nobody is known at any origin raises ValueError."""
         histories, rng = read_shard(piece.shard), np.random.default_rng(piece.seed)
-        customer, origin = draw(
-            histories, self.days, self.cutoff, self.assembler.clock, rng, piece.num, self.season_bonus
-        )
-        pairs = np.sort(customer * len(self.days) + origin)
-        return self.assembler.train(histories, pairs // len(self.days), self.days[pairs % len(self.days)], self.cutoff)
+        pairs = draw(histories, self.days, self.cutoff, self.assembler.clock, rng, piece.num, self.season_bonus)
+        return samples_of(self.assembler, histories, self.days, self.cutoff, np.sort(pairs))
 
 
 @lru_cache(maxsize=2)
@@ -156,18 +150,25 @@ def draw(
     rng: np.random.Generator,
     num: int,
     season_bonus: float,
-) -> tuple[Ints, Ints]:
-    """(customers, indices of days), `num` each: an origin by how many customers are known there, then one of them."""
+) -> Ints:
+    """`num` pairs, customer * len(days) + index of the day: an origin by how many customers are known there, then one
+    of them."""
     first = first_days(h, cutoff)
-    known = np.searchsorted(np.sort(first), days)  # customers known at each origin
+    by_first = np.argsort(first, kind="stable")
+    known = np.searchsorted(first[by_first], days)  # customers known at each origin
     cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
     off_season = np.abs((cutoff_day - days + 182) % 365 - 182)
     weight = known * (1 + season_bonus * (off_season <= SEASON_DAYS))
     if weight.sum() == 0:
         raise ValueError("no past origin has a matured label: the log is too short for the horizons of the spec")
     origin = rng.choice(len(days), num, p=weight / weight.sum())
-    by_first = np.argsort(first, kind="stable")
-    return by_first[(rng.random(num) * known[origin]).astype(np.int64)], origin
+    customer = by_first[(rng.random(num) * known[origin]).astype(np.int64)]
+    return np.asarray(customer * len(days) + origin)
+
+
+def samples_of(assembler: Assembler, h: Histories, days: NDArray[np.int32], cutoff: int, pairs: Ints) -> Samples:
+    """Rows of pairs as `draw` codes them, in their order, with labels known before `cutoff` (us)."""
+    return assembler.train(h, pairs // len(days), days[pairs % len(days)], cutoff)
 
 
 def first_days(h: Histories, cutoff: int) -> Ints:
