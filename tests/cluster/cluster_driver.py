@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ray
 from ray.cluster_utils import Cluster as Nodes
 
-from clv.cluster import session, training
+from clv.cluster import training
 from clv.cluster.workers import Cluster
 from clv.train.tracking import Tracking
+from tests.cluster.two_nodes import two_nodes
 
 
 class Mishap:
@@ -57,22 +57,13 @@ class Mishap:
 def main() -> None:
     task, storage, result, how = sys.argv[1:]
     histories, phases, config = pickle.loads(Path(task).read_bytes())
-    nodes = Nodes()
-    # The driver's node holds no worker: it is not the one that is lost.
-    nodes.add_node(num_cpus=0, object_store_memory=200 * session.MIB, include_dashboard=False)
-    ray.init(address=nodes.address, log_to_driver=False)
-    workers = [nodes.add_node(num_cpus=1, object_store_memory=100 * session.MIB) for _ in range(2)]
-    nodes.wait_for_nodes()
-    try:
+    with two_nodes() as (nodes, victim):
         cluster = Cluster(
             num_workers=2, min_workers=1, max_failures=1, storage=storage, checkpoint_steps=5, checkpoint_minutes=0
         )
         tracking = Tracking(folder=f"{storage}/scalars", run="run")
-        fitted = training.train(Path(histories), phases, config, cluster, tracking, Mishap(nodes, workers[1], how))
+        fitted = training.train(Path(histories), phases, config, cluster, tracking, Mishap(nodes, victim, how))
         Path(result).write_bytes(pickle.dumps({"history": fitted.history, "weights": fitted.weights}))
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import psutil
-import ray
-from ray.cluster_utils import Cluster
 
-from clv.cluster import intake, session
+from clv.cluster import intake
 from clv.data.spec import DatasetSpec
+from tests.cluster.two_nodes import two_nodes
 
 
 def busy_workers() -> list[int]:
@@ -25,32 +24,21 @@ def busy_workers() -> list[int]:
 
 def main() -> None:
     spec, out, what = sys.argv[1:]
-    nodes = Cluster()
-    # The driver's node runs no task: it is not the one that is lost.
-    nodes.add_node(num_cpus=0, object_store_memory=200 * session.MIB, include_dashboard=False)
-    ray.init(address=nodes.address, log_to_driver=False)
-    workers = [nodes.add_node(num_cpus=1, object_store_memory=100 * session.MIB) for _ in range(2)]
-    nodes.wait_for_nodes()
-    session.quiet_data()
     killed: list[str] = []
+    with two_nodes() as (nodes, victim):
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-        if what == "worker" and line.startswith("pass ") and line[:6] not in killed:
-            for pid in busy_workers()[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(line[:6])
-                print(f"killed worker {pid}", flush=True)
-        elif what == "node" and line.startswith("pass 1: 1/"):
-            nodes.remove_node(workers[1], allow_graceful=False)  # SIGKILL to the raylet; its workers go with it
-            killed.append("node")
-            print("killed a node", flush=True)
+        def say(line: str) -> None:
+            print(line, flush=True)
+            if what == "worker" and line.startswith("pass ") and line[:6] not in killed:
+                for pid in busy_workers()[:1]:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(line[:6])
+                    print(f"killed worker {pid}", flush=True)
+            elif what == "node" and line.startswith("pass 1: 1/"):
+                nodes.remove_node(victim, allow_graceful=False)  # SIGKILL to the raylet; its workers go with it
+                print("killed a node", flush=True)
 
-    try:
         intake.prepare(DatasetSpec.load(spec), spec, Path(out), partitions=8, say=say)
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
 
 
 if __name__ == "__main__":

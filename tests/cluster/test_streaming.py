@@ -1,6 +1,8 @@
 """Samples that Ray Data makes are those made here, in the same order."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ from clv.data.prepared import Prepared
 from clv.train.origins import Piece, ShardOrigins, load_here
 
 
-def test_ray_data_yields_what_the_loader_does_in_order(ray_cluster: None, task: object) -> None:
-    config = replace(task.config, feed="ray")  # type: ignore[attr-defined]
-    shop = training.read_shop(task.histories, config=config)  # type: ignore[attr-defined]
-    source = task.phases.final.source(shop, config)  # type: ignore[attr-defined]
+def test_ray_data_yields_what_the_loader_does_in_order(ray_cluster: None, task: Any) -> None:
+    config = replace(task.config, feed="ray")
+    shop = training.read_shop(task.histories, config=config)
+    source = task.phases.final.source(shop, config)
     assert isinstance(source, ShardOrigins)
     assert source.load is streaming.load
     # The first are the slowest to make.
@@ -27,18 +29,16 @@ def test_ray_data_yields_what_the_loader_does_in_order(ray_cluster: None, task: 
 
 
 @pytest.mark.slow
-def test_a_group_of_workers_is_fed_by_ray_data_as_by_the_loader(
-    ray_cluster: None, task: object, tmp_path: object
-) -> None:
+def test_a_group_of_workers_is_fed_by_ray_data_as_by_the_loader(ray_cluster: None, task: Any, tmp_path: Path) -> None:
     curves = []
     for feed in ("shards", "ray"):
-        fitted = task.train(tmp_path / feed, lambda line: None, feed=feed, epochs=1)  # type: ignore[attr-defined, operator]
+        fitted = task.train(tmp_path / feed, lambda line: None, feed=feed, epochs=1)
         curves.append([row["loss"] for row in fitted.history])
     assert curves[0] == curves[1]
 
 
-def test_a_process_holds_a_share_of_the_customers_where_not_all_events_fit(task: object) -> None:
-    histories, config = task.histories, task.config  # type: ignore[attr-defined]
+def test_a_process_holds_a_share_of_the_customers_where_not_all_events_fit(task: Any) -> None:
+    histories, config = task.histories, task.config
     whole, num_tokens = training.read_shop(histories), Prepared.open(histories).manifest["num_tokens"]
     assert not training.read_shop(histories, config=config).shards
     some = training.read_shop(histories, config=replace(config, memory_events=num_tokens * 3 // 4))

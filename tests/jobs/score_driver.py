@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import psutil
-import ray
-from ray.cluster_utils import Cluster
 
-from clv.cluster import scoring, session
+from clv.cluster import scoring
 from clv.data.prepared import Prepared
+from tests.cluster.two_nodes import two_nodes
 
 
 def scorers() -> list[int]:
@@ -25,29 +24,19 @@ def scorers() -> list[int]:
 
 def main() -> None:
     histories, bundle, day, out, what = sys.argv[1:]
-    nodes = Cluster()
-    # The driver's node scores nothing: it is not the one that is lost.
-    nodes.add_node(num_cpus=0, object_store_memory=200 * session.MIB, include_dashboard=False)
-    ray.init(address=nodes.address, log_to_driver=False)
-    workers = [nodes.add_node(num_cpus=1, object_store_memory=100 * session.MIB) for _ in range(2)]
-    nodes.wait_for_nodes()
-    session.quiet_data()
+    with two_nodes() as (nodes, victim):
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-        if line.startswith("2/"):
-            if what == "worker":
-                os.kill(scorers()[0], signal.SIGKILL)
-            else:
-                nodes.remove_node(workers[1], allow_graceful=False)  # SIGKILL to the raylet; its workers go with it
-            print(f"killed a {what}", flush=True)
+        def say(line: str) -> None:
+            print(line, flush=True)
+            if line.startswith("2/"):
+                if what == "worker":
+                    os.kill(scorers()[0], signal.SIGKILL)
+                else:
+                    nodes.remove_node(victim, allow_graceful=False)  # SIGKILL to the raylet; its workers go with it
+                print(f"killed a {what}", flush=True)
 
-    try:
         prepared = Prepared.open(histories)
         scoring.score(Path(bundle), prepared, prepared.origin(day), Path(out), workers=2, say=say)
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
 
 
 if __name__ == "__main__":
