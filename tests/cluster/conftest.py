@@ -6,28 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
-from clv.cluster import intake, training
+from clv.cluster import training
 from clv.cluster.workers import Cluster
 from clv.data.prepared import Prepared
-from clv.data.spec import DatasetSpec
-from clv.data.synth import simulate
 from clv.train import fit
 from clv.train.config import TrainConfig
 from clv.train.tracking import Tracking
-
-SPEC = """
-name: simulated
-timezone: UTC
-currency: EUR
-events:
-  path: {folder}/events.parquet
-  columns: {{customer_id: customer_id, event_time: event_time, order_id: order_id, item_id: item_id, amount: amount}}
-  event_type: {{column: event_type, map: {{purchase: purchase, view: view, cart: cart}}}}
-horizons_days: [30, 90]
-"""
+from tests.prepared_shop import prepared_shop
 
 
 @dataclass(frozen=True)
@@ -55,11 +42,7 @@ class Task:
 
 @pytest.fixture(scope="session")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    folder = tmp_path_factory.mktemp("shop")
-    pq.write_table(simulate(150, "2023-01-01", "2024-01-01", seed=1).events, folder / "events.parquet")
-    spec = DatasetSpec.parse(SPEC.format(folder=folder), "simulated")
-    out = folder / "histories"
-    intake.prepare(spec, "simulated", out, run=intake.run_here, partitions=2, say=lambda line: None)
+    out = prepared_shop(tmp_path_factory.mktemp("shop"), 2, 150, "2023-01-01", "2024-01-01", seed=1)
     config = TrainConfig.preset("tiny")
     backbone = replace(config.model.backbone, architecture="gru")
     config = replace(config, model=replace(config.model, backbone=backbone), num_origins=4)

@@ -13,42 +13,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 
-from clv.cluster import intake
 from clv.data.finish import file_sha256
-from clv.data.spec import DatasetSpec
-from clv.data.synth import simulate
+from tests.prepared_shop import prepared_shop
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
 DRIVER = Path(__file__).with_name("score_driver.py")
 ORIGIN = "2024-03-01"
 SHARDS = 16
-SPEC = """
-name: simulated
-timezone: Europe/Berlin
-currency: EUR
-events:
-  path: {folder}/events.parquet
-  columns: {{customer_id: customer_id, event_time: event_time, order_id: order_id, item_id: item_id, amount: amount}}
-  event_type: {{column: event_type, map: {{purchase: purchase, view: view, cart: cart}}}}
-horizons_days: [30, 90]
-"""
-
 Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
 def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough customers that no shard is scored in the time that a kill takes."""
-    folder = tmp_path_factory.mktemp("many")
-    made = simulate(6_000, "2023-01-01", "2024-07-01", seed=5, timezone="Europe/Berlin")
-    pq.write_table(made.events, folder / "events.parquet")
-    spec, out = DatasetSpec.parse(SPEC.format(folder=folder), "simulated"), folder / "histories"
-    intake.prepare(spec, "shop", out, run=intake.run_here, partitions=SHARDS, say=lambda line: None)
-    return out
+    shop = (6_000, "2023-01-01", "2024-07-01")
+    return prepared_shop(tmp_path_factory.mktemp("many"), SHARDS, *shop, seed=5, timezone="Europe/Berlin")
 
 
 @pytest.fixture

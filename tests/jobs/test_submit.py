@@ -26,8 +26,6 @@ from ray.cluster_utils import Cluster as Nodes
 
 REPO = Path(__file__).parents[2]
 START_S = 120
-# Seconds after which Ray notices that a node is gone, so that a test need not wait for its defaults.
-PROMPT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
 
 # Everything here is processes of their own; it runs beside the session's cluster, not on it.
 pytestmark = pytest.mark.ray
@@ -154,8 +152,7 @@ def test_without_the_token_nothing_is_submitted(cluster: Cluster, tmp_path: Path
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """A head without a CPU for workers, and two nodes of one CPU each."""
-    for name, value in PROMPT.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")  # before those that are left go on
     board, *agents = free_ports(4)
     found = Nodes()
     try:
