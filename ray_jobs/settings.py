@@ -88,32 +88,29 @@ class TrainSettings:
         """Settings of the encoder alone; ValueError for an option that only the other encoder has."""
         from clv.train.config import TrainConfig
 
-        def given(*names: str) -> dict[str, Any]:
-            return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-        text = given("text_encoder", "text_tokens")
         if self.encoder == "events":
-            for name, value in text.items():
+            for name, value in self._given("text_encoder", "text_tokens").items():
                 raise ValueError(f"--{name.replace('_', '-')} {value} needs --encoder text")
             return TrainConfig.preset(self.preset)
         size = {} if self.preset == "tiny" else {"preset": self.preset}
-        for name, value in (size | given("architecture", "pretrained")).items():
+        for name, value in (size | self._given("architecture", "pretrained")).items():
             raise ValueError(
                 f"--{name} {value} shapes the event encoder: with --encoder text leave it out, --text-encoder names "
                 "both shape and weights"
             )
-        renamed = {"text_encoder": "source", "text_tokens": "max_tokens"}
-        return TrainConfig.for_text(**{renamed[name]: value for name, value in text.items()})
+        return TrainConfig.for_text(**self._given(source="text_encoder", max_tokens="text_tokens"))
+
+    def _given(self, *names: str, **renamed: str) -> dict[str, Any]:
+        """Of the options `names`, and those named by what the settings call them, the ones that were given."""
+        chosen = {name: getattr(self, name) for name in names}
+        chosen |= {theirs: getattr(self, ours) for theirs, ours in renamed.items()}
+        return {name: value for name, value in chosen.items() if value is not None and value is not False}
 
     def settings(self) -> TrainConfig:
         """The preset, with the settings of the file, with those that were given; ValueError for an unknown one."""
         from clv.train.config import overlaid
 
-        def given(*names: str, **renamed: str) -> dict[str, object]:
-            chosen = {name: getattr(self, name) for name in names}
-            chosen |= {theirs: getattr(self, ours) for theirs, ours in renamed.items()}
-            return {name: value for name, value in chosen.items() if value is not None and value is not False}
-
+        given = self._given
         config = self._base()
         if self.config is not None:
             config = overlaid(config, _read_yaml(self.config), str(self.config))
