@@ -36,35 +36,45 @@ def row_of(
     dataset: str, horizon: int, origin: str, known: Truth, found: dict[str, Any], ours: Sequence[Prediction]
 ) -> dict[str, Any]:
     """One origin: metrics of every model (ours: mean over seeds), and where a peer is significantly better."""
-    y, orders = known.value, known.orders
     peers = {name: p for name, p in found.items() if isinstance(p, Prediction)}
-    table = {name: metrics.evaluate(y, orders, p) for name, p in peers.items()}
-    seeds = [metrics.evaluate(y, orders, p) for p in ours]
-    table["clv"] = {m: float(np.mean([s[m] for s in seeds])) for m in seeds[0]}  # type: ignore[misc]
-    losses = _losses(y, orders, peers, ours, table)
+    table, losses = judged(known.value, known.orders, peers, ours)
+    once = known.orders_past == 1
+    apart = {name: p.take(once) for name, p in peers.items()}, [p.take(once) for p in ours]
+    table_once, losses_once = judged(known.value[once], known.orders[once], *apart)
     published = PUBLISHED.get((dataset, origin, horizon))
     weak = [
         name
         for name, wanted in zip(PUBLISHED_PEERS, published or (), strict=bool(published))
         if name in table and (table[name]["ngini"] or 0) < wanted * (1 - WEAK_SHARE)
     ]
-    once = known.orders_past == 1
     return {
         "dataset": dataset,
         "origin": origin,
         "horizon_days": horizon,
-        "customers": len(y),
+        "customers": len(known.value),
         "models": table,
-        "seeds": seeds,
+        "seeds": [metrics.evaluate(known.value, known.orders, p) for p in ours],
         "not_run": {name: p["not_run"] for name, p in found.items() if not isinstance(p, Prediction)},
         "significantly_worse": losses,
         "composite": {name: composite(name, table) for name in table},
-        "one_order": {
-            name: metrics.evaluate(y[once], orders[once], p.take(once))
-            for name, p in (peers | {"clv": ours[0]}).items()
-        },
+        "one_order": {"customers": int(once.sum()), "models": table_once, "significantly_worse": losses_once},
         "weak_peers": weak,
     }
+
+
+def judged(
+    y: Any, orders: Any, peers: dict[str, Prediction], ours: Sequence[Prediction]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """(metrics of every model, `clv` the mean over seeds; where a peer is significantly better)."""
+    table = {name: metrics.evaluate(y, orders, p) for name, p in peers.items()}
+    seeds = [metrics.evaluate(y, orders, p) for p in ours]
+    table["clv"] = {m: _mean([s[m] for s in seeds]) for m in seeds[0]}
+    return table, _losses(y, orders, peers, ours, table)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def composite(name: str, table: dict[str, dict[str, Any]]) -> float:
@@ -121,6 +131,27 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             cells = [f"{v:.3f}" if (v := row["models"][name][m]) is not None else "–" for m in SHOWN]
             shown = f"**{name}**" if name == "clv" else name
             lines.append(f"| {shown} | " + " | ".join(cells) + f" | {row['composite'][name]:+.3f} |")
-        worse = row["significantly_worse"]
-        lines += ["", "A peer significantly better: " + ("; ".join(worse) if worse else "none") + ".", ""]
-    return "\n".join(lines) + "\n"
+        once = row["one_order"]
+        lines += ["", f"A peer significantly better: {_listed(row)}.", ""]
+        lines += [f"Among the {once['customers']:,} customers with one order: {_listed(once)}.", ""]
+    return "\n".join([*lines, *by_shop(rows)]) + "\n"
+
+
+def _listed(row: dict[str, Any]) -> str:
+    return "; ".join(row["significantly_worse"]) or "none"
+
+
+def by_shop(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of a table: the composite, mean over the origins of a shop."""
+    shops = list(dict.fromkeys(row["dataset"] for row in rows))
+    of: dict[str, dict[str, float]] = {}
+    for shop in shops:
+        found = [row["composite"] for row in rows if row["dataset"] == shop]
+        for name in dict.fromkeys(name for composites in found for name in composites):
+            of.setdefault(name, {})[shop] = float(np.mean([c[name] for c in found if name in c]))
+    lines = ["**Composite, mean over the origins of a shop**", "", f"| model | {' | '.join(shops)} |"]
+    lines.append("|---|" + "---|" * len(shops))
+    for name in sorted(of, key=lambda n: -sum(of[n].values())):
+        cells = " | ".join(f"{of[name].get(shop, float('nan')):+.3f}" for shop in shops)
+        lines.append(f"| {f'**{name}**' if name == 'clv' else name} | {cells} |")
+    return lines
