@@ -23,7 +23,6 @@ from clv.data.histories import Histories
 from clv.evaluate import sums
 from clv.evaluate.calibrate import GRID, Calibration, cells, identity
 from clv.evaluate.prediction import LEVELS, Prediction, Quantiles
-from clv.models.encoders import BackboneConfig
 from clv.models.features import FeatureSpace
 from clv.models.infer import Forecast, forecast
 from clv.models.model import CustomerModel, ModelConfig
@@ -267,11 +266,10 @@ class Predictor:
         self.metrics = b.metrics
         self._discount = float(facts["discount_rate_annual"])
         self._device = device
-        settings = dict(b.config["model"])
-        settings["backbone"] = BackboneConfig(**settings["backbone"])
-        self.max_tokens = settings["backbone"].max_tokens
+        shape = ModelConfig.from_json(b.config["model"])
+        self.max_tokens = shape.backbone.max_tokens
         space = FeatureSpace.from_arrays(b.vocab, b.items)
-        self._model = CustomerModel(ModelConfig(**settings), space, len(self.horizons))
+        self._model = CustomerModel(shape, space, len(self.horizons))
         self._model.load_state_dict({name: torch.from_numpy(array) for name, array in b.weights.items()})
         self._model.to(device).eval()
         self._assembler = Assembler(

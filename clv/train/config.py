@@ -10,7 +10,6 @@ from typing import Any, Literal, Self, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from clv.models import adapters, encoders, text_backbone
-from clv.models.adapters import AdapterConfig
 from clv.models.losses import LossConfig
 from clv.models.model import ModelConfig
 from clv.models.text import DEFAULT_ENCODER
@@ -112,7 +111,6 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    adapters: AdapterConfig = field(default_factory=AdapterConfig)
     epochs: int = 6
     samples_per_epoch: int = 16_000
     batch_size: int = 128
@@ -135,11 +133,25 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if 0 < self.batch_tokens < (longest := self.model.backbone.max_tokens):
             raise ValueError(f"batch_tokens {self.batch_tokens} is less than one customer's max_tokens {longest}")
-        adapters.check(self.adapters, self.model.backbone)
+        adapters.check(self.model.adapters, self.model.backbone)
+        if self.model.adapters.method and not self.model.use_sequence:
+            raise ValueError(
+                f"adapters.method {self.model.adapters.method} would do nothing without model.use_sequence"
+            )
+        if self.prunes and self.engine.stage > 0:
+            raise ValueError(
+                f"adapters.method adalora weighs whole gradients, which engine.zero_stage {self.engine.stage} shards: "
+                "use zero_stage 0, or engine.kind torch"
+            )
         if self.optimizer.layered and self.model.backbone.architecture == "mlp":
             raise ValueError("optimizer.layer_decay and unfreeze_epochs need a backbone of several layers, not an mlp")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether ranks of the adapters are given up during training (see `clv.models.ranks`)."""
+        return self.model.adapters.method == "adalora"
 
     @classmethod
     def preset(cls, name: str) -> Self:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from clv.models import ranks
 from clv.models.batch import Batch
 from clv.train.config import EngineConfig, TrainConfig
 from clv.train.optimizers import BACKBONE, make_optimizer, shares
@@ -129,6 +130,8 @@ class Engine:
         for i, batch in enumerate(batches):
             loss_sum += self._backward(batch, scale, last=i == len(batches) - 1)
         self._step()
+        if self.config.prunes:
+            ranks.prune(self.module, epochs)
         self.step_count += 1
         return float(self._reduce(loss_sum) / weight.clamp(min=1.0))
 
@@ -144,10 +147,16 @@ class Engine:
         return loss.detach()
 
     def _step(self) -> None:
+        self._observe()
         if self.config.optimizer.clip_norm > 0:  # 0 turns it off, as in DeepSpeed
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _observe(self) -> None:
+        """Called when the gradients of a step are whole, before its update."""
+        if self.config.prunes:
+            ranks.observe(self.module)
 
     def _reduce(self, value: Tensor) -> Tensor:
         if self.world_size > 1:
@@ -230,6 +239,11 @@ def recompute_layers(model: nn.Module) -> None:
 def make_engine(model: nn.Module, loss: LossSum, config: TrainConfig, device: torch.device) -> Engine:
     """The engine of `config.engine`. Raises ValueError for an option that would do nothing here."""
     check_options(config.engine, device)
+    if config.prunes and config.engine.kind == "deepspeed" and choose_precision(config.engine, device) != "fp32":
+        raise ValueError(
+            "adapters.method adalora prunes weights, of which DeepSpeed keeps copies in half precision: use precision "
+            "fp32, or engine.kind torch"
+        )
     if config.engine.kind == "torch":
         return Engine(model, loss, config, device)
     from clv.train.zero import DeepSpeedEngine

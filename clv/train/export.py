@@ -25,7 +25,7 @@ def to_bundle(
     held_out = None
     if phases.trial is not None:
         held_out = {"origin": _iso(phases.trial.cutoff), "horizon_days": phases.primary}
-    model_settings = as_json(config.model)
+    model_settings = as_json(config.model.merged)
     model_settings["backbone"]["pretrained"] = None  # the weights are in the bundle
     facts = {
         "dataset": dataset["name"],

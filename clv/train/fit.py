@@ -14,7 +14,7 @@ from clv.data import rfm
 from clv.data.clock import Clock
 from clv.data.histories import Histories
 from clv.data.windows import Value, cut
-from clv.models import transfer
+from clv.models import adapters, transfer
 from clv.models.features import FeatureSpace, Items
 from clv.models.model import CustomerModel
 from clv.models.samples import Assembler, money_scale, origin_grid, typical_curves
@@ -72,11 +72,14 @@ class Setup:
         return RandomOrigins(self.assembler, shop.histories, *drawn)
 
     def model(self, config: TrainConfig) -> CustomerModel:
-        """A fresh model, seeded; pretrained weights where the backbone names some."""
+        """A fresh model, seeded; pretrained weights where the backbone names some, and adapters beside them."""
         torch.manual_seed(config.seed)
-        model = CustomerModel(config.model, self.assembler.space, len(self.assembler.horizons))
-        if config.model.backbone.pretrained:
-            transfer.warm_start(model, self.assembler.space, config.model.backbone, config.model.backbone.pretrained)
+        backbone = config.model.backbone
+        model = CustomerModel(config.model.plain, self.assembler.space, len(self.assembler.horizons))
+        if backbone.pretrained:
+            transfer.warm_start(model, self.assembler.space, backbone, backbone.pretrained)
+        if config.model.adapters.method:
+            adapters.inject(model, config.model.adapters, backbone)
         return model
 
 

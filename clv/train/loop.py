@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from clv.models import losses
+from clv.models import losses, ranks
 from clv.models.batch import Batch
 from clv.train.config import OptimizerConfig, TrainConfig
 from clv.train.engine import Engine
@@ -48,6 +48,8 @@ class Average:
         for name, value in weights.items():
             if value.is_floating_point():
                 self.weights[name].mul_(keep).add_(value.detach().float(), alpha=1 - keep)
+            else:
+                self.weights[name].copy_(value)
 
 
 def _copy(value: Tensor) -> Tensor:
@@ -180,7 +182,10 @@ def to_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def sum_loss(config: TrainConfig, has_value: bool) -> Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]:
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.targets is not None
-        return losses.total(model(batch), batch.targets, config.loss, has_value)
+        total, weight = losses.total(model(batch), batch.targets, config.loss, has_value)
+        if config.prunes:
+            total = total + weight * ranks.SKEW_WEIGHT * ranks.skew(model)
+        return total, weight
 
     return loss
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from clv.models import adapters
 from clv.models.encoders import BackboneConfig
 from clv.models.features import FeatureSpace
 from clv.models.model import CustomerModel
@@ -57,8 +56,6 @@ def size_of(config: TrainConfig, space: FeatureSpace, num_horizons: int) -> Size
     backbone = replace(config.model.backbone, pretrained=None)
     with torch.device("meta"):
         model = CustomerModel(replace(config.model, backbone=backbone), space, num_horizons)
-        if config.adapters.method:
-            adapters.inject(model, config.adapters, config.model.backbone)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return Size(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
 
@@ -118,13 +115,14 @@ def flops_per_token(backbone: BackboneConfig) -> float:
 
 def candidates(config: TrainConfig) -> Iterator[TrainConfig]:
     """Settings that need less and less memory, and are slower and slower, from `config` on."""
+    last = 0 if config.prunes else 3
     for recompute in (False, True):
-        for stage in range(config.engine.stage, 4):
+        for stage in range(config.engine.stage, last + 1):
             yield config.with_engine(zero_stage=stage, activation_checkpointing=recompute)
     for more in (2, 4, 8, 16, 32):
         if config.batch_size >= more * config.engine.accumulation:
             changes = {"accumulation": config.engine.accumulation * more}
-            yield config.with_engine(zero_stage=3, activation_checkpointing=True, **changes)
+            yield config.with_engine(zero_stage=last, activation_checkpointing=True, **changes)
 
 
 def fitting(size: Size, config: TrainConfig, workers: int, precision: str, gpu_bytes: float) -> TrainConfig | None:

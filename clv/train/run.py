@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clv.evaluate.metrics import evaluate
 from clv.evaluate.panel import Panel
-from clv.models import adapters
+from clv.models import adapters, ranks
 from clv.models.infer import forecast
 from clv.models.model import CustomerModel
 from clv.predict import Adjustment
@@ -55,7 +55,7 @@ class Progress:
 class Fitted:
     """The end of a run: weights of the final fit, its adjustment, one row per epoch, what was said and what happened
     at the held-out origin (None where there was none); where adapters were trained, these apart (see
-    `clv.models.adapters`; `weights` has them merged)."""
+    `clv.models.adapters`; `weights` has them merged, where they can be)."""
 
     weights: dict[str, Tensor]
     adjustment: Adjustment
@@ -96,7 +96,7 @@ def train(
     final_config = replace(config, epochs=epochs)
     trained = _run_phase(shop, phases.final, final_config, has_value, device, hooks, progress, checkpoint, None, config)
     weights = merged(phases.final, config, trained)
-    apart = adapters.apart(trained) if config.adapters.method else {}
+    apart = adapters.apart(trained) if config.model.adapters.method else {}
 
     num = len(shop.horizons)
     adjustment, panel = Adjustment.none(num, gate=UNJUDGED_GATE), None
@@ -141,16 +141,13 @@ def _run_phase(
     schedule: TrainConfig | None = None,
 ) -> dict[str, Tensor]:
     """Train one phase; with `held_out`, watch it and note the best epoch, weights and gate in `progress`."""
-    model = setup.model(config)
-    if config.adapters.method:
-        adapters.inject(model, config.adapters, config.model.backbone)
-    engine = make_engine(model, loop.sum_loss(config, has_value), config, torch.device(device))
+    engine = make_engine(setup.model(config), loop.sum_loss(config, has_value), config, torch.device(device))
     start, average = loop.Position(), None
     if checkpoint is not None:
         start, average = loop.resume(engine, checkpoint, config)
         if held_out is not None and progress.epoch - progress.best_epoch >= PATIENCE:
             return loop.to_cpu(engine.whole(average.weights))  # it had stopped early when it was interrupted
-    watcher = CustomerModel(config.model, setup.assembler.space, len(shop.horizons)) if held_out else None
+    watcher = CustomerModel(config.model.merged, setup.assembler.space, len(shop.horizons)) if held_out else None
     if watcher is not None:
         watcher.to(device)
 
@@ -212,19 +209,18 @@ def _scaled_at_cut(
 
 
 def load_model(setup: Setup, config: TrainConfig, weights: dict[str, Tensor], device: str = "cpu") -> CustomerModel:
-    """The model of a setup with the given weights."""
-    model = CustomerModel(config.model, setup.assembler.space, len(setup.assembler.horizons))
+    """The model of a setup with the given weights, adapters merged."""
+    model = CustomerModel(config.model.merged, setup.assembler.space, len(setup.assembler.horizons))
     model.load_state_dict(weights)
     return model.to(device)
 
 
 def merged(setup: Setup, config: TrainConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the plain model; those with adapters are merged on the CPU."""
-    if not config.adapters.method:
+    """Weights of the model that a bundle holds; adapters are merged on the CPU."""
+    if config.model.adapters.method not in adapters.MERGED:
         return weights
     model = CustomerModel(config.model, setup.assembler.space, len(setup.assembler.horizons))
-    adapters.inject(model, config.adapters, config.model.backbone)
-    model.load_state_dict(weights)
+    model.load_state_dict(ranks.settled(weights))
     adapters.merge(model)
     return dict(model.state_dict())
 

@@ -57,6 +57,8 @@ class DeepSpeedEngine(Engine):
         loss: Tensor = self.model(batch)
         # DeepSpeed divides by the number of micro-batches; ours is already the share of the whole.
         self.model.backward(loss * scale * self.config.engine.accumulation)
+        if last:
+            self._observe()
         self.model.step()
         return loss.detach()
 

@@ -17,6 +17,7 @@ from clv.data import histories, synth
 from clv.data.clock import Clock
 from clv.data.histories import Histories
 from clv.data.windows import Value
+from clv.models import encoders
 from clv.models.encoders import BackboneConfig
 from clv.models.features import Items
 from clv.models.model import ModelConfig
@@ -86,6 +87,8 @@ def folder(setup: Setup, shop: Shop, config: TrainConfig, tmp_path_factory: pyte
     path = tmp_path_factory.mktemp("engine")
     content = {"space": setup.assembler.space, "samples": samples, "num_horizons": 2, "config": config}
     torch.save(content, path / "setup.pt")
+    backbone: Any = encoders.build(config.model.backbone)
+    backbone.model.save_pretrained(path / "bert")
     return path
 
 

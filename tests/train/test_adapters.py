@@ -1,16 +1,20 @@
-"""Adapters in a frozen backbone: few weights learn, merged they say what they said apart, and both can be kept."""
+"""Adapters in a frozen backbone: few weights learn, in the bundle they say what they said apart, and both are kept."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
+from clv import bundle as bundles
+from clv.bundle import as_json
 from clv.models import adapters, encoders
 from clv.models.adapters import AdapterConfig
-from clv.models.model import CustomerModel
-from clv.train import fit, loop, run
+from clv.models.model import CustomerModel, ModelConfig
+from clv.predict import Predictor
+from clv.train import export, fit, loop, plan, run
 from clv.train.config import TrainConfig
 from clv.train.engine import make_engine
 from clv.train.feed import steps_of
@@ -18,6 +22,15 @@ from clv.train.fit import Setup, Shop
 from clv.train.optimizers import make_optimizer
 
 pytest.importorskip("peft")
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4},
+    "adalora": {"rank": 2},
+    "ia3": {},
+    "prefix": {"length": 3},
+    "bottleneck": {"width": 5},
+}
+METHODS: list[Any] = list(OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -32,61 +45,91 @@ def source(tiny: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def settings(tiny: TrainConfig, source: str, method: Any, **changes: Any) -> TrainConfig:
     backbone = replace(tiny.model.backbone, num_layers=2, pretrained=source)
-    model = replace(tiny.model, backbone=backbone)
+    model = replace(tiny.model, backbone=backbone, adapters=AdapterConfig(method=method, **OPTIONS[method]))
     rate = replace(tiny.optimizer, learning_rate=0.01, backbone_share=1.0)
-    return replace(tiny, model=model, optimizer=rate, adapters=AdapterConfig(method=method, rank=4), **changes)
+    return replace(tiny, model=model, optimizer=rate, **changes)
 
 
 def trained(config: TrainConfig, setup: Setup, shop: Shop) -> CustomerModel:
     model = setup.model(config)
-    adapters.inject(model, config.adapters, config.model.backbone)
     engine = make_engine(model, loop.sum_loss(config, True), config, torch.device("cpu"))
     for step in list(steps_of(setup.source(shop, config).epoch(0), config, 0, 1, 0))[:4]:
-        engine.train_step(step.batches, 0.02)
+        engine.train_step(step.batches, 0.02, step.number / 4)
     return model.eval()
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("method", METHODS)
+def test_adapters_are_silent_at_the_start(
+    method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Shop
+) -> None:
+    config = settings(tiny, source, method)
+    plain = setup.model(replace(config, model=config.model.plain)).eval()
+    batch = setup.source(shop, config).epoch(0).batch(torch.arange(24).numpy())
+    with torch.inference_mode():
+        x = plain.embedding(batch)
+        before, after = plain.backbone(x, batch.mask), setup.model(config).eval().backbone(x, batch.mask)
+    # Learned keys take their share of the attention, whatever they say.
+    assert torch.equal(before, after) == (method != "prefix")
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_only_adapters_and_what_lies_outside_the_backbone_learn(
     method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Shop
 ) -> None:
     config = settings(tiny, source, method)
-    before = setup.model(config).state_dict()
+    before = setup.model(replace(config, model=config.model.plain)).state_dict()
     model = trained(config, setup, shop)
     after = model.state_dict()
     backbone = {name for name in after if name.startswith("backbone.")}
     fresh = {name for name in backbone if adapters.is_adapter(name)}
     assert fresh
-    for name in backbone - fresh:
-        assert torch.equal(after[name], before[name.replace(".base_layer", "")]), name
+    frozen = {name: found for name in backbone - fresh if (found := name.replace(".base_layer", "")) in before}
+    assert set(frozen.values()) == {name for name in before if name.startswith("backbone.")}
+    for name, found in frozen.items():
+        assert torch.equal(after[name], before[found]), name
     optimizer = make_optimizer(config.optimizer, model)
     count = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     outside = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("backbone."))
-    # Two layers of width 32: rank 4 on two square projections, or three vectors, the last of the wide layer.
-    assert count - outside == (2 * 2 * 2 * 32 * 4 if method == "lora" else 2 * (32 + 32 + 32 + 64))
+    # Two layers of width 32, 64 hidden units.
+    assert (
+        count - outside
+        == {
+            "lora": 2 * 2 * 4 * (32 + 32),  # rank 4 on two square projections
+            "adalora": 2 * 3 * (4 * (32 + 32 + 1) + 2 * (32 + 64 + 1)),  # rank 3 at first, on six matrices
+            "ia3": 2 * (32 + 32 + 32 + 64),  # vectors, the last of the wide layer
+            "prefix": 2 * 2 * 3 * 32,  # three keys and three values
+            "bottleneck": 2 * 2 * (32 * 5 + 5 + 5 * 32 + 32),
+        }[method]
+    )
     assert all(torch.isfinite(after[name]).all() for name in fresh)
+    assert plan.size_of(config, setup.assembler.space, 2) == plan.Size(
+        sum(p.numel() for p in model.parameters()), count
+    )
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3"])
-def test_merged_says_what_apart_says_and_can_be_kept_apart(
+@pytest.mark.parametrize("method", METHODS)
+def test_the_model_of_a_bundle_says_what_apart_says_and_can_be_kept_apart(
     method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Shop, tmp_path: Path
 ) -> None:
     config = settings(tiny, source, method)
     model = trained(config, setup, shop)
     batch = setup.source(shop, config).epoch(3).batch(torch.arange(24).numpy())
     with torch.inference_mode():
-        unmerged, untouched = model(batch), setup.model(config).eval()(batch)
+        unmerged, untouched = model(batch), setup.model(replace(config, model=config.model.plain)).eval()(batch)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
 
-    plain = CustomerModel(config.model, setup.assembler.space, 2)
-    plain.load_state_dict(run.merged(setup, config, weights))
-    adapters.save(tmp_path / "adapters", config.adapters, config.model.backbone, adapters.apart(weights))
-    restored = setup.model(replace(config, seed=config.seed + 1))
+    served = run.load_model(setup, config, run.merged(setup, config, weights))
+    stays = method in ("prefix", "bottleneck")
+    assert any(adapters.is_adapter(name) for name in served.state_dict()) == stays
+    adapters.save(tmp_path / "adapters", config.model.adapters, config.model.backbone, adapters.apart(weights))
+    restored = setup.model(replace(config, model=config.model.plain, seed=config.seed + 1))
     adapters.load(restored, tmp_path / "adapters")
+    found = restored.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in adapters.apart(weights).items())
     with torch.inference_mode():
-        for other in (plain.eval(), restored.eval()):
-            torch.testing.assert_close(other(batch).value, unmerged.value, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(other(batch).z, unmerged.z, rtol=1e-4, atol=1e-5)
+        assert torch.equal(restored.eval()(batch).z, unmerged.z)
+        torch.testing.assert_close(served.eval()(batch).value, unmerged.value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(served(batch).z, unmerged.z, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(untouched.z, unmerged.z, atol=1e-3)
     size = sum(path.stat().st_size for path in (tmp_path / "adapters").iterdir())
     assert size < 0.6 * sum(t.nbytes for t in weights.values())
@@ -98,7 +141,7 @@ def test_a_whole_run_leaves_plain_weights_and_adapters_apart(
     config = settings(tiny, source, "lora", epochs=1)
     phases = fit.plan(shop, cutoff, config)
     fitted = run.train(shop, phases, config)
-    plain = phases.final.model(config).state_dict()
+    plain = phases.final.model(replace(config, model=config.model.plain)).state_dict()
     assert fitted.weights.keys() == plain.keys()
     changed = {
         name
@@ -111,14 +154,101 @@ def test_a_whole_run_leaves_plain_weights_and_adapters_apart(
     assert not any(".base_layer." in name for name in fitted.adapters)
 
 
+@pytest.mark.parametrize("method", ["prefix", "bottleneck"])
+def test_adapters_that_stay_are_part_of_the_bundle(
+    method: str, tiny: TrainConfig, source: str, shop: Shop, cutoff: int, shop_histories: pa.Table, tmp_path: Path
+) -> None:
+    config = settings(tiny, source, method, epochs=1)
+    phases = fit.plan(shop, cutoff, config)
+    fitted = run.train(shop, phases, config)
+    fitted = replace(fitted, adjustment=replace(fitted.adjustment, gate_purchase=(1.0, 1.0), gate_value=(1.0, 1.0)))
+    facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": "gross"}
+    facts |= {"horizons": [30, 90], "discount_rate_annual": 0.1}
+    made = export.to_bundle(shop, phases, config, fitted, facts, [])
+    bundles.save(made, tmp_path / "bundle")
+    predictor = Predictor(tmp_path / "bundle")
+    samples = phases.final.assembler.at(shop.histories, cutoff).samples
+    model = run.load_model(phases.final, config, fitted.weights).eval()
+    with torch.inference_mode():
+        batch = samples.batch(torch.arange(24).numpy())
+        assert torch.equal(predictor._model(batch).z, model(batch).z)
+    scores = predictor.predict(shop_histories, cutoff).to_pandas()
+    # Its adapters have their say.
+    for name in made.weights:
+        if adapters.is_adapter(name):
+            made.weights[name][:] = 1
+    other = Predictor(made).predict(shop_histories, cutoff).to_pandas()
+    assert (other["p_purchase"] / scores["p_purchase"] - 1).abs().max() > 1e-5
+
+
+def test_averaged_weights_hold_the_ranks_of_the_budget(tiny: TrainConfig, source: str, shop: Shop, cutoff: int) -> None:
+    config = settings(tiny, source, "adalora", epochs=1)
+    fitted = run.train(shop, fit.plan(shop, cutoff, config), config)
+    values = [t for name, t in fitted.adapters.items() if ".lora_E." in name]
+    assert [len(t) for t in values] == [3] * 12
+    assert sum(int(t.count_nonzero()) for t in values) == 2 * 12
+
+
+def test_bundles_from_before_adapters_have_none() -> None:
+    plain = as_json(ModelConfig(hidden=7))
+    del plain["adapters"]
+    assert ModelConfig.from_json(plain) == ModelConfig(hidden=7)
+    stays = ModelConfig(adapters=AdapterConfig(method="prefix"))
+    assert ModelConfig.from_json(as_json(stays.merged)).adapters == AdapterConfig(method="prefix", length=8)
+    assert replace(stays, adapters=AdapterConfig(method="lora")).merged == ModelConfig()
+
+
 def test_adapters_that_would_do_nothing_are_refused(tiny: TrainConfig, source: str) -> None:
-    with pytest.raises(ValueError, match=r"freezes the backbone, which is random without --pretrained: give one"):
-        replace(tiny, adapters=AdapterConfig(method="lora"))
-    gru = replace(tiny.model, backbone=replace(tiny.model.backbone, architecture="gru"))
-    with pytest.raises(ValueError, match="needs a bert or gpt2 backbone, not gru"):
-        replace(tiny, model=gru, adapters=AdapterConfig(method="lora"))
-    with pytest.raises(ValueError, match=r"adapters\.rank must be at least 1, not 0"):
-        replace(settings(tiny, source, "lora"), adapters=AdapterConfig(method="lora", rank=0))
+    for method in METHODS:
+        with pytest.raises(ValueError, match=f"{method} freezes the backbone, which is random without --pretrained"):
+            replace(tiny, model=replace(tiny.model, adapters=AdapterConfig(method=method)))
+        gru = replace(tiny.model.backbone, architecture="gru")
+        with pytest.raises(ValueError, match=f"{method} needs a bert or gpt2 backbone, not gru"):
+            replace(tiny, model=replace(tiny.model, backbone=gru, adapters=AdapterConfig(method=method)))
+        config = settings(tiny, source, method)
+        with pytest.raises(ValueError, match=f"{method} would do nothing without model.use_sequence"):
+            replace(config, model=replace(config.model, use_sequence=False))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "lora", "rank": 0}, r"adapters\.rank must be positive, not 0"),
+        ({"method": "lora", "alpha": -1.0}, r"adapters\.alpha must be positive, not -1"),
+        ({"method": "prefix", "length": 0}, r"adapters\.length must be positive, not 0"),
+        ({"method": "ia3", "rank": 4}, r"adapters\.rank 4 needs adapters\.method lora or adalora, not ia3"),
+        ({"method": "prefix", "width": 4}, r"adapters\.width 4 needs adapters\.method bottleneck, not prefix"),
+        ({"method": "lora", "length": 4}, r"adapters\.length 4 needs adapters\.method prefix, not lora"),
+        ({"rank": 4}, r"adapters\.rank 4 needs adapters\.method lora or adalora, not None"),
+    ],
+)
+def test_options_of_other_methods_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdapterConfig(**given)
+
+
+def test_ranks_are_allotted_only_where_gradients_are_whole(tiny: TrainConfig, source: str, setup: Setup) -> None:
+    config = settings(tiny, source, "adalora")
+    for stage in (1, 2, 3):
+        with pytest.raises(
+            ValueError, match=f"engine.zero_stage {stage} shards: use zero_stage 0, or engine.kind torch"
+        ):
+            config.with_engine(kind="deepspeed", zero_stage=stage)
+    half = config.with_engine(kind="deepspeed", zero_stage=0, precision="bf16")
+    with pytest.raises(
+        ValueError, match=r"DeepSpeed keeps copies in half precision: use precision fp32, or engine\.kind"
+    ):
+        make_engine(setup.model(half), loop.sum_loss(half, True), half, torch.device("cpu"))
+    whole = config.with_engine(kind="deepspeed", zero_stage=0)
+    assert {tried.engine.stage for tried in plan.candidates(whole)} == {0}
+
+
+def test_a_backbone_without_such_modules_is_refused(tiny: TrainConfig) -> None:
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Module()
+    model.backbone.model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"prefix needs a backbone built like BERT: this one has no \.attention\.self"):
+        adapters.inject(model, AdapterConfig(method="prefix"), tiny.model.backbone)
 
 
 def test_adapters_of_another_shape_are_refused(
@@ -126,6 +256,7 @@ def test_adapters_of_another_shape_are_refused(
 ) -> None:
     config = settings(tiny, source, "lora")
     model = trained(config, setup, shop)
-    adapters.save(tmp_path, replace(config.adapters, rank=8), config.model.backbone, adapters.apart(model.state_dict()))
+    other = replace(config.model.adapters, rank=8)
+    adapters.save(tmp_path, other, config.model.backbone, adapters.apart(model.state_dict()))
     with pytest.raises(ValueError, match=r"lora_A.default.weight' has shape \(8, 32\) here, \(4, 32\) there"):
-        adapters.load(setup.model(config), tmp_path)
+        adapters.load(setup.model(replace(config, model=config.model.plain)), tmp_path)

@@ -62,13 +62,27 @@ LAYERS = [
     case("layers zero 1", loop=True, optimizer=LAYERED, engine=deepspeed(1)),
     case("layers zero 3", loop=True, optimizer=LAYERED, engine=deepspeed(3)),
 ]
+LORA = {"method": "lora", "rank": 2}
+ADALORA = {"method": "adalora", "rank": 2}
+IA3 = {"method": "ia3"}
+PREFIX = {"method": "prefix", "length": 3}
+BOTTLENECK = {"method": "bottleneck", "width": 4}
 ADAPTERS = [
-    case("lora", adapters="lora", steps=6),
-    case("lora zero 1", adapters="lora", steps=6, reload=True, engine=deepspeed(1)),
-    case("lora zero 3", adapters="lora", steps=6, engine=deepspeed(3)),
-    case("ia3", adapters="ia3", steps=6),
-    case("ia3 zero 2", adapters="ia3", steps=6, engine=deepspeed(2)),
+    case("lora", adapters=LORA, steps=6),
+    case("lora zero 1", adapters=LORA, steps=6, reload=True, engine=deepspeed(1)),
+    case("lora zero 3", adapters=LORA, steps=6, engine=deepspeed(3)),
+    case("adalora", adapters=ADALORA, steps=6),
+    case("adalora reload", adapters=ADALORA, steps=6, reload=True),
+    case("adalora zero 0", adapters=ADALORA, steps=6, reload=True, engine=deepspeed(0, accumulation=2)),
+    case("ia3", adapters=IA3, steps=6),
+    case("ia3 zero 2", adapters=IA3, steps=6, engine=deepspeed(2)),
+    case("prefix", adapters=PREFIX, steps=6),
+    case("prefix zero 3", adapters=PREFIX, steps=6, reload=True, engine=deepspeed(3)),
+    case("bottleneck", adapters=BOTTLENECK, steps=6),
+    case("bottleneck zero 3", adapters=BOTTLENECK, steps=6, engine=deepspeed(3)),
 ]
+# Of those, what two workers run as well.
+SHARED_ADAPTERS = [c for c in ADAPTERS if c["name"] in ("lora zero 1", "adalora", "adalora zero 0", "prefix zero 3")]
 CASES = {
     1: [
         *BOTH,
@@ -90,7 +104,7 @@ CASES = {
         LOOPS[0],
         LOOPS[2],
         LAYERS[1],
-        ADAPTERS[1],
+        *SHARED_ADAPTERS,
         case("zero 3 load", engine=deepspeed(3), load_weights=True, steps=1),
     ],
 }
@@ -242,11 +256,24 @@ def test_layers_learn_at_their_own_rates_on_every_engine(name: str, results: Get
     assert any(not torch.equal(alike[name], value) for name, value in expected["weights"].items())
 
 
-@pytest.mark.parametrize(("found", "expected"), [(c["name"], c["name"].split()[0]) for c in ADAPTERS])
-def test_adapters_learn_alike_on_every_engine(found: str, expected: str, results: GetResults) -> None:
-    assert_same_run(results(1)[0][found], results(1)[0][expected])
-    for both in results(2):
-        assert_same_run(both["lora zero 1"], results(1)[0]["lora"])
+@pytest.mark.parametrize(
+    ("world_size", "name"), [*((1, c["name"]) for c in ADAPTERS), *((2, c["name"]) for c in SHARED_ADAPTERS)]
+)
+def test_adapters_learn_alike_on_every_engine(world_size: int, name: str, results: GetResults) -> None:
+    expected = results(1)[0][name.split()[0]]
+    for found in results(world_size):
+        assert_same_run(found[name], expected)
+
+
+def test_ranks_end_at_the_budget_on_every_engine(results: GetResults) -> None:
+    for name, found in [
+        ("adalora", results(1)[0]),
+        *((c, r) for c in ("adalora", "adalora zero 0") for r in results(2)),
+    ]:
+        values = [w for key, w in found[name]["weights"].items() if ".lora_E." in key]
+        # Six matrices start with three ranks each.
+        assert (len(values), {len(v) for v in values}) == (6, {3})
+        assert sum(int(v.count_nonzero()) for v in values) == 6 * 2
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "gru", "bilstm"])

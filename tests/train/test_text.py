@@ -157,11 +157,11 @@ def test_the_plan_counts_the_text_encoder(setup: Setup, config: TrainConfig) -> 
     assert plan.tokens_of_micro_batch(config, 2) == 32 * 48 / 2
 
 
-def test_adapters_fit_into_a_text_encoder(setup: Setup, config: TrainConfig) -> None:
+@pytest.mark.parametrize("method", adapters.OPTIONS)
+def test_adapters_fit_into_a_text_encoder(method: str, setup: Setup, config: TrainConfig) -> None:
     pytest.importorskip("peft")
-    chosen = overlaid(config, {"adapters": {"method": "lora", "rank": 2}}, "test")
+    chosen = overlaid(config, {"model": {"adapters": {"method": method}}}, "test")
     model = setup.model(chosen)
-    adapters.inject(model, chosen.adapters, chosen.model.backbone)
     trained = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
     assert trained
     assert all(adapters.is_adapter(f".{name}") for name in trained)
