@@ -28,7 +28,7 @@ from clv.train.config import TrainConfig
 from clv.train.engine import make_engine
 from clv.train.fit import Setup, Shop
 from clv.train.pretraining import Ground, Plan
-from clv.train.run import load_model
+from clv.train.run import load_model, merged
 from clv.train.selection import HeldOut, score
 
 ROWS = {"cdnow": ("1997-10-02", 90), "complete_journey": ("2017-06-01", 30), "online_retail_ii": ("2010-09-15", 90)}
@@ -115,7 +115,8 @@ def scores(shop: Shop, setup: Setup, config: TrainConfig, options: Options, orig
     found: list[float] = []
 
     def on_epoch(end: loop.EpochEnd, average: loop.Average) -> bool:
-        raw = forecast(load_model(setup, config, end.weights), rows.samples, setup.assembler.money)
+        model = load_model(setup, config, merged(setup, config, end.weights))
+        raw = forecast(model, rows.samples, setup.assembler.money)
         i = held_out.horizon
         found.append(round(score(held_out, raw.value[:, i], raw.p_purchase[:, i]), 4))
         return True
