@@ -33,7 +33,7 @@ class Options(TrainSettings, ClusterSettings):
 def run(options: Options) -> None:
     """Raises ValueError for an impossible origin or setting, RuntimeError when the workers fail for good."""
     begun = datetime.now(UTC)
-    from clv.cluster import pretraining, session
+    from clv.cluster import pretraining, session, training
     from clv.data.prepared import Prepared
     from clv.models import transfer
     from clv.models.pretrain import Objectives
@@ -56,11 +56,12 @@ def run(options: Options) -> None:
     shops = pretraining.read_shops(options.histories, config)
     origins = [Prepared.open(folder).origin(options.origin) for folder in options.histories]
     planned = plans.plan(shops, origins, objectives, config)
+    training.check_feed(planned.source(config), config, options.workers)
     for ground in planned.grounds:
         shop = ground.shop
         say(f"{shop.name}: {len(shop.histories):,} customers, known until {shop.clock.format(ground.cutoff)}")
         if shop.shards:
-            say(f"notice: {shop.name}: others stay on storage; --memory-events says how many events are learned from")
+            say(f"{shop.name}: others stay on storage and are read shard by shard")
     board = options.tracking(aside, begun, config)
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
         done = pretraining.pretrain(planned, config, cluster, board, say)

@@ -56,7 +56,7 @@ def run(options: Options) -> None:
             f"{len(shop.shards)} shards in turn; anchor, features and the held-out judgement rest on those above"
         )
     phases = fit.plan(shop, cutoff, config)
-    training.check_feed(shop, phases, config, options.workers)
+    training.check_feed(phases.final.source(shop, config), config, options.workers)
     for notice in phases.notices:
         say(f"notice: {notice}")
     if source := config.model.backbone.pretrained:

@@ -64,7 +64,7 @@ def run(options: Options) -> None:
     shop, clock = training.read_shop(options.histories, config=base), prepared.clock
     judged = fit.plan(shop, prepared.origin(options.origin), base)
     phases = fit.plan(shop, (judged.trial or judged.final).cutoff, base)
-    training.check_feed(shop, phases, base, options.workers)
+    training.check_feed(phases.final.source(shop, base), base, options.workers)
     if judged.trial is None or phases.trial is None:
         raise ValueError(
             f"the log is too short to tune by: it must hold out two windows of {judged.primary} days, one to choose "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clv.cluster import training, workers
 from clv.cluster.workers import Cluster, Say
+from clv.data.prepared import Prepared
 from clv.train.config import TrainConfig
 from clv.train.fit import Shop
 from clv.train.pretraining import Plan, Pretrained
@@ -17,9 +19,11 @@ from clv.train.tracking import Tracking
 
 
 def read_shops(folders: Sequence[Path], config: TrainConfig) -> list[Shop]:
-    """The datasets of several histories folders, or as much of each as `config` lets a process hold; ValueError where
-    two have one name."""
-    shops = [training.read_shop(folder, config=config) for folder in folders]
+    """The datasets of several histories folders, or as much of each as `config` lets a process hold; all are fed in
+    one way. ValueError where two have one name."""
+    feeds = {training.feed_of(Prepared.open(folder), config) for folder in folders}
+    (feed,) = feeds if len(feeds) == 1 else feeds - {"memory"}
+    shops = [training.read_shop(folder, config=replace(config, feed=feed)) for folder in folders]
     names = [shop.name for shop in shops]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -8,11 +8,11 @@ from typing import Any
 
 from clv.cluster import session
 from clv.models.batch import Samples
-from clv.train.origins import Piece
+from clv.train.shards import Piece
 
 
 def load(assemble: Callable[[Piece], Samples], pieces: Iterable[Piece]) -> Iterator[Samples]:
-    """What `clv.train.origins.load_here` yields; each worker has a stream of its own."""
+    """What `clv.train.shards.load_here` yields; each worker has a stream of its own."""
     import ray
 
     session.quiet_data()

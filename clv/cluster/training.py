@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clv.cluster import streaming, workers
 from clv.cluster.workers import Cluster, Say
@@ -12,9 +12,10 @@ from clv.data.histories import Histories
 from clv.data.prepared import Prepared
 from clv.models.features import Items
 from clv.train.config import TrainConfig
+from clv.train.feed import Source
 from clv.train.fit import Phases, Shop
-from clv.train.origins import ShardOrigins, load_here
 from clv.train.run import Row
+from clv.train.shards import Sharded, load_here
 from clv.train.tracking import Tracking
 
 TOKEN_BYTES, LINE_BYTES = 74, 8  # of a token's fields and offset, of an item key
@@ -39,7 +40,7 @@ def read_shop(folder: Path | str, horizons: tuple[int, ...] | None = None, confi
     )
 
 
-def feed_of(prepared: Prepared, config: TrainConfig) -> str:
+def feed_of(prepared: Prepared, config: TrainConfig) -> Literal["memory", "shards", "ray"]:
     """`config.feed`, `auto` decided."""
     if config.feed != "auto":
         return config.feed
@@ -62,10 +63,9 @@ def describe_feed(prepared: Prepared, config: TrainConfig) -> str:
     )
 
 
-def check_feed(shop: Shop, phases: Phases, config: TrainConfig, workers: int) -> None:
+def check_feed(source: Source, config: TrainConfig, workers: int) -> None:
     """ValueError for settings that shards cannot be dealt out by."""
-    source = phases.final.source(shop, config)
-    if isinstance(source, ShardOrigins):
+    if isinstance(source, Sharded):
         source.check(config, workers * config.engine.accumulation)
 
 

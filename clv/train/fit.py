@@ -21,7 +21,8 @@ from clv.models.samples import Assembler, money_scale, origin_grid, typical_curv
 from clv.models.text_history import TextSpace
 from clv.train.config import TrainConfig
 from clv.train.feed import Source
-from clv.train.origins import Load, RandomOrigins, ShardOrigins, load_here
+from clv.train.origins import RandomOrigins, ShardOrigins
+from clv.train.shards import Load, load_here
 
 NUM_SPACE_ORIGINS = 4
 ENOUGH_HISTORY_DAYS = 90
@@ -66,10 +67,18 @@ class Setup:
     cutoff: int
 
     def source(self, shop: Shop, config: TrainConfig) -> Source:
-        drawn = (self.days, self.cutoff, config.samples_per_epoch, config.seed)
+        num, seed = config.samples_per_epoch, config.seed
         if shop.shards:
-            return ShardOrigins(self.assembler, shop.shards, *drawn, load=shop.load)
-        return RandomOrigins(self.assembler, shop.histories, *drawn)
+            return ShardOrigins(
+                assembler=self.assembler,
+                days=self.days,
+                cutoff=self.cutoff,
+                shards=shop.shards,
+                num_samples=num,
+                seed=seed,
+                load=shop.load,
+            )
+        return RandomOrigins(self.assembler, shop.histories, self.days, self.cutoff, num, seed)
 
     def model(self, config: TrainConfig) -> CustomerModel:
         """A fresh model, seeded; pretrained weights where the backbone names some, and adapters beside them."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clv.data.clock import DAY_US
-from clv.data.windows import cut, first_not_before
+from clv.data.clock import DAY_US, Clock
+from clv.data.histories import Histories
+from clv.data.windows import Value, cut, first_not_before
 from clv.models import encoders, pretrain, transfer
 from clv.models.batch import Batch
 from clv.models.features import FeatureSpace
@@ -22,36 +24,37 @@ from clv.models.tokens import TokenArrays
 from clv.train import fit, loop
 from clv.train.config import TrainConfig
 from clv.train.engine import make_engine
-from clv.train.feed import Whole
+from clv.train.feed import Source, Whole
 from clv.train.fit import Shop
 from clv.train.origins import first_days
 from clv.train.run import Hooks, Row
+from clv.train.shards import Piece, Sharded, read_shard
 
 
 @dataclass(frozen=True)
-class Ground:
-    """One shop's past: what it was known to hold before `cutoff` (us), and how its tokens are read."""
+class Reader:
+    """How pasts of one shop are drawn: what it was known to hold before `cutoff` (us), and how its tokens are read."""
 
-    shop: Shop
+    clock: Clock
+    value: Value
     cutoff: int
     space: FeatureSpace
 
-    def draw(self, rng: np.random.Generator, num: int, max_tokens: int) -> tuple[TokenArrays, NextEvents]:
+    def draw(self, h: Histories, rng: np.random.Generator, num: int, max_tokens: int) -> tuple[TokenArrays, NextEvents]:
         """Pasts of `num` random customers at a random day of their life before the cut, and what came next."""
-        h, clock = self.shop.histories, self.shop.clock
         first = first_days(h, self.cutoff)
-        cutoff_day = int(clock.day_of(np.array([self.cutoff]))[0])
+        cutoff_day = int(self.clock.day_of(np.array([self.cutoff]))[0])
         known = np.flatnonzero(first < cutoff_day)
         if len(known) == 0:
-            raise ValueError(f"nobody is known before {clock.format(self.cutoff)}; choose a later --origin")
+            raise ValueError(f"nobody is known before {self.clock.format(self.cutoff)}; choose a later --origin")
         customers = np.sort(rng.choice(known, num))
         days = first[customers] + 1 + (rng.random(num) * (cutoff_day - first[customers])).astype(np.int64)
-        origins = clock.start_of(days.astype(np.int32))
-        past = cut(h, origins, (), clock, value=self.shop.value, customers=customers)
-        return self.space.event_tokens(past, max_tokens), self._following(past.customer, past.origin)
+        origins = self.clock.start_of(days.astype(np.int32))
+        past = cut(h, origins, (), self.clock, value=self.value, customers=customers)
+        return self.space.event_tokens(past, max_tokens), self.following(h, past.customer, past.origin)
 
-    def _following(self, customers: NDArray[np.int64], origins: NDArray[np.int64]) -> NextEvents:
-        h = self.shop.histories
+    def following(self, h: Histories, customers: NDArray[np.int64], origins: NDArray[np.int64]) -> NextEvents:
+        """The first event known before the cut at or after each customer's origin (us)."""
         seen = np.flatnonzero((h.time < self.cutoff) & (h.known_at < self.cutoff))
         start = first_not_before(h.time, h.offsets[customers], h.offsets[customers + 1], origins)
         token = np.append(seen, len(h.time))[np.searchsorted(seen, start)]
@@ -61,6 +64,19 @@ class Ground:
         codes = self.space.event_codes(h.type[at], h.amount[at], wait)
         kind, amount, bins = codes
         return NextEvents(np.where(known, kind, 0), np.where(known, amount, 0), bins, known)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """One shop's past before `cutoff` (us), in the words of `space`."""
+
+    shop: Shop
+    cutoff: int
+    space: FeatureSpace
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(self.shop.clock, self.shop.value, self.cutoff, self.space)
 
 
 @dataclass(frozen=True)
@@ -76,13 +92,42 @@ class RandomPasts(Whole):
     def epoch(self, epoch: int) -> EventSamples:
         rng = np.random.default_rng((self.seed, epoch, 3))
         share = -(-self.num_samples // len(self.grounds))
-        drawn = [ground.draw(rng, share, self.max_tokens) for ground in self.grounds]
+        drawn = [g.reader.draw(g.shop.histories, rng, share, self.max_tokens) for g in self.grounds]
         following = [nexts for _, nexts in drawn]
         joined = NextEvents(*(np.concatenate([getattr(n, name) for n in following]) for name in NEXT_FIELDS))
         return EventSamples.of(_concat([tokens for tokens, _ in drawn]), joined, self.objectives)
 
 
 NEXT_FIELDS = ("type", "amount", "wait", "known")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPasts(Sharded):
+    """The same of histories that stay on storage. `readers`: of each shard, that of its shop."""
+
+    readers: Mapping[str, Reader]
+    objectives: Objectives
+    max_tokens: int
+
+    @classmethod
+    def of(cls, grounds: Sequence[Ground], objectives: Objectives, config: TrainConfig) -> Self:
+        """As many shards of each shop, so that each gives as many samples: those of a small one come repeatedly."""
+        most = max(len(ground.shop.shards) for ground in grounds)
+        return cls(
+            shards=tuple(path for ground in grounds for path in islice(cycle(ground.shop.shards), most)),
+            num_samples=config.samples_per_epoch,
+            seed=config.seed,
+            load=grounds[0].shop.load,
+            readers={path: ground.reader for ground in grounds for path in ground.shop.shards},
+            objectives=objectives,
+            max_tokens=config.model.backbone.max_tokens,
+        )
+
+    def assemble(self, piece: Piece) -> EventSamples:
+        """A shard in which nobody is known before the cut raises ValueError."""
+        rng, reader = np.random.default_rng(piece.seed), self.readers[piece.shard]
+        drawn = reader.draw(read_shard(piece.shard), rng, piece.num, self.max_tokens)
+        return EventSamples.of(*drawn, self.objectives)
 
 
 @dataclass(frozen=True)
@@ -93,9 +138,15 @@ class Plan:
     space: FeatureSpace
     objectives: Objectives
 
-    def source(self, config: TrainConfig) -> RandomPasts:
-        tokens = config.model.backbone.max_tokens
-        return RandomPasts(self.grounds, self.objectives, config.samples_per_epoch, tokens, config.seed)
+    def source(self, config: TrainConfig) -> Source:
+        """From all shards where the shops stay on storage."""
+        if any(ground.shop.shards for ground in self.grounds):
+            return ShardPasts.of(self.grounds, self.objectives, config)
+        return self.in_memory(config, config.samples_per_epoch)
+
+    def in_memory(self, config: TrainConfig, num_samples: int) -> RandomPasts:
+        """From what the process holds of the shops."""
+        return RandomPasts(self.grounds, self.objectives, num_samples, config.model.backbone.max_tokens, config.seed)
 
     def model(self, config: TrainConfig) -> Pretrainer:
         """A fresh model, seeded; it goes on from the encoder that the backbone names."""
@@ -145,7 +196,7 @@ def train(
     history: list[Row] = []
     if checkpoint is not None:
         history = torch.load(checkpoint / HISTORY, weights_only=True)
-    probe = replace(planned.source(config), num_samples=PROBE_ROWS).epoch(2**31)
+    probe = planned.in_memory(config, PROBE_ROWS).epoch(2**31)
 
     def save(folder: Path, position: loop.Position, average: loop.Average) -> None:
         loop.save(engine, folder, position, average)

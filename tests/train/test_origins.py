@@ -17,20 +17,15 @@ from clv.train.config import TrainConfig
 from clv.train.feed import WINDOW, Source, Step
 from clv.train.fit import Setup, Shop, plan
 from clv.train.origins import ShardOrigins
-
-
-def write_shards(table: pa.Table, folder: Path, num: int) -> tuple[str, ...]:
-    paths = [folder / f"part-{i}.parquet" for i in range(num)]
-    for path, rows in zip(paths, np.array_split(np.arange(len(table)), num), strict=True):
-        pq.write_table(table.take(pa.array(rows)), path)
-    return tuple(map(str, paths))
+from clv.train.shards import read_shard
+from tests.train.shard_files import write_shards
 
 
 @pytest.fixture
 def source(setup: Setup, shop: Shop, shop_histories: pa.Table, tiny: TrainConfig, tmp_path: Path) -> ShardOrigins:
-    origins.read_shard.cache_clear()
-    shards = write_shards(shop_histories, tmp_path, 5)
-    found = setup.source(replace(shop, shards=shards), replace(tiny, samples_per_epoch=1_400))
+    read_shard.cache_clear()
+    paths = write_shards(shop_histories, tmp_path, 5)
+    found = setup.source(replace(shop, shards=paths), replace(tiny, samples_per_epoch=1_400))
     assert isinstance(found, ShardOrigins)
     return found
 
@@ -120,7 +115,7 @@ def test_memory_does_not_grow_with_the_number_of_shards(
         for path in paths:
             pq.write_table(shop_histories, path)
         many = replace(source, shards=tuple(map(str, paths)), num_samples=num * WINDOW * tiny.batch_size)
-        origins.read_shard.cache_clear()
+        read_shard.cache_clear()
         most, before = 0, pa.total_allocated_bytes()
         tracemalloc.start()
         for _ in many.steps(tiny, 0, 1, 0):

@@ -1,10 +1,12 @@
 """Pretraining in one process: honest pasts, several shops, resuming, and a fine-tuning that starts from it."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -15,9 +17,12 @@ from clv.models.pretrain import Objectives
 from clv.models.transfer import Seen
 from clv.train import fit, pretraining
 from clv.train.config import TrainConfig
+from clv.train.feed import WINDOW
 from clv.train.fit import Shop
-from clv.train.pretraining import Plan
+from clv.train.pretraining import Plan, ShardPasts
 from clv.train.run import Hooks
+from clv.train.shards import Piece
+from tests.train.shard_files import write_shards
 
 ALL = Objectives.only("masked", "next_event", "coles", "autoencoder")
 
@@ -33,7 +38,7 @@ def planned(shop: Shop, cutoff: int, config: TrainConfig) -> Plan:
 
 
 def drawn(plan: Plan, config: TrainConfig) -> dict[str, np.ndarray]:
-    samples = plan.source(config).epoch(0)
+    samples = plan.in_memory(config, config.samples_per_epoch).epoch(0)
     assert samples.following is not None
     return {**vars(samples.tokens), **vars(samples.following)}
 
@@ -61,7 +66,7 @@ def test_the_next_event_is_the_first_after_the_origin_and_censored_at_the_cut(pl
     h, clock = shop.histories, shop.clock
     customers = np.arange(len(h))
     origin = clock.start_of(clock.day_of(np.array([ground.cutoff]))[0] - 60)
-    following = ground._following(customers, np.full(len(h), origin))
+    following = ground.reader.following(h, customers, np.full(len(h), origin))
     for i in rng.choice(len(h), 60, replace=False):
         times = h.time[h.offsets[i] : h.offsets[i + 1]]
         later = times[(times >= origin) & (times < ground.cutoff)]
@@ -99,7 +104,7 @@ def test_several_shops_share_one_encoder_and_take_equal_parts(shop: Shop, cutoff
     events = shop.histories
     dear = replace(shop, name="dear", histories=replace(events, amount=events.amount * 50))
     both = pretraining.plan([shop, dear], [cutoff, cutoff], Objectives(), config)
-    samples = both.source(config).epoch(0)
+    samples = both.in_memory(config, config.samples_per_epoch).epoch(0)
     assert len(samples) == config.samples_per_epoch
     codes = samples.tokens.codes
     half = samples.tokens.offsets[len(samples) // 2]
@@ -125,3 +130,42 @@ def test_training_starts_from_the_encoder_and_refuses_one_that_knows_too_much(
     transfer.save(tmp_path / "e", backbone, planned.space, done.weights, [Seen("simulated", cutoff)], {})
     with pytest.raises(ValueError, match="has seen simulated until 2024-03-31, after 2024-01-02"):
         fit.plan(named, cutoff, tuned)
+
+
+def test_shops_on_storage_are_pretrained_on_shard_by_shard(
+    shop: Shop, cutoff: int, config: TrainConfig, shop_histories: pa.Table, tmp_path: Path
+) -> None:
+    paths = write_shards(shop_histories, tmp_path, 5)
+    small = replace(shop, name="small", shards=paths[:1])
+    planned = pretraining.plan([replace(shop, shards=paths), small], [cutoff, cutoff], ALL, config)
+    source = planned.source(replace(config, samples_per_epoch=10 * WINDOW * config.batch_size))
+    assert isinstance(source, ShardPasts)
+    read: list[str] = []
+    steps = list(replace(source, load=lambda make, pieces: map(make, noted(pieces, read))).steps(config, 0, 1, 0))
+    # Every shard is read, and the one of the small shop as often as all of the large one: equal parts.
+    assert sorted(read) == sorted([*paths, *paths[:1] * 5])
+    assert [step.num_steps for step in steps] == [160] * 160
+    assert sum(len(step.batches[0].mask) for step in steps) == 160 * config.batch_size
+    done = pretraining.train(planned, replace(config, epochs=4))
+    assert float(done.history[-1]["next_event"]) < float(done.history[0]["next_event"])
+
+
+def noted(pieces: Iterable[Piece], read: list[str]) -> Iterator[Piece]:
+    for piece in pieces:
+        read.append(piece.shard)
+        yield piece
+
+
+def test_nothing_after_the_past_is_read_of_a_shard(
+    planned: Plan, shop: Shop, config: TrainConfig, shop_histories: pa.Table, tmp_path: Path
+) -> None:
+    until, drawn = planned.grounds[0].cutoff, []
+    for number, table in enumerate((shop_histories, scramble_future(shop_histories, until, 1))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        ground = replace(planned.grounds[0], shop=replace(shop, shards=write_shards(table, folder, 1)))
+        source = ShardPasts.of([ground], ALL, config)
+        samples = source.assemble(Piece(source.shards[0], 200, (0, 1)))
+        drawn.append({**vars(samples.tokens), **vars(samples.following)})
+    for name in drawn[0]:
+        assert np.array_equal(drawn[0][name], drawn[1][name]), name
