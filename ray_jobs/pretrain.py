@@ -44,6 +44,8 @@ def run(options: Options) -> None:
         raise ValueError("--encoder text: a text encoder is pretrained already; give it to train")
     if options.loss is not None:
         raise ValueError(f"--loss {options.loss} is a loss of value: pretraining has no labels; leave it to train")
+    if options.members is not None:
+        raise ValueError(f"--members {options.members} read the backbone: pretraining has none; leave it to train")
     if options.peft is not None:
         raise ValueError(f"--peft {options.peft} freezes the backbone, which is what pretraining teaches; leave it out")
     out = options.out.absolute()

@@ -25,6 +25,8 @@ class TrainSettings:
     """A YAML of settings over the preset's, as ray_jobs.tune writes one; options given here win over it."""
     architecture: Literal["bert", "gpt2", "lstm", "bilstm", "gru", "mlp"] | None = None
     """Backbone architecture, by default that of the preset."""
+    members: int | None = None
+    """An ensemble of so many readers over one backbone (default 1); the forecast is their mean."""
     pretrained: str | None = None
     """Folder, pkg://PACKAGE or hub id of a BERT encoder; every encoder tensor must fit."""
     encoder: Literal["events", "text"] = "events"
@@ -129,7 +131,7 @@ class TrainSettings:
         )
         return replace(
             config,
-            model=replace(config.model, backbone=backbone, adapters=peft),
+            model=replace(config.model, backbone=backbone, adapters=peft, **given("members")),
             optimizer=replace(
                 config.optimizer, **given("learning_rate", "layer_decay", "unfreeze_epochs", name="optimizer")
             ),

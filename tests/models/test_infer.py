@@ -9,9 +9,12 @@ from scipy import stats
 
 from clv.anchor.baseline import Curves
 from clv.data.histories import ranges
+from clv.models import losses
 from clv.models.batch import Samples
 from clv.models.encoders import BackboneConfig
+from clv.models.heads import mean_of
 from clv.models.infer import Forecast, forecast
+from clv.models.losses import LossConfig
 from clv.models.model import CustomerModel, ModelConfig
 from clv.models.tokens import TokenArrays
 
@@ -153,6 +156,36 @@ def test_fresh_models_forecast_the_mean_of_the_anchor_and_the_typical_customer(s
     np.testing.assert_allclose(fresh.repeats, (shop.samples.base_repeats + repeats) / 2, rtol=1e-5)
 
 
-def test_a_model_without_either_half_is_refused(shop) -> None:
+def test_an_ensemble_is_the_mean_of_readers_that_learn_each_by_itself(shop) -> None:
+    backbone = BackboneConfig(width=8, num_layers=1, num_heads=1, intermediate=8, dropout=0.0)
+    config = ModelConfig(backbone=backbone, hidden=8, dropout=0.0, members=3)
+    torch.manual_seed(0)
+    model = CustomerModel(config, shop.space, 2)
+    torch.manual_seed(0)
+    alone = CustomerModel(replace(config, members=1), shop.space, 2)
+    for name, tensor in alone.state_dict().items():  # what was trained alone fits, under the same names
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    assert sum(p.numel() for p in model.others.parameters()) > 0
+    with torch.no_grad():
+        for number, reader in enumerate(model.others):
+            reader.heads["anchor"].corrections.bias.fill_(0.1 * (number + 1))
+    batch = shop.samples.batch(np.arange(20))
+    out = model(batch)
+    tokens = model.tokens(batch)
+    single = [mean_of(reader.say(reader.read(tokens, batch), batch)) for reader in (model, *model.others)]
+    assert len(out.members) == 6
+    torch.testing.assert_close(out.value, torch.stack([s.value for s in single]).mean(0))
+    assert not torch.allclose(single[1].value, single[2].value)
+    assert torch.equal(model.encode(batch), out.z)
+    (part,) = torch.autograd.grad(losses.total(out, batch.targets, LossConfig())[0], model.others[1].wide[0].weight)
+    (apart,) = torch.autograd.grad(
+        losses.total(single[2], batch.targets, LossConfig())[0], model.others[1].wide[0].weight
+    )
+    torch.testing.assert_close(3 * part, apart)
+
+
+def test_a_model_without_members_or_without_either_half_is_refused(shop) -> None:
+    with pytest.raises(ValueError, match=r"model\.members must be at least 1, not 0"):
+        ModelConfig(members=0)
     with pytest.raises(ValueError, match="use_wide and use_sequence are both off"):
-        CustomerModel(ModelConfig(use_wide=False, use_sequence=False), shop.space, 2)
+        ModelConfig(use_wide=False, use_sequence=False)
