@@ -70,6 +70,12 @@ def test_what_comes_later_stays_unknown_behind_a_prefix(mask: torch.Tensor) -> N
     assert (backbone(x, mask)[:, :4] - before[:, :4]).abs().amax(2).min() > 1e-3
 
 
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_row_reads_the_same_whether_others_are_shorter_or_not(architecture: str) -> None:
+    backbone, x = prefixed(architecture), torch.randn(4, TOKENS, WIDTH)
+    torch.testing.assert_close(backbone(x, WHOLE)[0], backbone(x, SHORT.float())[0])
+
+
 def test_a_bottleneck_says_nothing_until_it_has_learned() -> None:
     torch.manual_seed(0)
     projection = torch.nn.Linear(64, WIDTH)

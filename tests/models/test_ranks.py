@@ -24,8 +24,7 @@ class Layers(nn.Module):
         return out
 
 
-@pytest.fixture
-def layers() -> Layers:
+def make() -> Layers:
     """Three matrices with three ranks each, two of which may stay on average."""
     torch.manual_seed(0)
     model = Layers()
@@ -36,6 +35,11 @@ def layers() -> Layers:
         if ".lora_E." in name:
             nn.init.normal_(p)
     return model
+
+
+@pytest.fixture
+def layers() -> Layers:
+    return make()
 
 
 def learn(model: nn.Module, seed: int) -> None:
@@ -114,3 +118,17 @@ def test_an_average_forgets_what_was_pruned(layers: Layers) -> None:
     assert found.keys() == after.keys()
     for name, t in found.items():
         assert torch.equal(t, after[name]), name
+
+
+def test_what_is_known_of_the_ranks_travels_with_the_weights(layers: Layers) -> None:
+    for step in range(5):
+        learn(layers, step)
+        ranks.observe(layers)
+    resumed = make()
+    resumed.load_state_dict(layers.state_dict())
+    for epochs in (0.3, 0.6):
+        for model in (layers, resumed):
+            ranks.prune(model, epochs)
+        assert torch.equal(values(resumed), values(layers))
+    ranks.prune(untaught := make(), 0.3)
+    assert not torch.equal(values(untaught) != 0, values(layers) != 0)

@@ -117,7 +117,9 @@ def run_case(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> dict[
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[name].float(), value) for name, value in expected.items())
             assert engine.step_count == i
-        losses.append(engine.train_step(micro, loop.learning_rate(i, num_steps, config.optimizer), i / num_steps))
+        rate = loop.learning_rate(i, num_steps, config.optimizer)
+        # Within half an epoch, so that ranks are still being given up when half of the steps are done.
+        losses.append(engine.train_step(micro, rate, i / (2 * num_steps)))
     out = {"losses": losses, "weights": engine.weights(), "zero_stage": engine.zero_stage, "rows": len(steps[0][0])}
     if case.get("observe"):
         out |= observe(engine, steps[0])

@@ -154,8 +154,8 @@ def test_a_whole_run_leaves_plain_weights_and_adapters_apart(
     assert not any(".base_layer." in name for name in fitted.adapters)
 
 
-@pytest.mark.parametrize("method", ["prefix", "bottleneck"])
-def test_adapters_that_stay_are_part_of_the_bundle(
+@pytest.mark.parametrize("method", ["lora", "prefix", "bottleneck"])
+def test_a_bundle_scores_with_adapters_merged_or_as_a_part_of_it(
     method: str, tiny: TrainConfig, source: str, shop: Shop, cutoff: int, shop_histories: pa.Table, tmp_path: Path
 ) -> None:
     config = settings(tiny, source, method, epochs=1)
@@ -173,20 +173,26 @@ def test_adapters_that_stay_are_part_of_the_bundle(
         batch = samples.batch(torch.arange(24).numpy())
         assert torch.equal(predictor._model(batch).z, model(batch).z)
     scores = predictor.predict(shop_histories, cutoff).to_pandas()
-    # Its adapters have their say.
-    for name in made.weights:
-        if adapters.is_adapter(name):
-            made.weights[name][:] = 1
+    stay = [name for name in made.weights if adapters.is_adapter(name)]
+    assert bool(stay) == (method != "lora")
+    for name in stay:
+        made.weights[name][:] = 1
     other = Predictor(made).predict(shop_histories, cutoff).to_pandas()
-    assert (other["p_purchase"] / scores["p_purchase"] - 1).abs().max() > 1e-5
+    assert ((other["p_purchase"] / scores["p_purchase"] - 1).abs().max() > 1e-5) == bool(stay)
 
 
 def test_averaged_weights_hold_the_ranks_of_the_budget(tiny: TrainConfig, source: str, shop: Shop, cutoff: int) -> None:
     config = settings(tiny, source, "adalora", epochs=1)
-    fitted = run.train(shop, fit.plan(shop, cutoff, config), config)
+    phases = fit.plan(shop, cutoff, config)
+    fitted = run.train(shop, phases, config)
     values = [t for name, t in fitted.adapters.items() if ".lora_E." in name]
     assert [len(t) for t in values] == [3] * 12
     assert sum(int(t.count_nonzero()) for t in values) == 2 * 12
+    model = phases.final.model(config)
+    model.load_state_dict(fitted.adapters, strict=False)
+    adapters.merge(model)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(fitted.weights[name], value, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_bundles_from_before_adapters_have_none() -> None:
