@@ -41,8 +41,8 @@ MIB = 2**20
 @dataclass(frozen=True, kw_only=True)
 class Options:
     shop: str = "complete_journey"
-    seeds: int = 2
-    epochs: int = 2
+    seeds: int = 1
+    epochs: int = 4
     pretrain_epochs: int = 3
     samples: int = 8_000
     """Rows an epoch, of both."""
