@@ -1,6 +1,6 @@
 """What the defaults rest on: one change at a time, on past origins of one shop that no result is reported for.
 
-`python -m benchmarks.ablations [--only default,gru] [--seeds 2]`: Online Retail II at 2010-08-18 and 2010-09-15 (label
+`python -m benchmarks.ablations [--only "default; loss: ZILN"] [--seeds 2]`: Online Retail II at 2010-08-18 and 2010-09-15 (label
 windows of 90 days that end before the first scoreboard origin), the final fit of `train` without a trial, so that every
 change is judged at the same gate: the mean of half, three quarters and all of the model. Results go one by one into
 --out, and a run that was interrupted goes on there. Prints a Markdown table.
@@ -112,7 +112,7 @@ PRETRAIN_EPOCHS = 3
 @dataclass(frozen=True, kw_only=True)
 class Options:
     only: str = ""
-    """Changes to run, separated by commas; all by default."""
+    """Changes to run, separated by semicolons; all by default."""
     seeds: int = 2
     cache: Path = ROOT / "out/scoreboard"
     out: Path = ROOT / "out/ablations.json"
@@ -123,7 +123,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
     options.cache.mkdir(parents=True, exist_ok=True)
-    names = [name.strip() for name in options.only.split(",") if name.strip()] or [*VARIANTS, "without item text"]
+    names = [name.strip() for name in options.only.split(";") if name.strip()] or [*VARIANTS, "without item text"]
     shop = read_shop(histories("online_retail_ii", options.cache))
     done: dict[str, dict[str, float]] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in names:
