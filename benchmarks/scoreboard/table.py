@@ -152,6 +152,6 @@ def by_shop(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["**Composite, mean over the origins of a shop**", "", f"| model | {' | '.join(shops)} |"]
     lines.append("|---|" + "---|" * len(shops))
     for name in sorted(of, key=lambda n: -sum(of[n].values())):
-        cells = " | ".join(f"{of[name].get(shop, float('nan')):+.3f}" for shop in shops)
+        cells = " | ".join(f"{of[name][shop]:+.3f}" if shop in of[name] else "–" for shop in shops)
         lines.append(f"| {f'**{name}**' if name == 'clv' else name} | {cells} |")
     return lines
