@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 
 from benchmarks import ablation_parts as parts
 from benchmarks.scoreboard.__main__ import ROOT, histories
+from clv.cluster import embedding
 from clv.cluster.training import read_shop
 from clv.evaluate import metrics
 from clv.models.batch import Samples
 from clv.models.features import Items
 from clv.models.infer import forecast
+from clv.models.text import DEFAULT_ENCODER
 from clv.train import fit, loop
 from clv.train.config import TrainConfig
 from clv.train.engine import make_engine
@@ -107,6 +109,7 @@ VARIANTS = {
     "pretrained: masked, next event, CoLES": Variant(pretrain=("masked", "next_event", "coles")),
     "pretrained: autoencoder": Variant(pretrain=("autoencoder",)),
 }
+ITEM_TEXT = "with vectors of the items' texts"
 PRETRAIN_EPOCHS = 3
 
 
@@ -124,11 +127,14 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
     options.cache.mkdir(parents=True, exist_ok=True)
-    names = [name.strip() for name in options.only.split(";") if name.strip()] or [*VARIANTS, "without item text"]
-    shop = read_shop(histories("online_retail_ii", options.cache))
+    names = [name.strip() for name in options.only.split(";") if name.strip()] or [*VARIANTS, ITEM_TEXT]
+    folder = histories("online_retail_ii", options.cache)
+    if ITEM_TEXT in names:
+        embedding.embed(folder, DEFAULT_ENCODER, run=embedding.encode_here, say=print)
+    shop = read_shop(folder)
     done: dict[str, dict[str, float]] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in names:
-        chosen = replace(shop, items=Items.empty()) if name == "without item text" else shop
+        chosen = shop if name == ITEM_TEXT else replace(shop, items=Items.empty())
         variant = VARIANTS.get(name, Variant())
         config = variant.config(TrainConfig.preset("tiny").with_engine(kind="torch"))
         for origin in ORIGINS:
