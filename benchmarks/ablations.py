@@ -100,7 +100,7 @@ VARIANTS = {
     "buyers drawn 3 times as often, odds corrected": Variant(drawn=(parts.buyers, 3.0)),
     "buyers drawn a third as often, odds corrected": Variant(drawn=(parts.buyers, 1 / 3)),
     "big spenders drawn 3 times as often, odds corrected": Variant(drawn=(parts.big_spenders, 3.0)),
-    "few origins (13 weeks)": Variant(config=settings(num_origins=20)),
+    "origins every second week": Variant(config=settings(num_origins=20)),
     "no averaged weights": Variant(config=settings(ema_decay=0.0)),
     "no event dropout": Variant(config=settings(token_dropout=0.0)),
     "half the epochs": Variant(config=settings(epochs=3)),
