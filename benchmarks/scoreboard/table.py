@@ -37,10 +37,10 @@ def row_of(
 ) -> dict[str, Any]:
     """One origin: metrics of every model (ours: mean over seeds), and where a peer is significantly better."""
     peers = {name: p for name, p in found.items() if isinstance(p, Prediction)}
-    table, losses = judged(known.value, known.orders, peers, ours)
+    table, seeds, losses = judged(known.value, known.orders, peers, ours)
     once = known.orders_past == 1
     apart = {name: p.take(once) for name, p in peers.items()}, [p.take(once) for p in ours]
-    table_once, losses_once = judged(known.value[once], known.orders[once], *apart)
+    table_once, _, losses_once = judged(known.value[once], known.orders[once], *apart)
     published = PUBLISHED.get((dataset, origin, horizon))
     weak = [
         name
@@ -53,7 +53,7 @@ def row_of(
         "horizon_days": horizon,
         "customers": len(known.value),
         "models": table,
-        "seeds": [metrics.evaluate(known.value, known.orders, p) for p in ours],
+        "seeds": seeds,
         "not_run": {name: p["not_run"] for name, p in found.items() if not isinstance(p, Prediction)},
         "significantly_worse": losses,
         "composite": {name: composite(name, table) for name in table},
@@ -64,12 +64,12 @@ def row_of(
 
 def judged(
     y: Any, orders: Any, peers: dict[str, Prediction], ours: Sequence[Prediction]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """(metrics of every model, `clv` the mean over seeds; where a peer is significantly better)."""
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """(metrics of every model, `clv` the mean over seeds; those of each seed; where a peer is significantly better)."""
     table = {name: metrics.evaluate(y, orders, p) for name, p in peers.items()}
     seeds = [metrics.evaluate(y, orders, p) for p in ours]
     table["clv"] = {m: _mean([s[m] for s in seeds]) for m in seeds[0]}
-    return table, _losses(y, orders, peers, ours, table)
+    return table, seeds, _losses(y, orders, peers, ours, table)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

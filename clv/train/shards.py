@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Piece:
-    """The samples of WINDOW steps of one part of the global batch: `num` pairs from one shard."""
+    """The samples of WINDOW steps of one part of the global batch: `num` of them from one shard."""
 
     shard: str
     num: int
