@@ -80,7 +80,7 @@ def run_group(
         run_config=RunConfig(
             name=name,
             storage_path=cluster.storage,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, _saved(lines)],
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=cluster.keep_checkpoints, checkpoint_score_attribute="held_out_score"
@@ -155,15 +155,12 @@ def attend(
             board.step(row)
 
     def deliver(row: Row, save: Callable[[Path], None]) -> None:
+        """Saves and reports; the driver hears of it when all workers have (see `_saved`)."""
         with tempfile.TemporaryDirectory() as folder, _stopping_when_full(arguments["stop"], cluster.storage):
             save(Path(folder))
             if first:
                 (Path(folder) / PLACE).write_text(json.dumps(row))
             ray.train.report(dict(row), checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    def on_save(row: Row, save: Callable[[Path], None]) -> None:
-        deliver(row, save)
-        tell(f"{row['phase']}, epoch {row['epoch']}: saved at step {row['step']}")
 
     def on_epoch(row: Row, save: Callable[[Path], None]) -> None:
         deliver(row, save)
@@ -184,7 +181,7 @@ def attend(
     checkpoint = ray.train.get_checkpoint()
     device = str(ray.train.torch.get_device())
     saving = Saving(cluster.checkpoint_steps, 60 * cluster.checkpoint_minutes, notice)
-    hooks = Hooks(on_step=on_step, on_epoch=on_epoch, on_save=on_save, saving=saving)
+    hooks = Hooks(on_step=on_step, on_epoch=on_epoch, on_save=deliver, saving=saving)
     if slow := slow_precision(config.engine, torch.device(device)):
         tell(f"notice: {slow}")
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
@@ -218,6 +215,21 @@ def _stopping_when_full(stop: Any, storage: str) -> Iterator[None]:
         if full or "PytorchStreamWriter failed" in text:  # how torch puts it
             stop.put(f"no space left for checkpoints, in {storage} or {tempfile.gettempdir()}: free some, or --storage")
         raise
+
+
+def _saved(lines: Any) -> Any:
+    from ray.train import UserCallback
+
+    class Saved(UserCallback):
+        """A line for a checkpoint within an epoch once the run would resume from it: a worker knows only that its own
+        part is written, seconds before."""
+
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            row = metrics[0]
+            if "step" in row and "loss" not in row:
+                lines.put(f"{row['phase']}, epoch {row['epoch']}: saved at step {row['step']}")
+
+    return Saved()
 
 
 def _reason(error: BaseException) -> str:
