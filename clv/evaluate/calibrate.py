@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit
 
 from clv.evaluate import probabilistic, sums
@@ -68,6 +68,20 @@ class Calibration:
             pay = 1 - quantiles.p_zero
             quantiles = self._spread(quantiles, self.probability(pay, cell), cell)
         return Prediction(value=prediction.value * self.level, p_purchase=p, quantiles=quantiles)
+
+    def level_free(self, prediction: Prediction, age_days: ArrayLike, frequency: ArrayLike) -> Calibration:
+        """Without what the origin said of totals: of these customers as many buy as predicted, and for as much."""
+        p, cell = prediction.p_purchase, cells(age_days, frequency)
+        if p is None or not np.any(inside := (p > 0) & (p < 1)):
+            return replace(self, level=1.0)
+        p, cell = p[inside], cell[inside]
+
+        def surplus(shift: float) -> float:
+            intercept = tuple(a + shift for a in self.intercept)
+            return float(np.mean(replace(self, intercept=intercept).probability(p, cell) - p))
+
+        shift = brentq(surplus, -20.0, 20.0)
+        return replace(self, level=1.0, intercept=tuple(a + shift for a in self.intercept))
 
     def probability(self, p: Array, cell: NDArray[np.int64]) -> Array:
         """(n,) calibrated probabilities; exact 0 and 1 stay."""

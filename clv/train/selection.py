@@ -132,8 +132,8 @@ def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[
                 table["frequency"].to_numpy(),
                 level_error=float(held_out.level_error[i]),
             )
-            # The index has already learned from this origin's total.
-            newest = replace(fitted, level=1.0)
+            # The index has already learned from this origin's totals.
+            newest = fitted.level_free(prediction, table["T"].to_numpy(), table["frequency"].to_numpy())
         # A horizon too long to have matured takes the bands of the longest that has.
         calibrations[i] = newest
     adjustment = scaled(raw, rows, replace(adjustment, calibration=tuple(calibrations)))

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import logit
 
 from clv.evaluate import calibrate, metrics, probabilistic, sums
 from clv.evaluate.prediction import Prediction, hurdle_lognormal
@@ -54,6 +55,25 @@ def test_probabilities_and_the_total_come_right_in_every_large_cell(fitted: cali
         assert after.p_purchase[rows].mean() == pytest.approx((y[rows] > 0).mean(), abs=0.06)
     assert metrics.bias(y, prediction.value) < 0.7
     assert metrics.bias(y, after.value) == pytest.approx(1, abs=0.12)
+
+
+def test_without_totals_as_many_buy_as_predicted_and_what_customers_differ_by_stays(
+    fitted: calibrate.Calibration,
+) -> None:
+    prediction, _, age, frequency = world(6000, 0)
+    free = fitted.level_free(prediction, age, frequency)
+    after, full = free.apply(prediction, age, frequency), fitted.apply(prediction, age, frequency)
+    assert prediction.p_purchase is not None
+    assert after.p_purchase is not None
+    assert full.p_purchase is not None
+    assert full.p_purchase.mean() > 1.2 * prediction.p_purchase.mean()  # else there would be nothing to leave out
+    assert after.p_purchase.mean() == pytest.approx(prediction.p_purchase.mean(), rel=1e-6)
+    np.testing.assert_array_equal(after.value, prediction.value)
+    moved = logit(full.p_purchase) - logit(after.p_purchase)
+    np.testing.assert_allclose(moved, moved[0], rtol=1e-6)
+    assert (free.remap, free.slope) == (fitted.remap, fitted.slope)
+    silent = replace(prediction, p_purchase=np.zeros(6000))
+    assert fitted.level_free(silent, age, frequency).intercept == fitted.intercept
 
 
 def test_order_is_kept_quantiles_stay_monotone_and_zero_mass_fits_the_probability(
