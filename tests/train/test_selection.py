@@ -1,8 +1,12 @@
-"""The gate: how much of the model is believed."""
+"""The gate: how much of the model is believed; and what a held-out origin may teach."""
 
+import numpy as np
 import pytest
 
-from clv.train.selection import best_gate
+from clv.models.infer import forecast
+from clv.train.config import TrainConfig
+from clv.train.fit import Setup, Shop
+from clv.train.selection import HeldOut, best_gate, judge
 
 
 @pytest.mark.parametrize(
@@ -19,3 +23,19 @@ def test_the_gate_leaves_the_anchor_for_a_gain_and_ties_go_to_the_model(
     gains: dict[float, float], expected: float
 ) -> None:
     assert best_gate(gains) == expected
+
+
+def test_the_totals_of_the_held_out_origin_are_left_to_the_level(
+    setup: Setup, shop: Shop, tiny: TrainConfig, cutoff: int
+) -> None:
+    rows = setup.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
+    held_out = HeldOut(rows, 0, np.full(2, 0.1))
+    raw = forecast(setup.model(tiny), rows.samples, setup.assembler.money)
+    keep = held_out.buyers
+    low = raw.moved(raw.hazard / 4, raw.value / 4)  # so low that the origin asks for more
+    said = low.gated(rows.base, 1.0, 1.0).p_purchase[keep, 0].mean()
+    assert said < 0.6 * (held_out.labels(0)[1][keep] > 0).mean()
+    adjustment, outlook = judge(held_out, low, (1.0, 1.0))
+    assert adjustment.calibration[0].customers == keep.sum()
+    assert outlook.forecast.p_purchase[keep, 0].mean() == pytest.approx(said, rel=1e-6)
+    assert outlook.forecast.value[keep, 0].sum() == pytest.approx(rows.base.value[keep, 0].sum(), rel=1e-6)
