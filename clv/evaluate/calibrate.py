@@ -69,23 +69,9 @@ class Calibration:
             quantiles = self._spread(quantiles, self.probability(pay, cell), cell)
         return Prediction(value=prediction.value * self.level, p_purchase=p, quantiles=quantiles)
 
-    def level_free(self, prediction: Prediction, age_days: ArrayLike, frequency: ArrayLike) -> Calibration:
-        """Without what the origin said of totals: of these customers as many buy as predicted, and for as much."""
-        p, cell = prediction.p_purchase, cells(age_days, frequency)
-        if p is None or not np.any(inside := (p > 0) & (p < 1)):
-            return replace(self, level=1.0)
-        p, cell = p[inside], cell[inside]
-
-        def surplus(shift: float) -> float:
-            intercept = tuple(a + shift for a in self.intercept)
-            return float(np.mean(replace(self, intercept=intercept).probability(p, cell) - p))
-
-        shift = brentq(surplus, -20.0, 20.0)
-        return replace(self, level=1.0, intercept=tuple(a + shift for a in self.intercept))
-
     def probability(self, p: Array, cell: NDArray[np.int64]) -> Array:
         """(n,) calibrated probabilities; exact 0 and 1 stay."""
-        moved = expit(np.asarray(self.intercept)[cell] + self.slope * logit(np.clip(p, 1e-9, 1 - 1e-9)))
+        moved = expit(np.asarray(self.intercept)[cell] + self.slope * _logit(p))
         return np.where((p > 0) & (p < 1), moved, p)
 
     def _spread(self, q: Quantiles, pay: Array, cell: NDArray[np.int64]) -> Quantiles:
@@ -139,12 +125,15 @@ def fit_calibration(
     frequency: ArrayLike,
     *,
     level_error: float = 0.1,
+    totals: bool = True,
     seed: int = 0,
 ) -> Calibration:
     """Calibration of one horizon from held-out predictions and what happened, all (n,), y in currency.
 
     `level_error`: log standard error that the forecast level stated of itself; one origin alone cannot tell it, only
-    whether it is believable. Without p_purchase or quantiles those parts stay the identity.
+    whether it is believable. totals: False where a level is forecast elsewhere, which has learned from this origin too:
+    then as many buy as predicted, for as much, and only what sets customers and values apart is learned. Without
+    p_purchase or quantiles those parts stay the identity.
     """
     real, hit = np.maximum(np.asarray(y, float), 0.0), np.asarray(orders, float) > 0
     cell = cells(age_days, frequency)
@@ -162,14 +151,20 @@ def fit_calibration(
         p = 1 - prediction.quantiles.p_zero
     if p is not None:
         intercept, slope = _platt(p, hit, cell)
+        if not totals:
+            intercept = intercept + _shift_to_mean(p, intercept[cell] + slope * _logit(p))
     remap = np.tile(GRID, (NUM_CELLS, 1))
     if prediction.quantiles is not None:
-        remap = _remap(real, prediction.quantiles, cell, seed)
+        as_much = real
+        if not totals:
+            said = _per_buyer(prediction.value, 1 - prediction.quantiles.p_zero)
+            as_much = real * said / _per_buyer(real, hit.astype(float))
+        remap = _remap(as_much, prediction.quantiles, cell, seed)
     fitted = Calibration(
         intercept=tuple(float(a) for a in intercept),
         slope=float(slope),
         remap=tuple(tuple(float(g) for g in row) for row in remap),
-        level=level,
+        level=level if totals else 1.0,
         level_stretch=stretch,
         sum_spread=1.0,
         customers=len(real),
@@ -211,7 +206,7 @@ def _level(y: Array, value: Array, level_error: float) -> tuple[float, float]:
 
 def _platt(p: Array, hit: NDArray[np.bool_], cell: NDArray[np.int64]) -> tuple[Array, float]:
     """Intercepts of the cells around a common one, and the slope (Platt 1999), by penalised likelihood."""
-    z, y = logit(np.clip(p, 1e-9, 1 - 1e-9)), hit.astype(float)
+    z, y = _logit(p), hit.astype(float)
 
     def loss(w: Array) -> tuple[float, Array]:
         common, slope, own = w[0], w[1], w[2:]
@@ -224,6 +219,25 @@ def _platt(p: Array, hit: NDArray[np.bool_], cell: NDArray[np.int64]) -> tuple[A
 
     w = minimize(loss, np.r_[0.0, 1.0, np.zeros(NUM_CELLS)], jac=True, method="L-BFGS-B", bounds=_bounds()).x
     return w[0] + w[2:], float(w[1])
+
+
+def _logit(p: Array) -> Array:
+    return np.asarray(logit(np.clip(p, 1e-9, 1 - 1e-9)), float)
+
+
+def _shift_to_mean(p: Array, moved: Array) -> float:
+    """What to add to the logits `moved` so that their mean probability is that of p; certainties aside."""
+    inside = (p > 0) & (p < 1)
+    if not inside.any():
+        return 0.0
+    want = p[inside].mean()
+    return float(brentq(lambda shift: expit(moved[inside] + shift).mean() - want, -40.0, 40.0))
+
+
+def _per_buyer(value: Array, bought: Array) -> float:
+    """Value of a buyer, of expectations or of what came; 1 where there is none."""
+    total, buyers = float(value.sum()), float(bought.sum())
+    return total / buyers if total > 0 and buyers > 0 else 1.0
 
 
 def _bounds() -> list[tuple[float | None, float | None]]:

@@ -124,16 +124,15 @@ def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[
         if labels.mature[:, i].all():
             y, orders = held_out.labels(i)
             prediction: Prediction = before.prediction(i).take(keep)
-            fitted = fit_calibration(
+            newest = fit_calibration(
                 prediction,
                 y[keep],
                 orders[keep],
                 table["T"].to_numpy(),
                 table["frequency"].to_numpy(),
                 level_error=float(held_out.level_error[i]),
+                totals=False,
             )
-            # The index has already learned from this origin's totals.
-            newest = fitted.level_free(prediction, table["T"].to_numpy(), table["frequency"].to_numpy())
         # A horizon too long to have matured takes the bands of the longest that has.
         calibrations[i] = newest
     adjustment = scaled(raw, rows, replace(adjustment, calibration=tuple(calibrations)))

@@ -57,23 +57,29 @@ def test_probabilities_and_the_total_come_right_in_every_large_cell(fitted: cali
     assert metrics.bias(y, after.value) == pytest.approx(1, abs=0.12)
 
 
-def test_without_totals_as_many_buy_as_predicted_and_what_customers_differ_by_stays(
+def test_without_totals_as_many_buy_as_predicted_for_as_much_and_what_sets_customers_apart_stays(
     fitted: calibrate.Calibration,
 ) -> None:
-    prediction, _, age, frequency = world(6000, 0)
-    free = fitted.level_free(prediction, age, frequency)
+    prediction, y, age, frequency = world(6000, 0)
+    free = calibrate.fit_calibration(prediction, y, y > 0, age, frequency, level_error=0.05, totals=False)
     after, full = free.apply(prediction, age, frequency), fitted.apply(prediction, age, frequency)
-    assert prediction.p_purchase is not None
-    assert after.p_purchase is not None
-    assert full.p_purchase is not None
+    for p in (prediction, after, full):
+        assert p.p_purchase is not None
+        assert p.quantiles is not None
     assert full.p_purchase.mean() > 1.2 * prediction.p_purchase.mean()  # else there would be nothing to leave out
     assert after.p_purchase.mean() == pytest.approx(prediction.p_purchase.mean(), rel=1e-6)
-    np.testing.assert_array_equal(after.value, prediction.value)
     moved = logit(full.p_purchase) - logit(after.p_purchase)
     np.testing.assert_allclose(moved, moved[0], rtol=1e-6)
-    assert (free.remap, free.slope) == (fitted.remap, fitted.slope)
-    silent = replace(prediction, p_purchase=np.zeros(6000))
-    assert fitted.level_free(silent, age, frequency).intercept == fitted.intercept
+    np.testing.assert_array_equal(after.value, prediction.value)
+    assert full.quantiles.mean().sum() > 1.5 * prediction.value.sum()
+    assert after.quantiles.mean().sum() == pytest.approx(prediction.value.sum(), rel=0.1)
+    # A year in which everybody spends less changes the level, and nothing here but how far it is believed.
+    lean = calibrate.fit_calibration(prediction, 0.6 * y, y > 0, age, frequency, level_error=0.05, totals=False)
+    np.testing.assert_allclose(lean.remap, free.remap, atol=1e-9)
+    assert lean.intercept == free.intercept
+    assert lean.level_stretch < free.level_stretch
+    certain = replace(prediction, p_purchase=np.zeros(6000))
+    calibrate.fit_calibration(certain, y, y > 0, age, frequency, totals=False)
 
 
 def test_order_is_kept_quantiles_stay_monotone_and_zero_mass_fits_the_probability(
