@@ -1,14 +1,16 @@
-"""Calibration on held-out customers: probabilities, bands for persons and for sums, level of the total.
+"""Calibration on held-out customers: who buys, how values spread, bands for persons and for sums.
 
 Fitted on one matured origin that training never saw, stored as JSON, applied to any later prediction. Everything is
 shrunk: few calibration customers leave the model as it is. The distribution is calibrated in two parts, so that the
 mass at zero stays 1 - p_purchase: the probability by Platt scaling, the value of buyers by a monotone remap of levels.
+
+Totals are left to the level, which has learned from this origin too: as many buy as predicted, for as much. A year's
+best season would otherwise widen the bands of the next, and the mean of a distribution leave the stated value.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -26,7 +28,6 @@ FREQUENCY_EDGES = (1.0, 3.0)  # repeat purchase days
 NUM_CELLS = (len(AGE_EDGES) + 1) * (len(FREQUENCY_EDGES) + 1)
 PRIOR_BUYERS = 50.0  # so many buyers of a cell weigh as much as the remap of all cells, and so many of all as none
 PRIOR_PLATT = 5.0  # precision of intercepts around 0 and of the slope around 1: about 20 customers at p = .5
-PRIOR_LEVEL = 0.2  # sd of the log level before the data: total misses beyond it are believed only from many customers
 PRIOR_LEVELS = 6.0  # so many origins weigh as much as "the level misses by what its error says"
 
 
@@ -50,13 +51,12 @@ class Calibration:
     intercept: tuple[float, ...]  # (NUM_CELLS,) logit p' = intercept[cell] + slope logit p
     slope: float
     remap: tuple[tuple[float, ...], ...]  # (NUM_CELLS, len(GRID)) level of buyers' values to read for a wanted level
-    level: float  # factor on expected values
     level_stretch: float  # factor on the error that the level states of itself
     sum_spread: float  # realised over predicted variance of sums of customers, the level aside
     customers: int
 
     def apply(self, prediction: Prediction, age_days: ArrayLike, frequency: ArrayLike) -> Prediction:
-        """The calibrated prediction; order by value is untouched, quantiles stay monotone, p_zero = 1 - p_purchase."""
+        """The calibrated prediction; value is untouched, quantiles stay monotone, p_zero = 1 - p_purchase."""
         cell = cells(age_days, frequency)
         if len(cell) != len(prediction):
             raise ValueError(
@@ -67,7 +67,7 @@ class Calibration:
         if quantiles is not None:
             pay = 1 - quantiles.p_zero
             quantiles = self._spread(quantiles, self.probability(pay, cell), cell)
-        return Prediction(value=prediction.value * self.level, p_purchase=p, quantiles=quantiles)
+        return Prediction(value=prediction.value, p_purchase=p, quantiles=quantiles)
 
     def probability(self, p: Array, cell: NDArray[np.int64]) -> Array:
         """(n,) calibrated probabilities; exact 0 and 1 stay."""
@@ -98,6 +98,7 @@ class Calibration:
         found = content.pop("format", None), content.pop("age_edges", None), content.pop("frequency_edges", None)
         if found != (FORMAT, list(AGE_EDGES), list(FREQUENCY_EDGES)):
             raise ValueError(f"calibration has format and cells {found}, this version reads {FORMAT}; fit it again")
+        content.pop("level", None)  # 1 in older ones
         content["intercept"] = tuple(content["intercept"])
         content["remap"] = tuple(tuple(row) for row in content["remap"])
         return cls(**content)
@@ -110,7 +111,6 @@ def identity() -> Calibration:
         intercept=(0.0,) * NUM_CELLS,
         slope=1.0,
         remap=(row,) * NUM_CELLS,
-        level=1.0,
         level_stretch=1.0,
         sum_spread=1.0,
         customers=0,
@@ -125,15 +125,12 @@ def fit_calibration(
     frequency: ArrayLike,
     *,
     level_error: float = 0.1,
-    totals: bool = True,
     seed: int = 0,
 ) -> Calibration:
     """Calibration of one horizon from held-out predictions and what happened, all (n,), y in currency.
 
     `level_error`: log standard error that the forecast level stated of itself; one origin alone cannot tell it, only
-    whether it is believable. totals: False where a level is forecast elsewhere, which has learned from this origin too:
-    then as many buy as predicted, for as much, and only what sets customers and values apart is learned. Without
-    p_purchase or quantiles those parts stay the identity.
+    whether it is believable. Without p_purchase or quantiles those parts stay the identity.
     """
     real, hit = np.maximum(np.asarray(y, float), 0.0), np.asarray(orders, float) > 0
     cell = cells(age_days, frequency)
@@ -144,28 +141,23 @@ def fit_calibration(
     start = identity()
     if not len(real):
         return start
-    level, stretch = _level(real, prediction.value, level_error)
     intercept, slope = np.zeros(NUM_CELLS), 1.0
     p = prediction.p_purchase
     if p is None and prediction.quantiles is not None:
         p = 1 - prediction.quantiles.p_zero
     if p is not None:
         intercept, slope = _platt(p, hit, cell)
-        if not totals:
-            intercept = intercept + _shift_to_mean(p, intercept[cell] + slope * _logit(p))
+        intercept = intercept + _shift_to_mean(p, intercept[cell] + slope * _logit(p))
     remap = np.tile(GRID, (NUM_CELLS, 1))
     if prediction.quantiles is not None:
-        as_much = real
-        if not totals:
-            said = _per_buyer(prediction.value, 1 - prediction.quantiles.p_zero)
-            as_much = real * said / _per_buyer(real, hit.astype(float))
+        said = _per_buyer(prediction.value, 1 - prediction.quantiles.p_zero)
+        as_much = real * said / _per_buyer(real, hit.astype(float))
         remap = _remap(as_much, prediction.quantiles, cell, seed)
     fitted = Calibration(
         intercept=tuple(float(a) for a in intercept),
         slope=float(slope),
         remap=tuple(tuple(float(g) for g in row) for row in remap),
-        level=level if totals else 1.0,
-        level_stretch=stretch,
+        level_stretch=_stretch(real, prediction.value, level_error),
         sum_spread=1.0,
         customers=len(real),
     )
@@ -175,33 +167,15 @@ def fit_calibration(
     return replace(fitted, sum_spread=sums.fit_spread(real, after, seed))
 
 
-def monotone(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Predictions of ascending horizons made non-decreasing in the horizon: calibrated one by one they might cross."""
-    out: list[Prediction] = []
-    for now in predictions:
-        if out:
-            before = out[-1]
-            p, q = now.p_purchase, now.quantiles
-            if p is not None and before.p_purchase is not None:
-                p = np.maximum(p, before.p_purchase)
-            if q is not None and before.quantiles is not None:
-                low = before.quantiles
-                q = Quantiles(q.levels, np.maximum(q.values, low.values), np.minimum(q.p_zero, low.p_zero))
-            now = Prediction(value=np.maximum(now.value, before.value), p_purchase=p, quantiles=q)
-        out.append(now)
-    return out
-
-
-def _level(y: Array, value: Array, level_error: float) -> tuple[float, float]:
-    """(factor on the total, its log shrunk by its sampling error; stretch of the stated error of the level)."""
+def _stretch(y: Array, value: Array, level_error: float) -> float:
+    """Factor on the stated error of the level, by how far it missed."""
     if y.sum() <= 0 or value.sum() <= 0:
-        return 1.0, 1.0
+        return 1.0
     ratio = float(y.sum() / value.sum())
     error = float(np.sqrt(np.sum((y - ratio * value) ** 2)) / y.sum())
-    trust = PRIOR_LEVEL**2 / (PRIOR_LEVEL**2 + error**2)
     surprise = float(np.log(ratio) ** 2 / max(error**2 + level_error**2, 1e-12))
     stretch = float(np.sqrt((PRIOR_LEVELS + surprise) / (PRIOR_LEVELS + 1)))
-    return float(np.exp(trust * np.log(ratio))), float(np.clip(stretch, 1.0, 3.0))
+    return float(np.clip(stretch, 1.0, 3.0))
 
 
 def _platt(p: Array, hit: NDArray[np.bool_], cell: NDArray[np.int64]) -> tuple[Array, float]:

@@ -131,7 +131,6 @@ def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[
                 table["T"].to_numpy(),
                 table["frequency"].to_numpy(),
                 level_error=float(held_out.level_error[i]),
-                totals=False,
             )
         # A horizon too long to have matured takes the bands of the longest that has.
         calibrations[i] = newest

@@ -3,23 +3,33 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.special import logit
+from scipy.special import expit, logit
 
-from clv.evaluate import calibrate, metrics, probabilistic, sums
-from clv.evaluate.prediction import Prediction, hurdle_lognormal
+from clv.evaluate import calibrate, probabilistic, sums
+from clv.evaluate.prediction import Prediction, Quantiles, hurdle_lognormal
 
 World = tuple[Prediction, np.ndarray, np.ndarray, np.ndarray]
 
 
 def world(n: int, seed: int) -> World:
-    """(prediction, y, age, frequency) of a model that is too sure, too low and wrong about young customers."""
+    """(prediction, y, age, frequency) of a model that is right in total, too sure, and wrong about young customers."""
     rng = np.random.default_rng(seed)
     age, frequency = rng.uniform(0, 700, n), rng.poisson(1.5, n)
     p, mu = rng.beta(0.8, 2, n), rng.normal(3, 0.8, n)
     y = np.where(rng.random(n) < p, np.exp(mu + 0.9 * rng.normal(size=n)), 0.0)
-    said = np.clip(p ** np.where(age < 90, 2.0, 1.2), 1e-9, 1 - 1e-9)
-    quantiles = hurdle_lognormal(said, mu - 0.3, np.full(n, 0.5))
-    return Prediction(value=said * np.exp(mu - 0.3), p_purchase=said, quantiles=quantiles), y, age, frequency
+    said = expit(1.5 * logit(p) - np.where(age < 90, 1.0, -0.7))
+    per_buyer = np.exp(mu + 0.9**2 / 2)
+    quantiles = hurdle_lognormal(said, np.log(per_buyer) - 0.5**2 / 2, np.full(n, 0.5))
+    return Prediction(value=said * per_buyer, p_purchase=said, quantiles=quantiles), y, age, frequency
+
+
+def replace_chance(prediction: Prediction, p: np.ndarray, factor: float) -> Quantiles:
+    """The distribution with another chance of a purchase, and the value given one times a factor."""
+    before = prediction.quantiles
+    assert before is not None
+    inner = np.clip((before.levels - (1 - p[:, None])) / p[:, None], 0, 1)
+    level = before.p_zero[:, None] + (1 - before.p_zero[:, None]) * inner
+    return Quantiles(before.levels, np.where(inner > 0, factor * before.at(level), 0.0), 1 - p)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +44,7 @@ def test_held_out_bands_become_honest(fitted: calibrate.Calibration) -> None:
     assert prediction.quantiles is not None
     assert after.quantiles is not None
     before_share = probabilistic.pit80(probabilistic.pit(y, prediction.quantiles))
-    assert before_share < 0.75
+    assert before_share < 0.77
     u = probabilistic.pit(y, after.quantiles)
     assert probabilistic.pit80(u) == pytest.approx(0.8, abs=0.02)
     assert np.abs(np.histogram(u, 10, (0, 1))[0] / len(u) - 0.1).max() < 0.02
@@ -43,43 +53,41 @@ def test_held_out_bands_become_honest(fitted: calibrate.Calibration) -> None:
     assert probabilistic.crps(y, after.quantiles).mean() < probabilistic.crps(y, prediction.quantiles).mean()
 
 
-def test_probabilities_and_the_total_come_right_in_every_large_cell(fitted: calibrate.Calibration) -> None:
+def test_probabilities_come_right_in_every_large_cell(fitted: calibrate.Calibration) -> None:
     prediction, y, age, frequency = world(6000, 2)
     after = fitted.apply(prediction, age, frequency)
+    assert prediction.p_purchase is not None
     assert after.p_purchase is not None
-    number = calibrate.cells(age, frequency)
+    number, off = calibrate.cells(age, frequency), 0.0
     for cell in range(calibrate.NUM_CELLS):
         rows = number == cell
         if rows.sum() < 400:
             continue  # the share of buyers of so few is itself uncertain by .05
+        off = max(off, abs(prediction.p_purchase[rows].mean() - (y[rows] > 0).mean()))
         assert after.p_purchase[rows].mean() == pytest.approx((y[rows] > 0).mean(), abs=0.06)
-    assert metrics.bias(y, prediction.value) < 0.7
-    assert metrics.bias(y, after.value) == pytest.approx(1, abs=0.12)
+    assert off > 0.1
 
 
-def test_without_totals_as_many_buy_as_predicted_for_as_much_and_what_sets_customers_apart_stays(
-    fitted: calibrate.Calibration,
-) -> None:
+@pytest.mark.parametrize(("odds", "spend"), [(1.0, 1.0), (0.4, 0.6), (2.0, 1.8)])
+def test_totals_are_left_to_the_level(fitted: calibrate.Calibration, odds: float, spend: float) -> None:
+    """Where everybody buys more or less often, or for more or less, than predicted, only the level is off."""
     prediction, y, age, frequency = world(6000, 0)
-    free = calibrate.fit_calibration(prediction, y, y > 0, age, frequency, level_error=0.05, totals=False)
-    after, full = free.apply(prediction, age, frequency), fitted.apply(prediction, age, frequency)
-    for p in (prediction, after, full):
-        assert p.p_purchase is not None
-        assert p.quantiles is not None
-    assert full.p_purchase.mean() > 1.2 * prediction.p_purchase.mean()  # else there would be nothing to leave out
-    assert after.p_purchase.mean() == pytest.approx(prediction.p_purchase.mean(), rel=1e-6)
-    moved = logit(full.p_purchase) - logit(after.p_purchase)
-    np.testing.assert_allclose(moved, moved[0], rtol=1e-6)
-    np.testing.assert_array_equal(after.value, prediction.value)
-    assert full.quantiles.mean().sum() > 1.5 * prediction.value.sum()
-    assert after.quantiles.mean().sum() == pytest.approx(prediction.value.sum(), rel=0.1)
-    # A year in which everybody spends less changes the level, and nothing here but how far it is believed.
-    lean = calibrate.fit_calibration(prediction, 0.6 * y, y > 0, age, frequency, level_error=0.05, totals=False)
-    np.testing.assert_allclose(lean.remap, free.remap, atol=1e-9)
-    assert lean.intercept == free.intercept
-    assert lean.level_stretch < free.level_stretch
-    certain = replace(prediction, p_purchase=np.zeros(6000))
-    calibrate.fit_calibration(certain, y, y > 0, age, frequency, totals=False)
+    assert prediction.quantiles is not None
+    said = expit(logit(prediction.p_purchase) - np.log(odds))
+    quantiles = replace_chance(prediction, said, 1 / spend)
+    low = Prediction(
+        value=said * prediction.value / prediction.p_purchase / spend, p_purchase=said, quantiles=quantiles
+    )
+    free = calibrate.fit_calibration(low, y, y > 0, age, frequency, level_error=0.05)
+    after = free.apply(low, age, frequency)
+    assert after.p_purchase is not None
+    assert after.quantiles is not None
+    np.testing.assert_array_equal(after.value, low.value)
+    assert after.p_purchase.mean() == pytest.approx(said.mean(), rel=1e-6)
+    assert after.quantiles.mean().sum() == pytest.approx(low.value.sum(), rel=0.12)
+    assert free.slope == pytest.approx(fitted.slope, abs=0.05)
+    assert np.abs(np.array(free.remap) - np.array(fitted.remap)).max() < 0.1
+    assert (free.level_stretch > 2) == (spend != 1)
 
 
 def test_order_is_kept_quantiles_stay_monotone_and_zero_mass_fits_the_probability(
@@ -89,7 +97,7 @@ def test_order_is_kept_quantiles_stay_monotone_and_zero_mass_fits_the_probabilit
     after = fitted.apply(prediction, age, frequency)
     assert after.quantiles is not None
     assert after.p_purchase is not None
-    assert np.array_equal(np.argsort(after.value), np.argsort(prediction.value))
+    assert np.array_equal(after.value, prediction.value)
     assert np.all(np.diff(after.quantiles.values, axis=1) >= 0)
     assert after.quantiles.p_zero == pytest.approx(1 - after.p_purchase)
     assert np.all(np.diff(np.array(fitted.remap), axis=1) >= 0)
@@ -102,7 +110,7 @@ def test_bands_of_sums_cover_held_out_groups(fitted: calibrate.Calibration, size
         prediction, y, age, frequency = world(6000, seed)
         after = replace(fitted.apply(prediction, age, frequency), sum_spread=fitted.sum_spread)
         shares.append(sums.covered(y, after, size, rounds=4))
-    assert 0.72 <= np.mean(shares) <= 0.88
+    assert 0.72 <= np.mean(shares) <= 0.9
 
 
 @pytest.mark.parametrize(("miss", "low", "high"), [(1.0, 1.0, 1.0), (1.25, 1.2, 2.0), (0.5, 2.5, 3.0)])
@@ -144,11 +152,3 @@ def test_json_keeps_every_number_and_other_formats_are_refused(fitted: calibrate
     content = json.loads(fitted.to_json()) | {"format": 99}
     with pytest.raises(ValueError, match="99"):
         calibrate.Calibration.from_json(json.dumps(content))
-
-
-def test_horizons_that_cross_are_made_monotone() -> None:
-    near, _, _, _ = world(100, 8)
-    far = Prediction(value=near.value[::-1].copy(), p_purchase=near.p_purchase, quantiles=near.quantiles)
-    first, second = calibrate.monotone([near, far])
-    assert first is near
-    assert np.all(second.value >= first.value)
