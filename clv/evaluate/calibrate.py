@@ -28,6 +28,8 @@ FREQUENCY_EDGES = (1.0, 3.0)  # repeat purchase days
 NUM_CELLS = (len(AGE_EDGES) + 1) * (len(FREQUENCY_EDGES) + 1)
 PRIOR_BUYERS = 50.0  # so many buyers of a cell weigh as much as the remap of all cells, and so many of all as none
 PRIOR_PLATT = 5.0  # precision of intercepts around 0 and of the slope around 1: about 20 customers at p = .5
+FURTHEST_LEVEL = 1.5  # |log| by which what came may lie off what was said for another reason than the buyers' mean
+ENOUGH = 5_000  # customers whose distributions tell the mean of all
 PRIOR_LEVELS = 6.0  # so many origins weigh as much as "the level misses by what its error says"
 
 
@@ -66,25 +68,13 @@ class Calibration:
         quantiles = prediction.quantiles
         if quantiles is not None:
             pay = 1 - quantiles.p_zero
-            quantiles = self._spread(quantiles, self.probability(pay, cell), cell)
+            quantiles = _spread(quantiles, self.probability(pay, cell), cell, np.asarray(self.remap))
         return Prediction(value=prediction.value, p_purchase=p, quantiles=quantiles)
 
     def probability(self, p: Array, cell: NDArray[np.int64]) -> Array:
         """(n,) calibrated probabilities; exact 0 and 1 stay."""
         moved = expit(np.asarray(self.intercept)[cell] + self.slope * _logit(p))
         return np.where((p > 0) & (p < 1), moved, p)
-
-    def _spread(self, q: Quantiles, pay: Array, cell: NDArray[np.int64]) -> Quantiles:
-        """The value of buyers by the cell's remap, above the new mass at zero."""
-        zero = 1 - pay
-        inner = np.divide(q.levels - zero[:, None], pay[:, None], out=np.zeros_like(q.values), where=pay[:, None] > 0)
-        read = np.zeros_like(inner)
-        for number in np.unique(cell):
-            rows = cell == number
-            read[rows] = np.interp(inner[rows], GRID, self.remap[number])
-        values = q.at(q.p_zero[:, None] + (1 - q.p_zero[:, None]) * read)
-        values = np.where(inner > 0, np.maximum.accumulate(values, axis=1), 0.0)
-        return Quantiles(q.levels, values, zero)
 
     def to_json(self) -> str:
         """JSON text with the format's number; floats survive exactly."""
@@ -150,9 +140,7 @@ def fit_calibration(
         intercept = intercept + _shift_to_mean(p, intercept[cell] + slope * _logit(p))
     remap = np.tile(GRID, (NUM_CELLS, 1))
     if prediction.quantiles is not None:
-        said = _per_buyer(prediction.value, 1 - prediction.quantiles.p_zero)
-        as_much = real * said / _per_buyer(real, hit.astype(float))
-        remap = _remap(as_much, prediction.quantiles, cell, seed)
+        remap = _remap(real, prediction.quantiles, cell, seed)
     fitted = Calibration(
         intercept=tuple(float(a) for a in intercept),
         slope=float(slope),
@@ -205,13 +193,7 @@ def _shift_to_mean(p: Array, moved: Array) -> float:
     if not inside.any():
         return 0.0
     want = p[inside].mean()
-    return float(brentq(lambda shift: expit(moved[inside] + shift).mean() - want, -40.0, 40.0))
-
-
-def _per_buyer(value: Array, bought: Array) -> float:
-    """Value of a buyer, of expectations or of what came; 1 where there is none."""
-    total, buyers = float(value.sum()), float(bought.sum())
-    return total / buyers if total > 0 and buyers > 0 else 1.0
+    return float(brentq(lambda shift: expit(moved[inside] + shift).mean() - want, -1e3, 1e3))
 
 
 def _bounds() -> list[tuple[float | None, float | None]]:
@@ -219,13 +201,47 @@ def _bounds() -> list[tuple[float | None, float | None]]:
     return [(None, None), (0.1, 10.0)] + [(None, None)] * NUM_CELLS
 
 
+def _spread(q: Quantiles, pay: Array, cell: NDArray[np.int64], remap: Array) -> Quantiles:
+    """The value of buyers by the cell's remap, above the new mass at zero, 1 - pay."""
+    zero = 1 - pay
+    inner = np.divide(q.levels - zero[:, None], pay[:, None], out=np.zeros_like(q.values), where=pay[:, None] > 0)
+    read = np.zeros_like(inner)
+    for number in np.unique(cell):
+        rows = cell == number
+        read[rows] = np.interp(inner[rows], GRID, remap[number])
+    values = q.at(q.p_zero[:, None] + (1 - q.p_zero[:, None]) * read)
+    values = np.where(inner > 0, np.maximum.accumulate(values, axis=1), 0.0)
+    return Quantiles(q.levels, values, zero)
+
+
 def _remap(y: Array, quantiles: Quantiles, cell: NDArray[np.int64], seed: int) -> Array:
+    """(NUM_CELLS, grid) levels to read, from y times the factor that keeps the mean of the distributions."""
+    buyers = (y > 0) & (quantiles.p_zero < 1)
+    if not buyers.any():
+        return np.tile(GRID, (NUM_CELLS, 1))
+    bought, theirs, their_cell = y[buyers], quantiles.take(buyers), cell[buyers]
+    some = np.arange(0, len(y), max(len(y) // ENOUGH, 1))
+    before = quantiles.take(some)
+    mean = float(before.mean().sum())
+
+    def surplus(log_factor: float) -> float:
+        remap = _ranks(bought * np.exp(log_factor), theirs, their_cell, seed)
+        return float(np.log(_spread(before, 1 - before.p_zero, cell[some], remap).mean().sum() / mean))
+
+    start = np.log(mean / (1 - before.p_zero).sum() / bought.mean())
+    low, high = start - FURTHEST_LEVEL, start + FURTHEST_LEVEL
+    # A few buyers hardly move the mean, wherever they lie.
+    decided = surplus(low) < 0 < surplus(high)
+    factor = brentq(surplus, low, high, xtol=0.005) if decided else start
+    return _ranks(bought * np.exp(factor), theirs, their_cell, seed)
+
+
+def _ranks(y: Array, quantiles: Quantiles, cell: NDArray[np.int64], seed: int) -> Array:
     """(NUM_CELLS, grid) quantiles of buyers' PIT above the mass at zero, with the conformal n + 1; shrunk twice."""
     u, zero = probabilistic.pit(y, quantiles, seed), quantiles.p_zero
-    buyers = (y > 0) & (zero < 1)
-    v = np.clip((u[buyers] - zero[buyers]) / (1 - zero[buyers]), 0, 1)
+    v = np.clip((u - zero) / (1 - zero), 0, 1)
     everyone = _shrink(v, GRID)
-    return np.stack([_shrink(v[cell[buyers] == number], everyone) for number in range(NUM_CELLS)])
+    return np.stack([_shrink(v[cell == number], everyone) for number in range(NUM_CELLS)])
 
 
 def _shrink(v: Array, towards: Array) -> Array:
