@@ -217,12 +217,12 @@ def _spread(q: Quantiles, pay: Array, cell: NDArray[np.int64], remap: Array) -> 
 def _remap(y: Array, quantiles: Quantiles, cell: NDArray[np.int64], seed: int) -> Array:
     """(NUM_CELLS, grid) levels to read, from y times the factor that keeps the mean of the distributions."""
     buyers = (y > 0) & (quantiles.p_zero < 1)
-    if not buyers.any():
-        return np.tile(GRID, (NUM_CELLS, 1))
-    bought, theirs, their_cell = y[buyers], quantiles.take(buyers), cell[buyers]
     some = np.arange(0, len(y), max(len(y) // ENOUGH, 1))
     before = quantiles.take(some)
     mean = float(before.mean().sum())
+    if mean <= 0 or not buyers.any():
+        return np.tile(GRID, (NUM_CELLS, 1))
+    bought, theirs, their_cell = y[buyers], quantiles.take(buyers), cell[buyers]
 
     def surplus(log_factor: float) -> float:
         remap = _ranks(bought * np.exp(log_factor), theirs, their_cell, seed)
