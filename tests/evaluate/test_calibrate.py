@@ -23,15 +23,6 @@ def world(n: int, seed: int) -> World:
     return Prediction(value=said * per_buyer, p_purchase=said, quantiles=quantiles), y, age, frequency
 
 
-def replace_chance(prediction: Prediction, p: np.ndarray, factor: float) -> Quantiles:
-    """The distribution with another chance of a purchase, and the value given one times a factor."""
-    before = prediction.quantiles
-    assert before is not None
-    inner = np.clip((before.levels - (1 - p[:, None])) / p[:, None], 0, 1)
-    level = before.p_zero[:, None] + (1 - before.p_zero[:, None]) * inner
-    return Quantiles(before.levels, np.where(inner > 0, factor * before.at(level), 0.0), 1 - p)
-
-
 @pytest.fixture(scope="module")
 def fitted() -> calibrate.Calibration:
     prediction, y, age, frequency = world(6000, 0)
@@ -73,11 +64,13 @@ def test_totals_are_left_to_the_level(fitted: calibrate.Calibration, odds: float
     """Where everybody buys more or less often, or for more or less, than predicted, only the level is off."""
     prediction, y, age, frequency = world(6000, 0)
     assert prediction.quantiles is not None
-    said = expit(logit(prediction.p_purchase) - np.log(odds))
-    quantiles = replace_chance(prediction, said, 1 / spend)
-    low = Prediction(
-        value=said * prediction.value / prediction.p_purchase / spend, p_purchase=said, quantiles=quantiles
-    )
+    rarer = replace(calibrate.identity(), intercept=(-np.log(odds),) * calibrate.NUM_CELLS)
+    low = rarer.apply(prediction, age, frequency)
+    said, q = low.p_purchase, low.quantiles
+    assert said is not None
+    assert q is not None
+    value = said * prediction.value / prediction.p_purchase / spend
+    low = Prediction(value=value, p_purchase=said, quantiles=Quantiles(q.levels, q.values / spend, q.p_zero))
     free = calibrate.fit_calibration(low, y, y > 0, age, frequency, level_error=0.05)
     after = free.apply(low, age, frequency)
     assert after.p_purchase is not None
