@@ -3,8 +3,8 @@
 log(realised / expected) of a window [o, o + h) is modelled as the window's mean of a yearly season plus a slow drift
 plus noise. A season sums to nothing over its year: what lasts is drift. Both are Gaussian processes around 0, so the
 forecast is a precision-weighted mean of the same season a year before, of the newest matured origins, and of "the
-anchor is right" (level 1). Their spreads are not fixed but averaged over by how well they explain the past (empirical
-Bayes): where the log shows no season, none is forecast.
+anchor is right" (level 1). Their spreads, and for how long a season lasts, are not fixed but averaged over by how well
+they explain the past (empirical Bayes): where the log shows no season, none is forecast.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ Measure = Literal["value", "orders", "days"]
 
 MIN_LOG_DAYS = 180  # a younger log has no anchor worth learning from
 YEAR_DAYS = 365.2425
-_SEASON_DAYS = 25.0  # a day of the year tells about the days within some weeks of it, and nothing about other seasons
+_SEASON_DAYS = (20.0, 40.0, 80.0)  # so far a day of the year tells about others: a peak of weeks, a cosine
 _HARMONICS = np.arange(1, 9)
-_HARMONIC_SHARE = np.exp(-((2 * np.pi * _HARMONICS * _SEASON_DAYS / YEAR_DAYS) ** 2) / 2)
 _DRIFT_MEMORY_DAYS = 730.0
 _SHARED = 0.9  # of the variance is common to all horizons; the rest is each horizon's own
 _SEASON_SPREADS = (0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviation of the log level of a day
@@ -38,8 +37,7 @@ _DRIFT_SPREADS = (0.0, 0.05, 0.1, 0.2, 0.4)
 _SEASON_PRIOR = (0.25, 0.8)  # median and log spread: most shops have a season; the lognormal doubts a flat year
 _DRIFT_PRIOR = 0.2  # half-normal
 _ROW_ERROR = 0.07  # what no sampling error covers: promotions, weather, the anchor's own fit
-_YOUNG_ERROR = 0.1  # extra log error of an anchor that has seen no full year, falling to 0 at a year
-_OVERCONFIDENCE = 1.25  # realised over stated error of the log level, on twenty simulated shops at five origins each
+_OVERCONFIDENCE = 1.1  # realised over stated error of the log level, on 160 simulated shops at about ten origins each
 _MAX_LOG_LEVEL = 1.5
 
 
@@ -67,13 +65,12 @@ class SeasonalIndex:
         known = table["origin_day"] + table["horizon_days"] <= known_day
         usable = (table["log_days"] >= MIN_LOG_DAYS) & (table["expected"] > 0) & (table["realised"] > 0)
         table = table[known & usable & np.isfinite(table["log_error"])].sort_values(["origin_day", "horizon_days"])
-        young = _YOUNG_ERROR * np.clip(1 - (table["log_days"] - MIN_LOG_DAYS) / (YEAR_DAYS - MIN_LOG_DAYS), 0, 1)
         return cls(
             int(known_day),
             table["origin_day"].to_numpy(),
             table["horizon_days"].to_numpy(),
             np.log(table["realised"] / table["expected"]).to_numpy(),
-            np.hypot(table["log_error"], young).to_numpy(),
+            table["log_error"].to_numpy(),
         )
 
     def level(self, origin_day: float, horizon_days: float) -> tuple[float, float]:
@@ -87,13 +84,14 @@ class SeasonalIndex:
             np.atleast_1d(np.asarray(origin_day, np.float64)), np.atleast_1d(np.asarray(horizon_days, np.float64))
         )
         mean, second = np.zeros(len(origin)), np.zeros(len(origin))
-        season = _season_kernel(origin, horizon, self.origin_day, self.horizon_days)
-        drift = _drift_kernel(origin, horizon, self.origin_day, self.horizon_days)
-        own = _season_variance(horizon)
-        for share, s, d, factor, weights in self._posterior:
-            cross = s**2 * season + d**2 * drift
+        past = (self.origin_day, self.horizon_days)
+        drift = _drift_kernel(origin, horizon, *past)
+        seasons = [_season_kernel(origin, horizon, *past, days) for days in _SEASON_DAYS]
+        alone = [_season_variance(horizon, days) for days in _SEASON_DAYS]
+        for share, (i, s, d), factor, weights in self._posterior:
+            cross = s**2 * seasons[i] + d**2 * drift
             value = cross @ weights
-            variance = s**2 * own + d**2 + _ROW_ERROR**2
+            variance = s**2 * alone[i] + d**2 + _ROW_ERROR**2
             if len(self.origin_day):
                 variance = variance - np.einsum("ij,ji->i", cross, cho_solve(factor, cross.T))
             mean += share * value
@@ -102,18 +100,18 @@ class SeasonalIndex:
         return np.exp(np.clip(mean, -_MAX_LOG_LEVEL, _MAX_LOG_LEVEL)), _OVERCONFIDENCE * error
 
     @cached_property
-    def _posterior(self) -> list[tuple[float, float, float, tuple[Floats, bool], Floats]]:
-        """(weight, season spread, drift spread, Cholesky factor, K⁻¹ y) of each pair of spreads worth keeping."""
-        season = _season_kernel(self.origin_day, self.horizon_days, self.origin_day, self.horizon_days)
-        drift = _drift_kernel(self.origin_day, self.horizon_days, self.origin_day, self.horizon_days)
-        noise = _noise(self.origin_day, self.horizon_days, self.log_error)
+    def _posterior(self) -> list[tuple[float, tuple[int, float, float], tuple[Floats, bool], Floats]]:
+        """(weight, (which _SEASON_DAYS, season spread, drift spread), Cholesky factor, K⁻¹ y) of each worth keeping."""
+        past = (self.origin_day, self.horizon_days)
+        drift, noise = _drift_kernel(*past, *past), _noise(*past, self.log_error)
+        seasons = [_season_kernel(*past, *past, days) for days in _SEASON_DAYS]
         (median, spread), found, scores = _SEASON_PRIOR, [], []
-        for s, d in product(_SEASON_SPREADS, _DRIFT_SPREADS):
-            factor = cho_factor(s**2 * season + d**2 * drift + noise, lower=True)
+        for i, s, d in product(range(len(_SEASON_DAYS)), _SEASON_SPREADS, _DRIFT_SPREADS):
+            factor = cho_factor(s**2 * seasons[i] + d**2 * drift + noise, lower=True)
             weights = cho_solve(factor, self.log_ratio)
             log_det = 2 * np.log(np.diag(factor[0])).sum()
             prior = -((np.log(s / median) / spread) ** 2 + (d / _DRIFT_PRIOR) ** 2) / 2
-            found.append((s, d, factor, weights))
+            found.append(((i, s, d), factor, weights))
             scores.append(prior - (self.log_ratio @ weights + log_det) / 2)
         share = np.exp(np.array(scores) - max(scores))
         share /= share.sum()
@@ -178,23 +176,27 @@ def anchor_errors(
     return pd.DataFrame(rows, columns=list(ERRORS))
 
 
-def _season_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:
+def _season_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats, days: float) -> Floats:
     """Covariance (N, M) of the window means of a yearly season whose day has variance 1.
 
-    A Gaussian of `_SEASON_DAYS` wrapped around the year, less its mean, as a sum over harmonics; the mean of harmonic k
+    A Gaussian of `days` wrapped around the year, less its mean, as a sum over harmonics; the mean of harmonic k
     over h days keeps sinc(k h / year) of it and sits at mid-window.
     """
     lag = (origin + horizon / 2)[:, None] - (other + other_horizon / 2)[None, :]
     out = np.zeros_like(lag)
-    for k, share in zip(_HARMONICS, _HARMONIC_SHARE / _HARMONIC_SHARE.sum(), strict=True):
+    for k, share in zip(_HARMONICS, _harmonic_shares(days), strict=True):
         kept = np.outer(np.sinc(k * horizon / YEAR_DAYS), np.sinc(k * other_horizon / YEAR_DAYS))
         out += share * kept * np.cos(2 * np.pi * k * lag / YEAR_DAYS)
     return out * _between_horizons(horizon, other_horizon)
 
 
-def _season_variance(horizon: Floats) -> Floats:
-    share = _HARMONIC_SHARE / _HARMONIC_SHARE.sum()
-    return np.asarray(share @ np.sinc(_HARMONICS[:, None] * horizon / YEAR_DAYS) ** 2)
+def _season_variance(horizon: Floats, days: float) -> Floats:
+    return np.asarray(_harmonic_shares(days) @ np.sinc(_HARMONICS[:, None] * horizon / YEAR_DAYS) ** 2)
+
+
+def _harmonic_shares(days: float) -> Floats:
+    share = np.exp(-((2 * np.pi * _HARMONICS * days / YEAR_DAYS) ** 2) / 2)
+    return np.asarray(share / share.sum())
 
 
 def _drift_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:
