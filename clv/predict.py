@@ -64,14 +64,15 @@ PORTFOLIO = pa.schema(
 @dataclass(frozen=True)
 class Adjustment:
     """What the held-out origin taught, per learned horizon: the weight of the model against the anchor, the factors
-    that bring its totals (of value; of orders, by those beyond the first) to the level, and the calibration of
-    probabilities and bands."""
+    that bring its totals (of value, raised to the power of `slope`; of orders, by those beyond the first) to the
+    level, and the calibration of probabilities and bands."""
 
     gate_purchase: tuple[float, ...]
     gate_value: tuple[float, ...]
     scale: tuple[float, ...]
     scale_repeats: tuple[float, ...]
     calibration: tuple[Calibration, ...]
+    slope: float = 1.0  # see `clv.evaluate.slope`
 
     @classmethod
     def none(cls, num_horizons: int, gate: float = 1.0) -> Self:
@@ -85,6 +86,7 @@ class Adjustment:
             "scale": list(self.scale),
             "scale_repeats": list(self.scale_repeats),
             "calibration": [json.loads(c.to_json()) for c in self.calibration],
+            "slope": self.slope,
         }
 
     @classmethod
@@ -95,6 +97,7 @@ class Adjustment:
             tuple(plain["scale"]),
             tuple(plain.get("scale_repeats", [1.0] * len(plain["scale"]))),  # not in older bundles
             tuple(Calibration.from_json(json.dumps(c)) for c in plain["calibration"]),
+            plain.get("slope", 1.0),
         )
 
 
@@ -180,11 +183,11 @@ def tail_years(baseline: Baseline) -> int:
 
 
 def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, level_error: Floats, adjustment: Adjustment) -> Outlook:
-    """Gate, scale and calibrate; the uncertainty of the level widens every customer's distribution."""
+    """Gate, spread, scale and calibrate; the uncertainty of the level widens every customer's distribution."""
     gate = np.array(adjustment.gate_purchase), np.array(adjustment.gate_value)
     buys = table["has_purchase"].to_numpy(bool)
     out = raw.gated(base, gate[0], gate[1])
-    value = out.value * np.where(buys[:, None], np.array(adjustment.scale), 1.0)
+    value = np.where(buys[:, None], out.value**adjustment.slope * np.array(adjustment.scale), out.value)
     repeats = out.repeats * np.where(buys[:, None], np.array(adjustment.scale_repeats), 1.0)
     cell = cells(table["T"].to_numpy(), table["frequency"].to_numpy())
     p = out.p_purchase

@@ -14,6 +14,7 @@ from clv.evaluate.panel import Panel, Visitors
 from clv.evaluate.peer_inputs import Context
 from clv.evaluate.peers import run_peers
 from clv.evaluate.prediction import Prediction
+from clv.evaluate.slope import fit_slope
 from clv.models.infer import Forecast
 from clv.models.samples import Assembled
 from clv.predict import Adjustment, Outlook, adjust
@@ -113,6 +114,8 @@ def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[
     rows, keep = held_out.rows, held_out.buyers
     num = raw.hazard.shape[1]
     adjustment = replace(Adjustment.none(num), gate_purchase=(gate[0],) * num, gate_value=(gate[1],) * num)
+    mixed = raw.gated(rows.base, *gate).value[keep, held_out.horizon]
+    adjustment = replace(adjustment, slope=fit_slope(mixed, held_out.labels(held_out.horizon)[0][keep]))
     adjustment = scaled(raw, rows, adjustment)
     before = adjust(raw, rows.base, rows.table, held_out.level_error, adjustment)
     table = rows.table[keep]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clv.models.infer import forecast
+from clv.predict import Adjustment
 from clv.train.config import TrainConfig
 from clv.train.fit import Setup, Shop
 from clv.train.selection import HeldOut, best_gate, judge
@@ -39,3 +40,20 @@ def test_the_totals_of_the_held_out_origin_are_left_to_the_level(
     assert adjustment.calibration[0].customers == keep.sum()
     assert outlook.forecast.p_purchase[keep, 0].mean() == pytest.approx(said, rel=1e-6)
     assert outlook.forecast.value[keep, 0].sum() == pytest.approx(rows.base.value[keep, 0].sum(), rel=1e-6)
+
+
+def test_values_drawn_together_are_spread_again_and_the_total_stays(
+    setup: Setup, shop: Shop, tiny: TrainConfig, cutoff: int
+) -> None:
+    rows = setup.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
+    held_out = HeldOut(rows, 0, np.full(2, 0.1))
+    keep, raw = held_out.buyers, forecast(setup.model(tiny), rows.samples, setup.assembler.money)
+    close = raw.moved(raw.hazard, rows.base.value**0.6)
+    adjustment, outlook = judge(held_out, close, (1.0, 1.0))
+    after = outlook.forecast.value[keep, 0]
+    assert adjustment.slope > 1.01
+    assert Adjustment.from_json(adjustment.to_json()).slope == adjustment.slope
+    assert np.log(after) == pytest.approx(
+        adjustment.slope * np.log(close.value[keep, 0]) + np.log(adjustment.scale[0]), rel=1e-9
+    )
+    assert after.sum() == pytest.approx(rows.base.value[keep, 0].sum(), rel=1e-6)
