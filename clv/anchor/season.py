@@ -37,7 +37,6 @@ _DRIFT_SPREADS = (0.0, 0.05, 0.1, 0.2, 0.4)
 _SEASON_PRIOR = (0.25, 0.8)  # median and log spread: most shops have a season; the lognormal doubts a flat year
 _DRIFT_PRIOR = 0.2  # half-normal
 _ROW_ERROR = 0.07  # what no sampling error covers: promotions, weather, the anchor's own fit
-_YOUNG_ERROR = 0.2  # extra log error of an anchor that has seen no full year, falling from here at 180 days to 0
 _OVERCONFIDENCE = 1.1  # realised over stated error of the log level, on 160 simulated shops at about ten origins each
 _MAX_LOG_LEVEL = 1.5
 
@@ -66,13 +65,12 @@ class SeasonalIndex:
         known = table["origin_day"] + table["horizon_days"] <= known_day
         usable = (table["log_days"] >= MIN_LOG_DAYS) & (table["expected"] > 0) & (table["realised"] > 0)
         table = table[known & usable & np.isfinite(table["log_error"])].sort_values(["origin_day", "horizon_days"])
-        young = _YOUNG_ERROR * np.clip(1 - (table["log_days"] - MIN_LOG_DAYS) / (YEAR_DAYS - MIN_LOG_DAYS), 0, 1)
         return cls(
             int(known_day),
             table["origin_day"].to_numpy(),
             table["horizon_days"].to_numpy(),
             np.log(table["realised"] / table["expected"]).to_numpy(),
-            np.hypot(table["log_error"], young).to_numpy(),
+            table["log_error"].to_numpy(),
         )
 
     def level(self, origin_day: float, horizon_days: float) -> tuple[float, float]:
