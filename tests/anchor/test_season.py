@@ -19,6 +19,11 @@ def season(day: np.ndarray) -> np.ndarray:
     return 0.7 * np.exp(-0.5 * (apart / 35) ** 2) - 0.12
 
 
+def wave(day: np.ndarray) -> np.ndarray:
+    """A season that is half of the year above and half below."""
+    return 0.35 * np.cos(2 * np.pi * (day - 330) / 365.2425)
+
+
 def flat(day: np.ndarray) -> np.ndarray:
     return np.zeros(len(day))
 
@@ -56,6 +61,11 @@ def test_season_is_recovered_once_it_was_seen_a_year_before() -> None:
     errors = forecast_errors(season, 1000, range(630, 900, 30), 90)
     assert errors[:, 0].mean() < 0.35 * errors[:, 1].mean()
     assert errors[:, 0].max() < 0.2
+
+
+def test_a_season_that_swings_slowly_is_carried_on_before_its_year_is_over() -> None:
+    errors = forecast_errors(wave, 1000, range(330, 450, 30), 90)
+    assert errors[:, 0].mean() < 0.5 * errors[:, 1].mean()
 
 
 @pytest.mark.parametrize("origin", [250, 400, 700])
