@@ -30,6 +30,8 @@ MIN_LOG_DAYS = 180  # a younger log has no anchor worth learning from
 YEAR_DAYS = 365.2425
 _SEASON_DAYS = (20.0, 40.0, 80.0)  # so far a day of the year tells about others: a peak of weeks, a cosine
 _HARMONICS = np.arange(1, 9)
+_SHARES = np.exp(-((2 * np.pi * np.outer(_SEASON_DAYS, _HARMONICS) / YEAR_DAYS) ** 2) / 2)
+_SHARES /= _SHARES.sum(1, keepdims=True)  # of each harmonic in the variance of a day, (L, 8), L lengths of seasons
 _DRIFT_MEMORY_DAYS = 730.0
 _SHARED = 0.9  # of the variance is common to all horizons; the rest is each horizon's own
 _SEASON_SPREADS = (0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviation of the log level of a day
@@ -86,8 +88,7 @@ class SeasonalIndex:
         mean, second = np.zeros(len(origin)), np.zeros(len(origin))
         past = (self.origin_day, self.horizon_days)
         drift = _drift_kernel(origin, horizon, *past)
-        seasons = [_season_kernel(origin, horizon, *past, days) for days in _SEASON_DAYS]
-        alone = [_season_variance(horizon, days) for days in _SEASON_DAYS]
+        seasons, alone = _season_kernels(origin, horizon, *past), _season_variances(horizon)
         for share, (i, s, d), factor, weights in self._posterior:
             cross = s**2 * seasons[i] + d**2 * drift
             value = cross @ weights
@@ -103,8 +104,8 @@ class SeasonalIndex:
     def _posterior(self) -> list[tuple[float, tuple[int, float, float], tuple[Floats, bool], Floats]]:
         """(weight, (which _SEASON_DAYS, season spread, drift spread), Cholesky factor, K⁻¹ y) of each worth keeping."""
         past = (self.origin_day, self.horizon_days)
-        drift, noise = _drift_kernel(*past, *past), _noise(*past, self.log_error)
-        seasons = [_season_kernel(*past, *past, days) for days in _SEASON_DAYS]
+        seasons, drift = _season_kernels(*past, *past), _drift_kernel(*past, *past)
+        noise = _noise(*past, self.log_error)
         (median, spread), found, scores = _SEASON_PRIOR, [], []
         for i, s, d in product(range(len(_SEASON_DAYS)), _SEASON_SPREADS, _DRIFT_SPREADS):
             factor = cho_factor(s**2 * seasons[i] + d**2 * drift + noise, lower=True)
@@ -176,27 +177,22 @@ def anchor_errors(
     return pd.DataFrame(rows, columns=list(ERRORS))
 
 
-def _season_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats, days: float) -> Floats:
-    """Covariance (N, M) of the window means of a yearly season whose day has variance 1.
+def _season_kernels(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:
+    """Covariance (L, N, M) of the window means of a yearly season whose day has variance 1, by the season's length.
 
-    A Gaussian of `days` wrapped around the year, less its mean, as a sum over harmonics; the mean of harmonic k
+    A Gaussian of `_SEASON_DAYS` wrapped around the year, less its mean, as a sum over harmonics; the mean of harmonic k
     over h days keeps sinc(k h / year) of it and sits at mid-window.
     """
     lag = (origin + horizon / 2)[:, None] - (other + other_horizon / 2)[None, :]
-    out = np.zeros_like(lag)
-    for k, share in zip(_HARMONICS, _harmonic_shares(days), strict=True):
-        kept = np.outer(np.sinc(k * horizon / YEAR_DAYS), np.sinc(k * other_horizon / YEAR_DAYS))
-        out += share * kept * np.cos(2 * np.pi * k * lag / YEAR_DAYS)
-    return out * _between_horizons(horizon, other_horizon)
+    k = _HARMONICS[:, None, None]
+    kept = np.sinc(k * horizon[:, None] / YEAR_DAYS) * np.sinc(k * other_horizon / YEAR_DAYS)
+    swing = kept * np.cos(2 * np.pi * k * lag / YEAR_DAYS)
+    return np.tensordot(_SHARES, swing, 1) * _between_horizons(horizon, other_horizon)
 
 
-def _season_variance(horizon: Floats, days: float) -> Floats:
-    return np.asarray(_harmonic_shares(days) @ np.sinc(_HARMONICS[:, None] * horizon / YEAR_DAYS) ** 2)
-
-
-def _harmonic_shares(days: float) -> Floats:
-    share = np.exp(-((2 * np.pi * _HARMONICS * days / YEAR_DAYS) ** 2) / 2)
-    return np.asarray(share / share.sum())
+def _season_variances(horizon: Floats) -> Floats:
+    """(L, N) variance of the window means."""
+    return np.asarray(_SHARES @ np.sinc(_HARMONICS[:, None] * horizon / YEAR_DAYS) ** 2)
 
 
 def _drift_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:

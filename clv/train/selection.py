@@ -113,9 +113,10 @@ def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[
     """The adjustment that the held-out origin supports, and the held-out forecast after it."""
     rows, keep = held_out.rows, held_out.buyers
     num = raw.hazard.shape[1]
-    adjustment = replace(Adjustment.none(num), gate_purchase=(gate[0],) * num, gate_value=(gate[1],) * num)
     mixed = raw.gated(rows.base, *gate).value[keep, held_out.horizon]
-    adjustment = replace(adjustment, slope=fit_slope(mixed, held_out.labels(held_out.horizon)[0][keep]))
+    slope = fit_slope(mixed, held_out.labels(held_out.horizon)[0][keep])
+    adjustment = Adjustment.none(num)
+    adjustment = replace(adjustment, gate_purchase=(gate[0],) * num, gate_value=(gate[1],) * num, slope=slope)
     adjustment = scaled(raw, rows, adjustment)
     before = adjust(raw, rows.base, rows.table, held_out.level_error, adjustment)
     table = rows.table[keep]
