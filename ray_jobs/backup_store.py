@@ -1,7 +1,7 @@
 """Backup of the online store while it serves: `python -m ray_jobs.backup_store --store STORE --out FOLDER`.
 
-Every customer is kept as at one moment, with its history, events and statistics; erasures and the store's key go along,
-so that the erased stay erased after a restore. Keep the folder as safe as the store: it holds customers' ids.
+Every customer is kept as at one moment, with its history and events; erasures and the store's key go along, so that the
+erased stay erased after a restore. Keep the folder as safe as the store: it holds customers' ids.
 """
 
 from __future__ import annotations

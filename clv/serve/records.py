@@ -1,4 +1,4 @@
-"""The stored form of customers, the same in every store: a blob of tokens, a line per new event, and a state."""
+"""The stored form of customers, the same in every store: a blob of tokens, and a line per new event."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from clv.data import lines as log
 from clv.data.clock import Clock
 from clv.data.events import US
 from clv.data.histories import ATTRIBUTE_PREFIX, TOKEN_FIELDS, Histories, ranges
-from clv.serve import statistics
-from clv.serve.statistics import Statistics
 
 _NUMPY = {
     name: np.dtype("int64") if kind == US else np.dtype(kind.to_pandas_dtype()) for name, kind in TOKEN_FIELDS.items()
@@ -30,7 +28,7 @@ _LAYOUT: list[tuple[str, np.dtype[Any]]] = sorted(
     [*_NUMPY.items(), ("items", np.dtype("int64")), ("item_counts", np.dtype("int32"))],
     key=lambda column: (-column[1].itemsize, column[0]),
 )
-FORMAT = json.dumps([2, [[name, kind.str] for name, kind in _LAYOUT], log.LINE.itemsize])
+FORMAT = json.dumps([3, [[name, kind.str] for name, kind in _LAYOUT], log.LINE.itemsize])
 DIGEST = 8  # bytes of an event's key, and of a line that the histories hold by now
 
 
@@ -43,7 +41,6 @@ class Record:
     tokens: int
     items: int
     history: bytes | memoryview
-    state: bytes
 
 
 @dataclass(frozen=True)
@@ -99,19 +96,13 @@ class Batch:
             raise ConflictError(wrong)
         return rows
 
-    def states(self, rows: Sequence[int], before: Mapping[str, tuple[bytes, int]]) -> dict[str, tuple[bytes, int]]:
-        """State and newest time of each customer of `rows` afterwards; `before` holds those that exist."""
-        found: dict[str, tuple[Statistics, bytes, int]] = {}
+    def newest(self, rows: Sequence[int]) -> dict[str, int]:
+        """Time (us) of the newest event in `rows` of each of their customers."""
+        found: dict[str, int] = {}
         for row in rows:
             name = self.names[row]
-            if name not in found:
-                state, newest = before.get(name, (Statistics().pack(b""), 0))
-                found[name] = (*Statistics.unpack(state), newest)
-            numbers, orders, newest = found[name]
-            one = self.lines[row]
-            orders = numbers.add(int(one["type"]), int(one["day"]), int(one["order"]), float(one["amount"]), orders)
-            found[name] = (numbers, orders, max(newest, int(one["time"])))
-        return {name: (numbers.pack(orders), newest) for name, (numbers, orders, newest) in found.items()}
+            found[name] = max(found.get(name, -(2**63)), int(self.lines[row]["time"]))
+        return found
 
 
 @dataclass(frozen=True)
@@ -136,22 +127,12 @@ class Put:
         lines = joined([one.line for one in owned])
         owners = [one.customer_id for one in owned]
         done = log.covered(histories, owners, lines) if owned else np.zeros(0, bool)
-        states = statistics.of_histories(histories)
-        newest = histories["last_time"].cast(pa.int64()).to_pylist()
-        if not done.all():  # events that the histories do not hold stay beside them, and count
-            left = np.flatnonzero(~done)
-            whose = [owners[i] for i in left]
-            full = log.merge(
-                histories.filter(pc.is_in(histories["customer_id"], pa.array(set(whose)))), whose, lines[left]
-            )
-            place = {name: i for i, name in enumerate(names)}
-            times = full["last_time"].cast(pa.int64()).to_pylist()
-            for name, state, time in zip(
-                full["customer_id"].to_pylist(), statistics.of_histories(full), times, strict=True
-            ):
-                states[place[name]], newest[place[name]] = state, time
+        newest, place = histories["last_time"].cast(pa.int64()).to_pylist(), {name: i for i, name in enumerate(names)}
+        for i in np.flatnonzero(~done):  # events that the histories do not hold stay beside them
+            row = place[owners[i]]
+            newest[row] = max(newest[row], int(lines[i]["time"]))
         tokens, items, blobs = encode(Histories.from_table(histories))
-        rows = zip(names, newest, tokens.tolist(), items.tolist(), blobs, states, strict=True)
+        rows = zip(names, newest, tokens.tolist(), items.tolist(), blobs, strict=True)
         given = [name for name in histories.column_names if name.startswith(ATTRIBUTE_PREFIX)]
         return cls(
             [Record(*row) for row in rows],

@@ -10,10 +10,9 @@ from typing import Protocol
 import pyarrow as pa
 
 from clv.data.clock import Clock
-from clv.serve import statistics
-from clv.serve.statistics import Statistics
 
 REMEDY = "fill one with python -m ray_jobs.load_store --store"
+OTHER_VERSION = "is not a store of this version: load it again with python -m ray_jobs.load_store --store"
 
 # A customer as a backup holds it; `attributes` is JSON, events and lines belong together.
 BACKUP = pa.schema(
@@ -21,7 +20,6 @@ BACKUP = pa.schema(
         pa.field("customer_id", pa.string(), nullable=False),
         *(pa.field(name, pa.int64(), nullable=False) for name in ("last_time", "tokens", "items")),
         pa.field("history", pa.binary(), nullable=False),
-        pa.field("state", pa.binary(), nullable=False),
         pa.field("attributes", pa.string(), nullable=False),
         pa.field("events", pa.list_(pa.binary()), nullable=False),
         pa.field("lines", pa.list_(pa.binary()), nullable=False),
@@ -62,9 +60,6 @@ class Store(Protocol):
     def get(self, customer_ids: Sequence[str]) -> pa.Table:
         """Histories, appended events included, of those that are stored, sorted by customer_id."""
 
-    def statistics(self, customer_ids: Sequence[str]) -> pa.Table:
-        """STATISTICS of those that are stored, sorted by customer_id."""
-
     def delete(self, customer_ids: Sequence[str]) -> int:
         """Erase customers and remember that they were; returns how many were there."""
 
@@ -102,7 +97,7 @@ def open_store(address: str | Path, *, create: bool = False) -> Store:
     Without `create` it must be there: ValueError otherwise. A Redis that does not answer now is asked again later.
     """
     text = str(address)
-    if text.startswith(("redis:", "rediss:", "unix:")):
+    if is_redis(text):
         from clv.serve.store_redis import RedisStore
 
         return RedisStore(text, create=create)
@@ -119,11 +114,6 @@ def is_folder(address: str | Path) -> bool:
     return "://" not in str(address)
 
 
-def counted(store: Store, names: list[str], states: list[bytes]) -> pa.Table:
-    """STATISTICS of stored states; where an event could not be placed, from the history."""
-    stale = [name for name, state in zip(names, states, strict=True) if Statistics.unpack(state)[0].stale]
-    if stale:
-        histories = store.get(stale)
-        fresh = dict(zip(histories["customer_id"].to_pylist(), statistics.of_histories(histories), strict=True))
-        states = [fresh.get(name, state) for name, state in zip(names, states, strict=True)]
-    return statistics.to_table(names, states)
+def is_redis(address: str | Path) -> bool:
+    """Whether the address is one of a Redis server."""
+    return str(address).startswith(("redis:", "rediss:", "unix:"))

@@ -8,7 +8,7 @@ import random
 import secrets
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from clv.data.clock import Clock
 from clv.serve.records import FORMAT, Batch, Held, Put, decode, digest, with_events
-from clv.serve.store import BACKUP, REMEDY, Appended, StoreUnavailableError, counted
+from clv.serve.store import BACKUP, OTHER_VERSION, REMEDY, Appended, StoreUnavailableError
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,8 +33,9 @@ _COUNTS = struct.Struct("<II")
 class RedisStore:
     """A `Store` in one database of a Redis server.
 
-    A customer is a hash `clv:c:ID` (h: counts and blob, s: state, a: attributes as JSON) and a hash `clv:e:ID` of its
-    events; `clv:customers` orders all of them by their newest event. Durable as far as Redis is: `appendonly yes`.
+    A customer has a hash `clv:c:ID` (h: counts and blob, a: attributes as JSON) once histories were loaded, and a hash
+    `clv:e:ID` of its events; `clv:customers` orders all customers by their newest event. Durable as far as Redis is:
+    `appendonly yes`.
     """
 
     def __init__(self, url: str, *, create: bool = False) -> None:
@@ -63,29 +64,20 @@ class RedisStore:
     def append(self, events: pa.Table, clock: Clock) -> Appended:
         self._salt()
         batch = Batch.of(events, clock)
-        names = sorted(set(batch.names))
         places = list(dict.fromkeys(zip(batch.names, batch.keys, strict=True)))
 
         def attempt(pipe: Any) -> list[int]:
-            pipe.watch(*map(_customer, names))
+            pipe.watch(*map(_events, set(batch.names)))
             with self._redis.pipeline(transaction=False) as reading:
                 for name, key in places:
                     reading.hget(_events(name), key)
-                for name in names:
-                    reading.hget(_customer(name), "s")
-                for name in names:
-                    reading.zscore(CUSTOMERS, name)
-                found = reading.execute()
-            lines, states = found[: len(places)], found[len(places) : len(places) + len(names)]
+                lines = reading.execute()
             rows = batch.fresh({place: line for place, line in zip(places, lines, strict=True) if line is not None})
-            known = zip(names, states, found[len(places) + len(names) :], strict=True)
-            before = {name: (state, int(newest)) for name, state, newest in known if state is not None}
             pipe.multi()
             for row in rows:
                 pipe.hset(_events(batch.names[row]), batch.keys[row], batch.lines[row].tobytes())
-            for name, (state, newest) in batch.states(rows, before).items():
-                pipe.hset(_customer(name), "s", state)
-                pipe.zadd(CUSTOMERS, {name: newest})
+            if rows:
+                pipe.zadd(CUSTOMERS, batch.newest(rows), gt=True)
             pipe.execute()
             return rows
 
@@ -115,23 +107,14 @@ class RedisStore:
             table = table.append_column(name, pa.array(values, kind))
         return with_events(table, held)
 
-    def statistics(self, customer_ids: Sequence[str]) -> pa.Table:
-        self._salt()
-        names = sorted(set(customer_ids))
-        with self._guarded(), self._redis.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.hget(_customer(name), "s")
-            found = [(name, state) for name, state in zip(names, pipe.execute(), strict=True) if state is not None]
-        return counted(self, [name for name, _ in found], [state for _, state in found])
-
     def delete(self, customer_ids: Sequence[str]) -> int:
         self._salt()
         now = time.time_ns() // 1000
         names = list(dict.fromkeys(customer_ids))
 
         def attempt(pipe: Any) -> int:
-            pipe.watch(*map(_customer, names))
-            gone = [name for name in names if pipe.exists(_customer(name))]
+            pipe.watch(*_keys(names))
+            gone = [name for name in names if pipe.exists(_customer(name), _events(name))]
             pipe.multi()
             for name in gone:
                 pipe.delete(_customer(name), _events(name))
@@ -178,7 +161,7 @@ class RedisStore:
             rows = [
                 _backup(name.decode(), customer, events, int(newest))
                 for name, customer, events, newest in zip(names, found[::3], found[1::3], found[2::3], strict=True)
-                if customer
+                if newest is not None
             ]
             if rows:
                 yield pa.Table.from_pylist(rows, BACKUP)
@@ -196,7 +179,8 @@ class RedisStore:
                     for row in rows[start : start + PART]:
                         name = row["customer_id"]
                         pipe.delete(_customer(name), _events(name))
-                        pipe.hset(_customer(name), mapping=_fields(row, json.loads(row["attributes"])))
+                        if row["tokens"]:
+                            pipe.hset(_customer(name), mapping=_fields(row, json.loads(row["attributes"])))
                         if row["events"]:
                             pipe.hset(_events(name), mapping=dict(zip(row["events"], row["lines"], strict=True)))
                         pipe.zadd(CUSTOMERS, {name: row["last_time"]})
@@ -229,7 +213,7 @@ class RedisStore:
         names = histories["customer_id"].to_pylist()
 
         def attempt(pipe: Any) -> int:
-            pipe.watch(*map(_customer, names))
+            pipe.watch(*_keys(names))
             with self._redis.pipeline(transaction=False) as reading:
                 reading.hmget(ERASED, [self._digest(name) for name in names])
                 for name in names:
@@ -240,7 +224,7 @@ class RedisStore:
             put = Put.plan(histories, [one for one in held if one.open], since)
             pipe.multi()
             for one, given in zip(put.records, put.attributes.to_pylist() or [{}] * len(put.records), strict=True):
-                row = {name: getattr(one, name) for name in ("tokens", "items", "history", "state")}
+                row = {name: getattr(one, name) for name in ("tokens", "items", "history")}
                 pipe.hdel(_customer(one.customer_id), "a")
                 pipe.hset(_customer(one.customer_id), mapping=_fields(row, given))
                 pipe.zadd(CUSTOMERS, {one.customer_id: one.last_time})
@@ -274,7 +258,7 @@ class RedisStore:
             if not meta:
                 raise ValueError(f"no store in this Redis: {REMEDY} with its address")
             if meta.get(b"format") != FORMAT.encode():
-                raise ValueError(f"this Redis does not hold a store of this version: {REMEDY} another database")
+                raise ValueError(f"this Redis {OTHER_VERSION} another database")
             self._key = meta[b"salt"]
         return self._key
 
@@ -308,10 +292,12 @@ def _events(name: str) -> str:
     return f"clv:e:{name}"
 
 
+def _keys(names: Iterable[str]) -> list[str]:
+    return [key for name in names for key in (_customer(name), _events(name))]
+
+
 def _fields(row: dict[str, Any], attributes: dict[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"s": row["state"]}
-    if row["tokens"]:
-        fields["h"] = _COUNTS.pack(row["tokens"], row["items"]) + bytes(row["history"])
+    fields: dict[str, Any] = {"h": _COUNTS.pack(row["tokens"], row["items"]) + bytes(row["history"])}
     given = {name: value for name, value in attributes.items() if value is not None}
     if given:
         fields["a"] = json.dumps(given, ensure_ascii=False)
@@ -327,7 +313,6 @@ def _backup(name: str, customer: dict[bytes, bytes], events: dict[bytes, bytes],
         "tokens": tokens,
         "items": items,
         "history": history[_COUNTS.size :] if history else b"",
-        "state": customer[b"s"],
         "attributes": customer.get(b"a", b"{}").decode(),
         "events": list(events),
         "lines": list(events.values()),

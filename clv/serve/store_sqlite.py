@@ -7,7 +7,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 from clv.data.clock import Clock
 from clv.data.histories import ATTRIBUTE_PREFIX
 from clv.serve.records import FORMAT, Batch, Held, Put, decode, digest, with_events
-from clv.serve.store import BACKUP, REMEDY, Appended, StoreUnavailableError, counted
+from clv.serve.store import BACKUP, OTHER_VERSION, REMEDY, Appended, StoreUnavailableError
 
 FILE = "store.sqlite"
 LINE_BYTES = 72
@@ -26,12 +26,13 @@ PART = 5_000
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS customers (customer_id TEXT PRIMARY KEY, last_time INTEGER NOT NULL, "
-    "tokens INTEGER NOT NULL, items INTEGER NOT NULL, history BLOB NOT NULL, state BLOB NOT NULL)",
+    "tokens INTEGER NOT NULL, items INTEGER NOT NULL, history BLOB NOT NULL)",
     "CREATE INDEX IF NOT EXISTS customers_last_time ON customers (last_time)",
     "CREATE TABLE IF NOT EXISTS events (customer_id TEXT, event BLOB, line BLOB NOT NULL, "
     "PRIMARY KEY (customer_id, event)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS erased (digest BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID",
 )
+_COLUMNS = ("customer_id", "last_time", "tokens", "items", "history")
 _PUT_EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?)"
 
 
@@ -64,7 +65,7 @@ class SqliteStore:
         stored: dict[str, Any] = dict(rows)
         if stored.get("format") != FORMAT:
             self.close()
-            raise ValueError(f"{path} is not a store of this version: {REMEDY} another folder")
+            raise ValueError(f"{path} {OTHER_VERSION} another folder")
         self._salt: bytes = stored["salt"]
 
     def put_histories(self, histories: pa.Table) -> int:
@@ -84,7 +85,6 @@ class SqliteStore:
 
     def append(self, events: pa.Table, clock: Clock) -> Appended:
         batch = Batch.of(events, clock)
-        wanted = json.dumps(sorted(set(batch.names)))
         with self._writing() as connection:
             held = {}
             for place in set(zip(batch.names, batch.keys, strict=True)):
@@ -94,19 +94,12 @@ class SqliteStore:
                 if row is not None:
                     held[place] = row[0]
             rows = batch.fresh(held)
-            before = connection.execute(
-                "SELECT customer_id, state, last_time FROM customers "
-                "WHERE customer_id IN (SELECT value FROM json_each(?))",
-                (wanted,),
-            )
-            states = batch.states(rows, {name: (state, newest) for name, state, newest in before})
             lines = ((batch.names[row], batch.keys[row], batch.lines[row].tobytes()) for row in rows)
             connection.executemany(_PUT_EVENT, lines)
             connection.executemany(
-                "INSERT INTO customers (customer_id, last_time, tokens, items, history, state) "
-                "VALUES (?, ?, 0, 0, x'', ?) ON CONFLICT (customer_id) DO UPDATE SET "
-                "last_time = excluded.last_time, state = excluded.state",
-                [(name, newest, state) for name, (state, newest) in states.items()],
+                "INSERT INTO customers (customer_id, last_time, tokens, items, history) VALUES (?, ?, 0, 0, x'') "
+                "ON CONFLICT (customer_id) DO UPDATE SET last_time = max(last_time, excluded.last_time)",
+                batch.newest(rows).items(),
             )
         return Appended(len(rows), len(events) - len(rows))
 
@@ -128,15 +121,6 @@ class SqliteStore:
         for (name, kind), values in zip(attributes, columns[4:], strict=True):
             table = table.append_column(name, pa.array(values, kind))
         return with_events(table, [Held(*row) for row in held])
-
-    def statistics(self, customer_ids: Sequence[str]) -> pa.Table:
-        with self._reading() as connection:
-            rows = connection.execute(
-                "SELECT customer_id, state FROM customers WHERE customer_id IN (SELECT value FROM json_each(?)) "
-                "ORDER BY customer_id",
-                (json.dumps(list(customer_ids)),),
-            ).fetchall()
-        return counted(self, [name for name, _ in rows], [state for _, state in rows])
 
     def delete(self, customer_ids: Sequence[str]) -> int:
         wanted = [(name,) for name in dict.fromkeys(customer_ids)]
@@ -174,7 +158,7 @@ class SqliteStore:
                 attributes = [name for name, _ in self._attributes(connection)]
                 pairs = ",".join(f"{_text(name)},{_quoted(name)}" for name in attributes)
                 rows = connection.execute(
-                    f"SELECT customer_id, last_time, tokens, items, history, state, json_object({pairs}) "
+                    f"SELECT customer_id, last_time, tokens, items, history, json_object({pairs}) "
                     "FROM customers WHERE customer_id > ? ORDER BY customer_id LIMIT ?",
                     (after, PART),
                 ).fetchall()
@@ -202,12 +186,7 @@ class SqliteStore:
                     if value is not None:
                         self._add_attribute(connection, name, isinstance(value, str))
                 given = {name: value for name, value in given.items() if value is not None}
-                names = [*BACKUP.names[:6], *given]
-                marks = ",".join("?" * len(names))
-                connection.execute(
-                    f"INSERT OR REPLACE INTO customers ({','.join(map(_quoted, names))}) VALUES ({marks})",
-                    [*(row[name] for name in BACKUP.names[:6]), *given.values()],
-                )
+                connection.execute(_put_customer(given), [*(row[name] for name in _COLUMNS), *given.values()])
                 connection.execute("DELETE FROM events WHERE customer_id = ?", (row["customer_id"],))
                 events = zip(row["events"], row["lines"], strict=True)
                 connection.executemany(_PUT_EVENT, [(row["customer_id"], *event) for event in events])
@@ -239,16 +218,13 @@ class SqliteStore:
     def _write(self, connection: sqlite3.Connection, put: Put) -> None:
         for field in put.attributes.schema:
             self._add_attribute(connection, field.name, pa.types.is_string(field.type))
-        names = [*BACKUP.names[:6], *put.attributes.column_names]
-        marks = ",".join("?" * len(names))
         values = [column.to_pylist() for column in put.attributes.columns]
         given = zip(*values, strict=True) if values else [()] * len(put.records)
         rows = (
-            (one.customer_id, one.last_time, one.tokens, one.items, one.history, one.state, *values)
+            (one.customer_id, one.last_time, one.tokens, one.items, one.history, *values)
             for one, values in zip(put.records, given, strict=True)
         )
-        statement = f"INSERT OR REPLACE INTO customers ({','.join(map(_quoted, names))}) VALUES ({marks})"
-        connection.executemany(statement, rows)
+        connection.executemany(_put_customer(put.attributes.column_names), rows)
         connection.executemany(_PUT_EVENT, [(one.customer_id, one.event, one.line) for one in put.covered])
 
     def _add_attribute(self, connection: sqlite3.Connection, name: str, text: bool) -> None:
@@ -310,6 +286,11 @@ class SqliteStore:
         columns = connection.execute("SELECT name, type FROM pragma_table_info('customers')").fetchall()
         kinds: dict[str, Any] = {"TEXT": pa.string(), "REAL": pa.float64()}
         return [(name, kinds[kind]) for name, kind in columns if name.startswith(ATTRIBUTE_PREFIX)]
+
+
+def _put_customer(attributes: Iterable[str]) -> str:
+    names = [*_COLUMNS, *map(_quoted, attributes)]
+    return f"INSERT OR REPLACE INTO customers ({','.join(names)}) VALUES ({','.join('?' * len(names))})"
 
 
 def _quoted(name: str) -> str:

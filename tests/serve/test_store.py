@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import redis
 
 from clv.data.clock import Clock
 from clv.data.events import EVENTS, US
@@ -210,6 +211,21 @@ def test_a_missing_store_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ray_jobs\.load_store"):
         SqliteStore(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_store_of_an_older_format_is_refused_with_the_remedy(address: str) -> None:
+    open_store(address, create=True).close()
+    if address.startswith("redis:"):
+        client = redis.Redis.from_url(address)
+        client.hset("clv:meta", "format", "[2]")
+        client.close()
+    else:
+        with sqlite3.connect(Path(address) / FILE) as connection:
+            connection.execute("UPDATE meta SET value = '[2]' WHERE key = 'format'")
+        connection.close()
+    for create in (False, True):
+        with pytest.raises(ValueError, match=r"not a store of this version: load it again with .* ray_jobs.load_store"):
+            open_store(address, create=create)
 
 
 def test_a_foreign_file_and_a_foreign_database_are_refused(tmp_path: Path) -> None:

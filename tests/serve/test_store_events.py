@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,7 @@ import pytest
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import EVENTS, US
 from clv.data.histories import Histories, build
-from clv.data.rfm import purchases
-from clv.data.windows import cut
-from clv.serve.records import ConflictError
+from clv.serve.records import Batch, ConflictError, Put
 from clv.serve.store import Store, StoreUnavailableError, open_store
 from clv.serve.store_sqlite import SqliteStore
 
@@ -89,26 +88,6 @@ def assert_equal(found: pa.Table, expected: pa.Table) -> None:
     assert all(list(map(sorted, one)) == list(map(sorted, other)) for one, other in pairs)
 
 
-def assert_statistics(found: pa.Table, histories: pa.Table) -> None:
-    """As the sample frame counts them from the whole history, gross and net."""
-    origin = BEGIN + 400 * DAY_US
-    net, gross = (purchases(cut(Histories.from_table(histories), origin, (), CLOCK, value=v)) for v in ("net", "gross"))
-    table = found.to_pandas().set_index("customer_id")
-    net, gross = net.set_index("customer_id"), gross.set_index("customer_id")
-    assert table.index.tolist() == gross.index.tolist()
-    bought = gross["has_purchase"]
-    assert (bought == (table["days"] > 0)).all()
-    table, net, gross = table[bought], net[bought], gross[bought]
-    np.testing.assert_array_equal(table["days"] - 1, gross["frequency"])
-    np.testing.assert_array_equal(table["last_day"] - table["first_day"], gross["recency"])
-    np.testing.assert_array_equal(CLOCK.day_of(origin) - table["first_day"], gross["T"])
-    np.testing.assert_allclose(table["spent"], gross["value_past"], rtol=1e-12)
-    repeats = np.maximum(table["days"] - 1, 1)
-    np.testing.assert_allclose(np.maximum(table["repeat_spent"], 0) / repeats, gross["monetary"], rtol=1e-9, atol=1e-9)
-    both = np.maximum(table["repeat_spent"] + table["repeat_returned"], 0) / repeats
-    np.testing.assert_allclose(np.where(table["days"] > 1, both, 0), net["monetary"], rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize("order", ["as it happened", "any order"])
 @pytest.mark.parametrize("loaded", [0.0, 0.6])
 def test_a_replay_through_the_store_equals_a_full_preparation(
@@ -131,28 +110,6 @@ def test_a_replay_through_the_store_equals_a_full_preparation(
     assert newest is not None
     assert pc.max(expected["last_time"].cast(pa.int64())).as_py() <= newest <= last(events)
     assert_equal(store.get(ids(events)), expected)
-    assert_statistics(store.statistics(ids(events)), expected)
-
-
-def test_most_events_that_come_as_they_happen_need_no_count_of_the_history(
-    store: Store, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events = shop(rng).sort_by("event_time")
-    sold = events.filter(pc.equal(events["event_type"], "purchase"))
-    sold = sold.filter(pc.is_valid(sold["order_id"]))
-    begins = sold.to_pandas().groupby("order_id")["event_time"].transform("min")  # lines come with their order
-    sold = sold.take(pa.array(np.argsort(begins.to_numpy(), kind="stable")))
-    for start in range(0, len(sold), 20):
-        store.append(sold.slice(start, 20), CLOCK)
-    expected = build(sold, CLOCK)
-
-    def never(customer_ids: object) -> pa.Table:
-        raise AssertionError(f"the histories of {customer_ids} were read")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "get", never)
-        found = store.statistics(ids(sold))
-    assert_statistics(found, expected)
 
 
 def test_an_event_that_is_sent_twice_is_stored_once(store: Store, rng: np.random.Generator) -> None:
@@ -162,7 +119,6 @@ def test_an_event_that_is_sent_twice_is_stored_once(store: Store, rng: np.random
     assert (first.stored, first.repeated) == (100, 0)
     assert (again.stored, again.repeated) == (50, 50)
     assert_equal(store.get(ids(events)), build(events.slice(0, 150), CLOCK))
-    assert_statistics(store.statistics(ids(events)), build(events.slice(0, 150), CLOCK))
 
 
 def test_an_id_of_another_event_is_a_conflict_and_nothing_of_the_batch_is_stored(
@@ -194,11 +150,50 @@ def test_a_bulk_load_keeps_what_it_does_not_hold_and_forgets_no_id(store: Store,
     inside = pc.or_kleene(pc.is_in(events["order_id"], pa.array(sorted(known))), pc.is_null(events["order_id"]))
     store.put_histories(build(events.filter(inside), CLOCK))
     assert_equal(store.get(ids(events)), build(events, CLOCK))
-    assert_statistics(store.statistics(ids(events)), build(events, CLOCK))
     again = store.append(events, CLOCK)
     assert (again.stored, again.repeated) == (0, len(events))
     store.put_histories(build(events, CLOCK))
     assert_equal(store.get(ids(events)), build(events, CLOCK))
+
+
+def test_an_older_load_does_not_set_back_the_newest_event(store: Store, rng: np.random.Generator) -> None:
+    events = shop(rng).sort_by("event_time")
+    store.append(events.slice(300), CLOCK)
+    store.append(events.slice(0, 300), CLOCK)
+    assert store.data_through() == last(events)
+    store.put_histories(build(events.slice(0, 300), CLOCK))
+    assert store.data_through() == last(events)
+
+
+def test_redis_counts_an_event_once_that_arrives_during_a_load_which_holds_it(
+    redis_url: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, store, other = shop(rng), open_store(redis_url, create=True), open_store(redis_url)
+    plan = Put.plan
+
+    def slow_plan(*given: Any) -> Put:
+        other.append(events.slice(0, 1), CLOCK)
+        return plan(*given)
+
+    monkeypatch.setattr(Put, "plan", slow_plan)
+    store.put_histories(build(events, CLOCK))
+    assert_equal(store.get(ids(events)), build(events, CLOCK))
+
+
+def test_redis_stores_a_whole_batch_anew_whose_customer_is_erased_meanwhile(
+    redis_url: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, store, other = shop(rng, customers=1), open_store(redis_url, create=True), open_store(redis_url)
+    store.append(events.slice(0, 1), CLOCK)
+    fresh = Batch.fresh
+
+    def slow_fresh(self: Batch, held: Any) -> list[int]:
+        other.delete(["c000"])
+        return fresh(self, held)
+
+    monkeypatch.setattr(Batch, "fresh", slow_fresh)
+    assert store.append(events.slice(0, 2), CLOCK).stored == 2
+    assert_equal(store.get(["c000"]), build(events.slice(0, 2), CLOCK))
 
 
 def test_attributes_of_the_load_stay_when_events_come(store: Store, rng: np.random.Generator) -> None:
@@ -221,7 +216,7 @@ def test_the_erased_are_gone_until_new_events_come_and_old_loads_do_not_bring_th
     store.append(events.slice(300), CLOCK)
     assert store.delete(["c003", "c004", "nobody"]) == 2
     assert store.delete(["c003"]) == 0
-    assert store.get(["c003"]).num_rows == store.statistics(["c003"]).num_rows == 0
+    assert store.get(["c003"]).num_rows == 0
     assert store.put_histories(build(events, CLOCK)) == 28
     assert store.get(["c003", "c004", "c005"])["customer_id"].to_pylist() == ["c005"]
     mine = events.filter(pc.equal(events["customer_id"], "c003")).slice(0, 1)
@@ -229,6 +224,8 @@ def test_the_erased_are_gone_until_new_events_come_and_old_loads_do_not_bring_th
     assert_equal(store.get(["c003"]), build(mine, CLOCK))
     store.put_histories(build(events, CLOCK))
     assert_equal(store.get(["c003"]), build(mine, CLOCK))
+    assert store.delete(["c003"]) == 1, "also a customer of whom no history was loaded"
+    assert store.get(["c003"]).num_rows == 0
 
 
 def test_an_erased_customer_leaves_no_byte_in_the_files(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -267,7 +264,6 @@ def test_writers_of_one_customer_do_not_lose_each_others_events(address: str, rn
         writer.join()
     assert failures == []
     assert_equal(stores[0].get(ids(events)), build(events, CLOCK))
-    assert_statistics(stores[1].statistics(ids(events)), build(events, CLOCK))
     for store in stores:
         store.close()
 
@@ -305,7 +301,7 @@ def test_a_dump_of_one_store_fills_another(store: Store, rng: np.random.Generato
     assert sum(other.restore(part) for part in store.dump()) == store.count()
     names = ids(events)
     assert repr(other.get(names).to_pylist()) == repr(store.get(names).to_pylist())
-    assert other.statistics(names).equals(store.statistics(names))
+    assert other.data_through() == store.data_through()
     assert other.append(events.slice(300, 50), CLOCK).stored == sum(
         name == "c009" for name in events.slice(300, 50)["customer_id"].to_pylist()
     )
