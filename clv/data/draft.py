@@ -58,7 +58,7 @@ _PATTERNS = ["%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:
 
 def draft(path: str, timezone: str = "UTC") -> str:
     """YAML text of a spec for `path`, commented where it is a guess; it loads. SpecError where nothing can be read."""
-    files = places.expand(path, "file", "inspect")
+    files = places.expand(path, "file", path)
     options = _reading(files[0])
     source = Source.model_validate({"path": path, **options})
     sample = _sample(source, files[0])
@@ -83,7 +83,7 @@ def _reading(file: str) -> dict[str, Any]:
     if head.lstrip()[:1] == b"{":
         return {"format": "jsonl"}
     if not head.strip():
-        raise SpecError(f"inspect: {file} is empty; name a file with rows")
+        raise SpecError(f"{file} is empty; name a file with rows")
     options: dict[str, Any] = {"format": "csv"}
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
     try:
@@ -121,9 +121,9 @@ def _delimiter(lines: list[str]) -> str:
 
 def _sample(source: Source, file: str) -> pa.Table:
     with_group = Unit(0, "events", 0, file, 0, 1 if source.format == "parquet" else 4 << 20, 0, 0, 0)
-    block = next(iter(sources.read(source, with_group, "inspect", "file")), None)
+    block = next(iter(sources.read(source, with_group, file, "file")), None)
     if block is None or not len(block.rows):
-        raise SpecError(f"inspect: {file} holds no rows that could be read; name another file")
+        raise SpecError(f"{file} holds no rows that could be read; name another file")
     return block.rows.slice(0, SAMPLE_ROWS)
 
 

@@ -1,23 +1,22 @@
-"""Inspect: looks at a file and drafts a dataset spec for it. `python -m ray_jobs.inspect FILE > my_shop.yaml`."""
+"""Describe: drafts a dataset spec from a file. `python -m ray_jobs.describe FILE > my_shop.yaml`."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
+from tyro.conf import Positional
 
 from clv.data.draft import draft
 from clv.data.spec import SpecError
+from ray_jobs.command import execute, say
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Guesses format, columns, time format and types of a file and prints a commented dataset spec that loads."""
 
-    file: Annotated[str, tyro.conf.Positional]
+    file: Positional[str]
     """Parquet, CSV or JSON lines: a path, glob, s3://, gs:// or pkg://module/file."""
     out: Path | None = None
     """Write the spec here instead of printing it."""
@@ -35,16 +34,11 @@ def run(options: Options) -> None:
         raise SpecError(f"--out {options.out} exists; choose another name")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
-    print(f"wrote {options.out}; try it with: python -m ray_jobs.prepare --check --dataset {options.out}")
+    say(f"wrote {options.out}; try it with: python -m ray_jobs.prepare --check --dataset {options.out}")
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    try:
-        run(options)
-    except SpecError as error:
-        print(f"inspect: {error}", file=sys.stderr)
-        sys.exit(2)
+    execute("describe", Options, run, __doc__)
 
 
 if __name__ == "__main__":
