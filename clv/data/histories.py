@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clv.data.clock import Clock
 from clv.data.events import PURCHASE, RETURN, US, stable_hash, type_code
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ATTRIBUTE_PREFIX = "attr_"
 SAID = "said"  # optional column beside those of HISTORIES: the text of each token, where the log has any
 

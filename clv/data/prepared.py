@@ -33,7 +33,6 @@ class Prepared:
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             version = manifest["schema_version"]
-            spec = DatasetSpec.load(folder / "spec.yaml")
         except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
             raise ValueError(
                 f"{folder} is not a histories folder ({error}); write one with ray_jobs.prepare"
@@ -42,7 +41,8 @@ class Prepared:
             raise ValueError(
                 f"{folder} has schema version {version}, this one reads {SCHEMA_VERSION}; prepare it again"
             )
-        return cls(folder, spec, manifest)
+        # After the check: a spec of another version may have keys that this one does not know.
+        return cls(folder, DatasetSpec.load(folder / "spec.yaml"), manifest)
 
     @property
     def clock(self) -> Clock:

@@ -248,7 +248,6 @@ class DatasetSpec(_Model):
     customers: Annotated[list[CustomerSource], BeforeValidator(_listed)] = []
     cleaning: Cleaning = Cleaning()
     value: Literal["gross", "net", "none"] = "gross"
-    measure: Literal["revenue", "margin"] = "revenue"
     horizons_days: list[Annotated[int, Field(gt=0, le=3650)]] = Field([30, 90, 180, 365], min_length=1)
     discount_rate_annual: float = Field(0.1, ge=0, lt=10)
     max_rejected_share: float = Field(0.05, ge=0, le=1)

@@ -81,6 +81,7 @@ def test_an_environment_variable_stays_unexpanded_in_the_resolved_spec(monkeypat
         ("path: log.csv", "path: log.csv\n  time_format: epoch", "'epoch' is none of iso, unix_s"),
         ("path: log.csv", "format: csv", "give either path or sql"),
         ("name: shop", "name: shop\nvalue: brutto", "value: Input should be 'gross', 'net' or 'none', not 'brutto'"),
+        ("name: shop", "name: shop\nmeasure: margin", r"shop\.yaml: measure: unknown key \(known: "),
         ("name: shop", "name: shop\nmax_rejected_share: 5", "max_rejected_share: .*less than or equal to 1, not 5"),
         ("name: shop", "name: shop\nhorizons_days: [0]", r"horizons_days\[0\]: .*greater than 0"),
         ("name: shop", "name: shop\nname: shop", "not valid YAML: key 'name' is given twice"),
