@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,22 +11,33 @@ import pyarrow.compute as pc
 
 from clv.serve import answers, inline
 from clv.serve.questions import Question
+from clv.serve.schemas import MAX_EVENTS, Event
 
 MEDIA = "application/vnd.apache.arrow.stream"
 STATUS = "status"
+
+# A flatbuffer may refer to one string many times, so reading it may take memory of the order of its squared size. The
+# schema of a pandas table with every field of an event takes 2.3 kB.
+_MAX_METADATA_BYTES = 4096
+_PLAIN = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_timestamp,
+    pa.types.is_null,
+)
 
 
 def request_of(body: bytes, parameters: Mapping[str, str]) -> dict[str, Any]:
     """A PredictRequest, not yet checked, of a stream with `customer_id` alone, or with a row per event and the fields
     of `Event`; as_of, horizons_days (by commas) and model_version are parameters of the address."""
-    rows = _read(body)
-    if "customer_id" not in rows.column_names:
-        raise inline.refused("body", "has no column customer_id")
-    customers: dict[str, dict[str, Any]] = {}
-    if rows.column_names == ["customer_id"]:
-        listed = [{"customer_id": name} for name in rows["customer_id"].to_pylist()]
+    names, rows = _read(body)
+    if names == ["customer_id"]:
+        listed = rows
     else:
-        for row in rows.to_pylist():
+        customers: dict[str, dict[str, Any]] = {}
+        for row in rows:
             name = row.pop("customer_id")
             event = {field: value for field, value in row.items() if value is not None}
             customers.setdefault(name, {"customer_id": name, "events": []})["events"].append(event)
@@ -80,42 +90,66 @@ def _defined(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
 
 
-def _read(body: bytes) -> pa.Table:
-    """The table of a stream; 422 for what is none. Compression is refused: 32 MB could unpack to any size."""
+def _read(body: bytes) -> tuple[list[str], list[dict[str, Any]]]:
+    """Returns the column names and the rows of a stream; raises ProblemError 422 for a stream that is malformed, or
+    that would need more memory than its own size and `MAX_EVENTS` rows account for."""
     try:
-        for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
-            if _is_compressed(message.metadata.to_pybytes()):
-                raise inline.refused("body", "must be an uncompressed Arrow stream")
-        table = pa.ipc.open_stream(body).read_all()
-        table.validate(full=True)
-        for i, name in enumerate(table.column_names):
-            if pa.types.is_dictionary(table.schema.field(i).type):
-                table = table.set_column(i, name, table[name].cast(table.schema.field(i).type.value_type))
-        return table
-    except (pa.ArrowException, OSError, IndexError, struct.error, UnicodeDecodeError):
-        raise inline.refused("body", "is not an Arrow IPC stream") from None
+        names = _admitted(body)
+        rows: list[dict[str, Any]] = []
+        num_bytes = 0
+        for batch in pa.ipc.open_stream(body):
+            batch.validate(full=True)
+            num_bytes += batch.nbytes
+            if num_bytes > len(body):
+                raise inline.refused("body", "must not use the same bytes for several columns")
+            columns = [_values(name, batch[name]) for name in names]
+            rows += [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        return names, rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError, StopIteration):
+        raise inline.refused("body", "must be an uncompressed Arrow IPC stream") from None
 
 
-def _is_compressed(message: bytes) -> bool:
-    """Whether a batch says so: field `compression` of RecordBatch in the flatbuffer (format/Message.fbs of Arrow)."""
-    root = struct.unpack_from("<I", message, 0)[0]
-    kind, header = _field(message, root, 1), _field(message, root, 2)
-    if kind is None or header is None:
-        return False
-    batch = header + struct.unpack_from("<I", message, header)[0]
-    if message[kind] == 2:  # DictionaryBatch: its data is a RecordBatch
-        data = _field(message, batch, 1)
-        if data is None:
-            return False
-        batch = data + struct.unpack_from("<I", message, data)[0]
-    return message[kind] in (2, 3) and _field(message, batch, 3) is not None
+def _admitted(body: bytes) -> list[str]:
+    """Returns the column names of a stream whose columns, types and number of rows are acceptable. It reads the
+    metadata only: compressed buffers, null columns and run-end encoded or dictionary columns can unpack to any size."""
+    messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(body))
+    schema = pa.ipc.read_schema(_small(messages.read_next_message()))
+    names, known = schema.names, {"customer_id", *Event.model_fields}
+    if "customer_id" not in names:
+        raise inline.refused("body", "has no column customer_id")
+    if len(set(names)) != len(names) or not known.issuperset(names):
+        raise inline.refused("body", f"may have each of these columns once, and no other: {', '.join(sorted(known))}")
+    for field in schema:
+        if not any(is_type(field.type) for is_type in _PLAIN):
+            raise inline.refused(field.name, "must hold strings, integers, floats or timestamps, without any encoding")
+    num_rows = 0
+    for message in messages:
+        num_rows += pa.ipc.read_record_batch(_blank(_small(message)), schema).num_rows
+        if num_rows > MAX_EVENTS:
+            raise inline.refused("body", f"has more than {MAX_EVENTS} rows: send fewer per request")
+    return names
 
 
-def _field(message: bytes, table: int, number: int) -> int | None:
-    """Where a flatbuffer table's field lies."""
-    vtable = table - struct.unpack_from("<i", message, table)[0]
-    size = struct.unpack_from("<H", message, vtable)[0]
-    if 4 + 2 * number >= size:
-        return None
-    offset = struct.unpack_from("<H", message, vtable + 4 + 2 * number)[0]
-    return table + offset if offset else None
+def _small(message: pa.ipc.Message) -> pa.ipc.Message:
+    if message.metadata.size > _MAX_METADATA_BYTES:
+        raise inline.refused("body", f"has a schema or batch header of more than {_MAX_METADATA_BYTES} bytes")
+    return message
+
+
+def _blank(message: pa.ipc.Message) -> pa.ipc.Message:
+    """The message of a record batch, its body overwritten with bytes 0x80.
+
+    pyarrow has no public way to ask whether a batch is compressed. Reading the blank message answers it: pyarrow slices
+    uncompressed buffers without looking at them, while a compressed buffer begins with its unpacked size, here a
+    negative one, for which pyarrow raises ArrowInvalid. This covers every format version that pyarrow reads.
+    """
+    whole = message.serialize()
+    head = whole.slice(0, whole.size - message.body.size)
+    return pa.ipc.read_message(head.to_pybytes() + b"\x80" * message.body.size)
+
+
+def _values(name: str, column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        raise inline.refused(name, "has a time outside the years 1 to 9999, or an unknown time zone") from None
