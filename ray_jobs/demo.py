@@ -20,6 +20,7 @@ from typing import Any
 
 import tyro
 
+from ray_jobs.backtest import ladder
 from ray_jobs.command import say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,8 +57,8 @@ def run(options: Options) -> None:
     step("embed", "--histories", str(histories))
     step("train", "--histories", str(histories), "--origin", ORIGIN, "--preset", "tiny", "--workers", "2",
          "--zero-stage", "1", "--out", str(bundle))  # fmt: skip
-    ladder = step("backtest", "--histories", str(histories), "--origins", ORIGIN, "--horizon-days", str(HORIZON_DAYS),
-                  "--bundle", str(bundle), "--out", str(out / "backtest"))  # fmt: skip
+    step("backtest", "--histories", str(histories), "--origins", ORIGIN, "--horizon-days", str(HORIZON_DAYS),
+         "--bundle", str(bundle), "--out", str(out / "backtest"))  # fmt: skip
     step("score", "--bundle", str(bundle), "--histories", str(histories), "--out", str(out / "scores"))
     step("load_store", "--histories", str(histories), "--store", str(store))
     start = time.monotonic()
@@ -68,7 +69,7 @@ def run(options: Options) -> None:
 
     say("\n" + "=" * 100)
     say("\n".join(line for line in books.splitlines() if "rows read" in line or line.startswith("histories:")))
-    say("\n".join(ladder.splitlines()[-15:-1]))
+    say("\n".join(comparison(out / "backtest")))
     say(f"\nthree answers of POST /v1/predict ({HORIZON_DAYS} days):")
     for result in answers["results"]:
         score = result["scores"][0]
@@ -106,6 +107,11 @@ def check(histories: Path) -> None:
     if found != (EXPECTED_LINES, EXPECTED_CUSTOMERS):
         raise RuntimeError(f"read {found[0]:,} lines of {found[1]:,} customers, expected {EXPECTED_LINES:,} of "
                            f"{EXPECTED_CUSTOMERS:,}")  # fmt: skip
+
+
+def comparison(backtest: Path) -> list[str]:
+    """The table of a back-test's folder: a title, the header, and a line for each model."""
+    return ladder(json.loads((backtest / "metrics.json").read_text(encoding="utf-8")))
 
 
 def best_customers(scores: Path, count: int) -> list[str]:
