@@ -24,7 +24,7 @@ from clv.registry import Registry
 from clv.serve.backend import LiveBackend, Predicts
 from clv.serve.batching import Batching
 from clv.serve.follow import Follower
-from clv.serve.limits import open_limiter
+from clv.serve.limits import Limiter
 from clv.serve.metrics import Metrics
 from clv.serve.routes import routes
 from clv.serve.security import check_exposure, keys_from_env
@@ -60,8 +60,8 @@ class AppArgs(BaseModel):
     requests_per_minute: int | None = Field(
         None,
         ge=1,
-        description="Of a key that names no rate of its own; counted in the store, for all replicas together. Without "
-        "a store each replica counts for itself.",
+        description="Of a key that names no rate of its own. With a Redis store all replicas count together; with "
+        "SQLite or no store each replica counts for itself, in memory.",
     )
     follow_registry_s: float = Field(5.0, gt=0, description="How often a replica looks at the production pointer.")
 
@@ -94,7 +94,7 @@ class Replica:
         log_with_serve()
         self.args = AppArgs.model_validate(args)
         self.keys = keys_from_env(os.environ)
-        self.limiter = open_limiter(self.args.store)
+        self.limiter = Limiter(self.args.store)
         self.metrics = Metrics()
         self.backend = LiveBackend(
             open_store(self.args.store) if self.args.store else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import re
@@ -15,10 +14,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clv.serve.limits import Limiter, MemoryLimiter
+from clv.serve.limits import Limiter
 from clv.serve.metrics import Metrics
 from clv.serve.schemas import MAX_BODY_BYTES, FieldError, Problem
-from clv.serve.security import KeySource, host_of, is_loopback, needed
+from clv.serve.security import Key, Keys, KeySource, host_of, is_loopback, needed
 
 LOG = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def too_large(limit: int = MAX_BODY_BYTES) -> ProblemError:
 
 
 class Guard:
-    """ASGI middleware around the whole application. `per_minute` holds for keys that name no rate of their own.
+    """ASGI middleware around requests and websockets. `per_minute` holds for keys that name no rate of their own.
 
     `echo_request_id` is off behind Ray Serve, whose proxy writes the X-Request-ID header itself.
     """
@@ -94,14 +93,17 @@ class Guard:
         echo_request_id: bool = True,
     ) -> None:
         self.app, self.keys, self.metrics = app, keys, metrics
-        self.limiter, self.per_minute = limiter or MemoryLimiter(), per_minute
+        self.limiter, self.per_minute = limiter or Limiter(), per_minute
         self.max_body, self.echo_request_id = max_body, echo_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send, headers)
+            return
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
@@ -137,34 +139,49 @@ class Guard:
             self.metrics.requests.labels(_method(scope["method"]), route, status).inc()
             self.metrics.latency.labels(route).observe(time.perf_counter() - began)
 
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        """Admits a websocket by a valid key only, also where no keys are set: browsers let any page open one."""
+        try:
+            await self._count(self._key(self.keys.now(), "GET", scope["path"], headers))
+        except ProblemError as problem:
+            await send({"type": "websocket.close", "code": 1008, "reason": problem.detail})
+            return
+        await self.app(scope, receive, send)
+
     async def _admit(self, method: str, path: str, headers: Headers) -> None:
-        keys, name, rate = self.keys.now(), "local", self.per_minute
-        if keys and path not in OPEN_PATHS:
-            key, scope = keys.find(headers.get("authorization")), needed(method, path)
-            if key is None:
-                raise ProblemError(
-                    401,
-                    "A valid key is needed: send Authorization: Bearer KEY.",
-                    headers={"WWW-Authenticate": 'Bearer realm="clv"'},
-                )
-            if not key.covers(scope):
-                challenge = f'Bearer realm="clv", error="insufficient_scope", scope="{scope}"'
-                raise ProblemError(
-                    403,
-                    f"This needs a key of scope {scope}; this key's is {key.scope}.",
-                    headers={"WWW-Authenticate": challenge},
-                )
-            name, rate = key.name, key.per_minute or rate
-        if rate is not None and path not in OPEN_PATHS:
-            wait = await asyncio.to_thread(self.limiter.take, name, rate)
-            if wait > 0:
-                raise ProblemError(429, f"This key may ask {rate} times a minute.", retry_after_s=math.ceil(wait))
+        keys = self.keys.now()
+        if path not in OPEN_PATHS:
+            await self._count(self._key(keys, method, path, headers) if keys else None)
         if not keys and not is_loopback(host_of(headers.get("host"))):
             # A page in a browser of this machine could otherwise reach us under a name of its own (DNS rebinding).
             raise ProblemError(421, "Without API keys this server answers only to localhost.")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_body:
             raise too_large(self.max_body)
+
+    @staticmethod
+    def _key(keys: Keys, method: str, path: str, headers: Headers) -> Key:
+        key, scope = keys.find(headers.get("authorization")), needed(method, path)
+        if key is None:
+            raise ProblemError(
+                401,
+                "A valid key is needed: send Authorization: Bearer KEY.",
+                headers={"WWW-Authenticate": 'Bearer realm="clv"'},
+            )
+        if not key.covers(scope):
+            challenge = f'Bearer realm="clv", error="insufficient_scope", scope="{scope}"'
+            raise ProblemError(
+                403,
+                f"This needs a key of scope {scope}; this key's is {key.scope}.",
+                headers={"WWW-Authenticate": challenge},
+            )
+        return key
+
+    async def _count(self, key: Key | None) -> None:
+        name, rate = (key.name, key.per_minute or self.per_minute) if key else ("local", self.per_minute)
+        wait = await self.limiter.wait_s(name, rate) if rate else 0.0
+        if wait > 0:
+            raise ProblemError(429, f"This key may ask {rate} times a minute.", retry_after_s=math.ceil(wait))
 
     def _limited(self, receive: Receive) -> Receive:
         size = 0

@@ -232,7 +232,9 @@ def test_what_a_key_does_not_cover_is_403(
 
 
 def test_more_requests_than_a_key_may_make_are_429(backend: LiveBackend, connect: Any) -> None:
-    """A tenth of a minute's requests at once, then one every second; another key is another account."""
+    """A tenth of a minute's requests at once; another key is another account. A window begins every six seconds."""
+    if (left := 6 - time.time() % 6) < 3:
+        time.sleep(left)
     keys = Keys.parse(["read@60=a-key-of-twenty-char", "another-key-of-20-ch"])
     app = routes(backend, keys, per_minute=20)
 
@@ -242,7 +244,7 @@ def test_more_requests_than_a_key_may_make_are_429(backend: LiveBackend, connect
     found = calls(KEY, 8)
     assert [answer.status_code for answer in found] == [200] * 6 + [429] * 2
     assert problem_of(found[-1], 429).detail == "This key may ask 60 times a minute."
-    assert found[-1].headers["retry-after"] == "1"
+    assert 1 <= int(found[-1].headers["retry-after"]) <= 6
     assert [answer.status_code for answer in calls("another-key-of-20-ch", 3)] == [200, 200, 429]
     for _ in range(30):
         assert ask(app, connect, "GET", "/healthz").status_code == 200
