@@ -43,21 +43,29 @@ def calibration(table: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
 
 
 def error(table: pd.DataFrame) -> pd.Series[float]:
-    """Per indicator, the mean gap between predicted and realised over the groups, ÷ the realised mean of all."""
+    """Per indicator, the mean gap between predicted and realised over the groups, ÷ the realised mean of all.
+
+    NaN where that mean is zero, such as the conversion of visitors of whom none bought.
+    """
     groups = table[table["group"] != "all"]
     whole = table[table["group"] == "all"].set_index("indicator")["realised"]
     weighted = (groups["predicted"] - groups["realised"]).abs() * groups["customers"]
     total = weighted.groupby(groups["indicator"]).sum() / groups.groupby("indicator")["customers"].sum()
-    return total / whole
+    return total / whole.where(whole > 0)
 
 
 def _groups(rows: pd.DataFrame, said: str, by: str | None) -> list[tuple[str, pd.DataFrame]]:
     if by is not None:
         return [(str(key), group) for key, group in rows.groupby(by)]
-    values = rows["value_mean"] / rows["orders_mean"] if said == "aov" else rows[said]
+    values = _order_value(rows) if said == "aov" else rows[said]
     place = values.rank(method="first").to_numpy()
     tenth = np.minimum(((place - 1) * GROUPS // len(rows)).astype(int), GROUPS - 1)
     return [(f"tenth {number + 1}", group) for number, group in rows.groupby(tenth)]
+
+
+def _order_value(rows: pd.DataFrame) -> pd.Series[float]:
+    """Predicted order value, currency; 0 where no order is expected."""
+    return (rows["value_mean"] / rows["orders_mean"].where(rows["orders_mean"] > 0)).fillna(0.0)
 
 
 def _judge(rows: pd.DataFrame, name: str, said: str, came: str) -> dict[str, float]:
@@ -71,7 +79,8 @@ def _judge(rows: pd.DataFrame, name: str, said: str, came: str) -> dict[str, flo
         return {"customers": count, "predicted": float(p.mean()), "realised": real.mean(), "standard_error": error}
     orders, value = rows["orders_real"].to_numpy(float), rows["value_real"].to_numpy(float)
     realised = value.sum() / orders.sum()
-    predicted = rows["value_mean"].sum() / rows["orders_mean"].sum()
+    expected = rows["orders_mean"].sum()
+    predicted = rows["value_mean"].sum() / expected if expected > 0 else np.nan
     residual = value - realised * orders  # of a ratio of sums (delta method)
     error = np.sqrt(residual.var() / count) / orders.mean()
     return {"customers": count, "predicted": float(predicted), "realised": float(realised), "standard_error": error}

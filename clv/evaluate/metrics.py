@@ -1,12 +1,17 @@
-"""Point metrics of value and purchase, pure numpy. y realised and y_hat predicted value in [o, o + H), both (n,).
+"""Point metrics of value and purchase. y actual and y_hat predicted value in [o, o + H), both (n,).
 
-Everything rests on two objects that treat ties exactly: weighted mid-ranks and the concentration curve, where
-customers with the same prediction share their group's mean. Undefined metrics are NaN, never an exception.
+AUC, average precision, Spearman and the churn report are those of scikit-learn and scipy. The metrics of value rest on
+mid-ranks and on the concentration curve, where customers with the same prediction share their group's mean, so that
+ties are exact. Undefined metrics are NaN, never an exception.
+
+scikit-learn and scipy.stats are imported by the functions that call them: their import takes longer than that of the
+whole package, and the registry and the server import this module without calling those functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,10 +38,19 @@ BETTER: Mapping[str, str] = {
     "bias": "one",
     "pit80": "0.8",
 }
+# A total, or that of a tenth of the customers, below this share of what its size should be is zero but for rounding or
+# for sales that returns cancel: a ratio to it would measure nothing but its own denominator.
+NEGLIGIBLE = 1e-6
 
 
 def _ratio(a: float, b: float) -> float:
     return float(a / b) if b > 0 and np.isfinite(b) else float("nan")
+
+
+def _total(y: Array) -> float:
+    """Sum of actual values, NaN where positive and negative ones cancel each other."""
+    total = float(y.sum())
+    return total if total > NEGLIGIBLE * float(np.abs(y).sum()) else float("nan")
 
 
 def _pair(y: ArrayLike, y_hat: ArrayLike) -> tuple[Array, Array]:
@@ -58,7 +72,7 @@ def midranks(x: ArrayLike) -> Array:
 
 
 def _gini(y: Array, rank: Array) -> float:
-    return 2 * _ratio(float(y @ rank), len(y) * float(y.sum())) - 1
+    return 2 * _ratio(float(y @ rank), len(y) * _total(y)) - 1
 
 
 def ngini(y: ArrayLike, y_hat: ArrayLike) -> float:
@@ -73,38 +87,37 @@ def ngini(y: ArrayLike, y_hat: ArrayLike) -> float:
 
 
 def spearman(y: ArrayLike, y_hat: ArrayLike) -> float:
-    """Pearson correlation of average ranks; NaN where either side is constant."""
+    """Spearman rank correlation (`scipy.stats.spearmanr`); NaN where either side is constant."""
+    from scipy.stats import spearmanr
+
     a, b = _pair(y, y_hat)
-    if len(a) < 2:
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
-    ra, rb = midranks(a) - len(a) / 2, midranks(b) - len(b) / 2
-    return _ratio(float(ra @ rb), float(np.sqrt((ra @ ra) * (rb @ rb))))
-
-
-def spearman_buyers(y: ArrayLike, y_hat: ArrayLike) -> float:
-    """Spearman among customers with a realised value above zero."""
-    a, b = _pair(y, y_hat)
-    return spearman(a[a > 0], b[a > 0])
+    return float(spearmanr(a, b).statistic)
 
 
 def auc(event: ArrayLike, score: ArrayLike) -> float:
-    """Area under the ROC curve (Mann-Whitney, ties count half); NaN with one class only."""
+    """Area under the ROC curve, ties count half (`sklearn.metrics.roc_auc_score`); NaN with one class only."""
+    from sklearn.metrics import roc_auc_score
+
     hit, s = _pair(np.asarray(event, bool), score)
-    positives = float(hit.sum())
-    return _ratio(float(hit @ midranks(s)) - positives**2 / 2, positives * (len(hit) - positives))
+    return float(roc_auc_score(hit, s)) if 0 < hit.sum() < len(hit) else float("nan")
 
 
 def average_precision(event: ArrayLike, score: ArrayLike) -> float:
-    """Mean precision over the recalled events, sum (R_k - R_{k-1}) P_k over distinct scores; NaN without events."""
+    """Mean precision over the recalled events (`sklearn.metrics.average_precision_score`); NaN without events."""
+    from sklearn.metrics import average_precision_score
+
     hit, s = _pair(np.asarray(event, bool), score)
-    _, group = np.unique(-s, return_inverse=True)
-    found = np.cumsum(np.bincount(group, weights=hit)) if len(hit) else np.zeros(0)
-    seen = np.cumsum(np.bincount(group)) if len(hit) else np.ones(0)
-    return _ratio(float(np.diff(found, prepend=0.0) @ (found / seen)), float(hit.sum()))
+    return float(average_precision_score(hit, s)) if hit.any() else float("nan")
 
 
 def calibration_error(event: ArrayLike, p: ArrayLike, bins: int = 10) -> float:
-    """Mean over equal groups by p of |mean p - share of events| (ECE, Naeini et al. 2015); NaN without customers."""
+    """Mean over equal groups by p of |mean p - share of events| (ECE, Naeini et al. 2015); NaN without customers.
+
+    `sklearn.calibration.calibration_curve` has no such mean: its quantile bins lose their sizes, and equal
+    probabilities leave some of them empty.
+    """
     hit, said = _pair(np.asarray(event, bool), p)
     real, mean = deciles(hit, said, min(bins, max(len(hit), 1)))
     return float(np.abs(real - mean).mean()) if len(hit) else float("nan")
@@ -113,7 +126,7 @@ def calibration_error(event: ArrayLike, p: ArrayLike, bins: int = 10) -> float:
 def bias(y: ArrayLike, y_hat: ArrayLike) -> float:
     """Sum of predicted over sum of realised; 1 is right, 1.3 is 30 % too much."""
     a, b = _pair(y, y_hat)
-    return _ratio(float(b.sum()), float(a.sum()))
+    return _ratio(float(b.sum()), _total(a))
 
 
 def bias_by(y: ArrayLike, y_hat: ArrayLike, cohort: ArrayLike) -> dict[str, dict[str, float]]:
@@ -126,7 +139,7 @@ def bias_by(y: ArrayLike, y_hat: ArrayLike, cohort: ArrayLike) -> dict[str, dict
             "customers": float(count[i]),
             "realised": float(real[i]),
             "predicted": float(said[i]),
-            "bias": _ratio(float(said[i]), float(real[i])),
+            "bias": bias(a[group == i], b[group == i]),
         }
         for i, label in enumerate(labels)
     }
@@ -149,51 +162,59 @@ def deciles(y: ArrayLike, y_hat: ArrayLike, buckets: int = 10) -> tuple[Array, A
 
 
 def decile_mape(y: ArrayLike, y_hat: ArrayLike) -> float:
-    """Mean over ten equal buckets of y_hat of |mean y_hat - mean y| / mean y; empty-handed buckets are left out."""
-    real, said = deciles(y, y_hat)
-    some = real > 0
-    return float(np.mean(np.abs(said[some] - real[some]) / real[some])) if some.any() else float("nan")
+    """Mean over ten equal buckets of y_hat of |mean y_hat - mean y| / mean y.
+
+    NaN where the customers of a bucket spent nothing, or a negligible part of their share of the total: a relative
+    error has no value there, and without that bucket a model would be forgiven what it predicted for it.
+    """
+    a, b = _pair(y, y_hat)
+    real, said = deciles(a, b)
+    if not len(a) or not np.all(real > NEGLIGIBLE * _total(a) / len(a)):
+        return float("nan")
+    return float(np.mean(np.abs(said - real) / real))
 
 
 def mae_over_mean(y: ArrayLike, y_hat: ArrayLike) -> float:
     """Mean absolute error over mean y. Never rank models by it alone: predicting the median wins it."""
     a, b = _pair(y, y_hat)
-    return _ratio(float(np.abs(a - b).sum()), float(a.sum()))
+    return _ratio(float(np.abs(a - b).sum()), _total(a))
 
 
 def rmse_over_mean(y: ArrayLike, y_hat: ArrayLike) -> float:
     """Root mean squared error over mean y."""
     a, b = _pair(y, y_hat)
-    return _ratio(float(np.sqrt(((a - b) ** 2).mean())), float(a.mean())) if len(a) else float("nan")
+    return _ratio(float(np.sqrt(((a - b) ** 2).mean())), _total(a) / len(a)) if len(a) else float("nan")
 
 
 def top_decile_capture(y: ArrayLike, y_hat: ArrayLike) -> float:
-    """Share of all realised value that the tenth of customers with the highest prediction brought."""
-    return _ratio(float(concentration(y, y_hat, [0.1])[0]), float(np.sum(y)))
+    """Share of all actual value that the tenth of customers with the highest prediction brought."""
+    return _ratio(float(concentration(y, y_hat, [0.1])[0]), _total(np.asarray(y, float)))
 
 
 def lift(y: ArrayLike, y_hat: ArrayLike, points: int = 101) -> tuple[Array, Array]:
     """(fractions, share of value captured by that fraction), both (points,): the lift or gains curve."""
     fractions = np.linspace(0, 1, points)
-    total = float(np.sum(y))
-    curve = concentration(y, y_hat, fractions)
-    return fractions, curve / total if total > 0 else np.full(points, np.nan)
+    return fractions, concentration(y, y_hat, fractions) / _total(np.asarray(y, float))
 
 
 def churn_report(orders: ArrayLike, p_purchase: ArrayLike, threshold: float = 0.5) -> dict[str, dict[str, float]]:
-    """Classification report of churn (no order in the horizon), called when 1 - p_purchase >= threshold.
+    """Classification report of churn (no order in the horizon), predicted when 1 - p_purchase >= threshold.
 
     Per class "churned" and "stayed": precision, recall, f1, support; under "overall": accuracy, auc,
-    average_precision (both of churn), share_churned, threshold.
+    average_precision (both of churn), share_churned, threshold. NaN where a class is empty.
     """
+    from sklearn.metrics import precision_recall_fscore_support
+
     bought, p = _pair(np.asarray(orders, float) > 0, p_purchase)
     gone, called = bought == 0, 1 - p >= threshold
-    out: dict[str, dict[str, float]] = {}
-    for name, truth, guess in (("churned", gone, called), ("stayed", ~gone, ~called)):
-        both = float(np.sum(truth & guess))
-        precision, recall = _ratio(both, float(guess.sum())), _ratio(both, float(truth.sum()))
-        f1 = _ratio(2 * both, float(guess.sum() + truth.sum()))
-        out[name] = {"precision": precision, "recall": recall, "f1": f1, "support": float(truth.sum())}
+    scores: Any = [[np.nan] * 2] * 3 + [[0, 0]]  # scikit-learn refuses an empty table
+    if len(p):
+        scores = precision_recall_fscore_support(gone, called, labels=[True, False], zero_division=np.nan)
+    columns = ("precision", "recall", "f1", "support")
+    out = {
+        name: {column: float(score[i]) for column, score in zip(columns, scores, strict=True)}
+        for i, name in enumerate(("churned", "stayed"))
+    }
     out["overall"] = {
         "accuracy": _ratio(float(np.sum(gone == called)), float(len(p))),
         "auc": auc(gone, 1 - p),
@@ -202,11 +223,6 @@ def churn_report(orders: ArrayLike, p_purchase: ArrayLike, threshold: float = 0.
         "threshold": threshold,
     }
     return out
-
-
-def accuracy(orders: ArrayLike, p_purchase: ArrayLike, threshold: float = 0.5) -> float:
-    """Share of customers whose churn is called right at the threshold."""
-    return churn_report(orders, p_purchase, threshold)["overall"]["accuracy"]
 
 
 def score_of(prediction: Prediction) -> NDArray[np.float64]:

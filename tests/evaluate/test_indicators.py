@@ -64,6 +64,20 @@ def test_numbers_are_as_by_hand() -> None:
     assert whole.loc["conversion", "standard_error"] == pytest.approx(0.4)
 
 
+def test_zero_orders_give_no_infinite_indicator() -> None:
+    """Nobody of the visitors bought, and no order was expected of some who did buy."""
+    table = shop(200)
+    table.loc[table["visitor"], ["orders_real", "value_real"]] = 0.0
+    bought = table.index[~table["visitor"] & (table["orders_real"] > 0)]
+    table.loc[bought[:3], "orders_mean"] = 0.0
+    found = calibration(table)
+    assert np.isfinite(found[["predicted", "realised", "standard_error"]].to_numpy()).all()
+    assert set(found.loc[found["indicator"] == "aov", "group"]) == {"all", *(f"tenth {i}" for i in range(1, 11))}
+    gaps = error(found)
+    assert np.isnan(gaps["conversion"])
+    assert np.isfinite(gaps.drop("conversion")).all()
+
+
 def test_without_visitors_nothing_is_said_of_conversion() -> None:
     found = calibration(shop(200).assign(visitor=False))
     assert set(found["indicator"]) == {"repurchase", "frequency", "aov"}

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from clv.evaluate import metrics
 from clv.evaluate.prediction import Prediction, hurdle_lognormal
@@ -68,17 +67,18 @@ def test_auc_equals_counting_pairs(rows: list[tuple[int, int]]) -> None:
         assert metrics.auc(event, score) == pytest.approx(naive_auc(event, score))
 
 
-def test_spearman_equals_scipy_with_ties(rng: np.random.Generator) -> None:
+def test_spearman_is_the_correlation_of_average_ranks(rng: np.random.Generator) -> None:
     y, y_hat = rng.poisson(1.0, 300).astype(float), rng.integers(0, 20, 300).astype(float)
-    assert metrics.spearman(y, y_hat) == pytest.approx(stats.spearmanr(y, y_hat).statistic)
-    buyers = y > 0
-    assert metrics.spearman_buyers(y, y_hat) == pytest.approx(stats.spearmanr(y[buyers], y_hat[buyers]).statistic)
+    ranks, ranks_hat = metrics.midranks(y), metrics.midranks(y_hat)
+    assert metrics.spearman(y, y_hat) == pytest.approx(np.corrcoef(ranks, ranks_hat)[0, 1])
+    assert np.isnan(metrics.spearman(y, np.ones(300)))
 
 
 def test_average_precision_by_hand() -> None:
     # Found at ranks 1 and 3: (1/1 + 2/3) / 2. Tied together: precision 1/2 at once.
     assert metrics.average_precision([1, 0, 1, 0], [4, 3, 2, 1]) == pytest.approx((1 + 2 / 3) / 2)
     assert metrics.average_precision([1, 0, 1, 0], [1, 1, 1, 1]) == pytest.approx(0.5)
+    assert np.isnan(metrics.average_precision([0, 0], [1, 2]))
 
 
 def test_levels_and_errors_by_hand() -> None:
@@ -100,6 +100,28 @@ def test_decile_mape_equals_splitting_a_sorted_array(rng: np.random.Generator) -
     assert metrics.decile_mape(y, np.full(500, 2 * y.mean())) == pytest.approx(1)
 
 
+def test_decile_mape_is_undefined_where_a_tenth_of_the_customers_spent_nothing() -> None:
+    """Rounding puts 4e-15 of a purchase into the tenth behind it: a ratio to that would be some 1e14."""
+    value = np.arange(100.0, 0.0, -1.0)
+    y = value.copy()
+    y[30:40] = 0.0
+    assert np.isnan(metrics.decile_mape(y, value))
+    assert metrics.evaluate(y, y > 0, Prediction(value=value))["decile_mape"] is None
+    y[30:40] = 1e-9  # negligible
+    assert np.isnan(metrics.decile_mape(y, value))
+    y[30:40] = value[30:40] / 2
+    assert metrics.decile_mape(y, value) == pytest.approx(0.1)
+
+
+def test_totals_that_returns_cancel_give_no_ratio() -> None:
+    y, value = np.array([100.0, -99.99999, 0.0, 0.0]), np.ones(4)
+    found = metrics.evaluate(y, y > 0, Prediction(value=value))
+    ratios = ("ngini", "mae_over_mean", "rmse_over_mean", "bias", "decile_mape", "top_decile_capture")
+    assert [found[name] for name in ratios] == [None] * 6
+    assert np.isnan(metrics.bias_by(y, value, np.array(["a", "a", "b", "b"]))["a"]["bias"])
+    assert metrics.bias([100.0, -50.0], [30.0, 20.0]) == 1
+
+
 def test_top_decile_of_a_perfect_order_holds_the_largest_tenth(rng: np.random.Generator) -> None:
     y = rng.gamma(0.3, 100.0, 1000)
     assert metrics.top_decile_capture(y, y) == pytest.approx(np.sort(y)[-100:].sum() / y.sum())
@@ -116,8 +138,11 @@ def test_churn_report_by_hand() -> None:
     report = metrics.churn_report(orders, p)  # called gone: 1st, 2nd, 5th
     assert report["churned"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3})
     assert report["stayed"] == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2})
-    assert metrics.accuracy(orders, p) == pytest.approx(3 / 5)
-    assert metrics.accuracy(orders, p, threshold=0.2) == pytest.approx(3 / 5)
+    assert report["overall"]["accuracy"] == pytest.approx(3 / 5)
+    assert metrics.churn_report(orders, p, threshold=0.7)["overall"]["accuracy"] == pytest.approx(2 / 5)
+    everybody = metrics.churn_report(np.ones(5), p)["churned"]
+    assert everybody["support"] == everybody["precision"] == 0
+    assert np.isnan(everybody["recall"])
 
 
 @pytest.mark.parametrize(
