@@ -22,6 +22,7 @@ import tyro
 from numpy.typing import NDArray
 
 from benchmarks import ablation_parts as parts
+from benchmarks.output import reserve
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster import embedding
 from clv.cluster.training import read_shop
@@ -124,6 +125,7 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
+    reserve(options.out)
     torch.set_num_threads(1)
     os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
     options.cache.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ import tyro
 from torch import nn
 
 from benchmarks import plan, pretraining
+from benchmarks.output import reserve
 from benchmarks.pretraining import ROWS
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_shop
@@ -52,6 +53,7 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
+    reserve(options.out)
     os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.output import reserve
 from clv.models import encoders
 
 NOT = "not measured"
@@ -184,6 +185,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="steps that are timed (default: 20 on a GPU, 2 on a CPU)")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     options = parser.parse_args(given)
+    reserve(options.out)
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     card = torch.cuda.get_device_name() if gpu else "no GPU: a smoke test, not a measurement"

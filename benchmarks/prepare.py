@@ -29,6 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
+from benchmarks.output import reserve
+
 FILE_ROWS = 2_500_000
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -273,6 +275,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
+    reserve(options.out)
     folder = Path(tempfile.mkdtemp(prefix="bench-prepare-", dir=options.folder))
     runs = []
     try:

@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 
+from benchmarks.output import reserve
 from benchmarks.prepare import Tree
 
 CUT = "2024-10-03"
@@ -186,6 +187,7 @@ def main() -> None:
         alone(*map(Path, sys.argv[2:]))
         return
     options = tyro.cli(Options, description=__doc__)
+    reserve(options.out)
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = Path(tempfile.mkdtemp(prefix="bench-score-", dir=options.folder))
     runs: list[dict[str, Any]] = []
@@ -194,7 +196,6 @@ def main() -> None:
         runs.append(run)
         print(json.dumps(run), flush=True)
         if options.out is not None:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
             options.out.with_suffix(".md").write_text(table(runs))
 

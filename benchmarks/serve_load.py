@@ -29,6 +29,7 @@ from typing import Any
 import httpx
 import tyro
 
+from benchmarks.output import reserve
 from benchmarks.serve_cluster import Cluster, cluster, cpu_seconds, free_ports
 from benchmarks.serve_shop import make_shop
 
@@ -49,6 +50,7 @@ class Options:
     """Folder for serve_load.json and serve_load.md."""
 
 
+RESULT = "serve_load.json"
 BARE = "bare uvicorn"
 TOPOLOGIES = {
     "scorer in ingress": (False, ""),
@@ -282,6 +284,7 @@ def pin() -> tuple[set[int], set[int]]:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
+    reserve(options.out and options.out / RESULT)
     servers_on, client_on = pin()
     with tempfile.TemporaryDirectory(prefix="bench-serve-") as name:
         shop = Path(name)
@@ -302,10 +305,9 @@ def main() -> None:
     print(table(found))
     print(json.dumps(scaled))
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
         result = {"cores": len(servers_on | client_on), "pinned_apart": not servers_on & client_on, "scale": scaled,
                   "medians": found, "rows": rows}  # fmt: skip
-        (options.out / "serve_load.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (options.out / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (options.out / "serve_load.md").write_text(table(found) + "\n", encoding="utf-8")
 
 

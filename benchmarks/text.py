@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.output import reserve
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_shop
 from clv.evaluate import metrics
@@ -62,6 +63,7 @@ def rows(options: Options) -> dict[str, TrainConfig]:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
+    reserve(options.out)
     torch.set_num_threads(1)
     os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
     options.cache.mkdir(parents=True, exist_ok=True)
