@@ -132,7 +132,9 @@ def _admitted(body: bytes) -> list[str]:
 
 def _small(message: pa.ipc.Message) -> pa.ipc.Message:
     if message.metadata.size > _MAX_METADATA_BYTES:
-        raise inline.refused("body", f"has a schema or batch header of more than {_MAX_METADATA_BYTES} bytes")
+        raise inline.refused(
+            "body", f"has a schema or batch header of more than {_MAX_METADATA_BYTES} bytes: send no metadata"
+        )
     return message
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
@@ -20,11 +20,14 @@ from clv.serve.batching import Overloaded
 from clv.serve.guard import Guard, ProblemError
 from clv.serve.limits import Limiter
 from clv.serve.metrics import Metrics
-from clv.serve.openapi import document
+from clv.serve.openapi import BINARY, KEY, document, problems, request_body
 from clv.serve.questions import Question, in_service
 from clv.serve.schemas import (
+    EVENTS_EXAMPLE,
+    EXAMPLE,
     MAX_CUSTOMERS,
     MAX_EVENTS,
+    PORTFOLIO_EXAMPLE,
     CustomerResponse,
     EventsRequest,
     FieldError,
@@ -69,7 +72,20 @@ def routes(
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
 
-    @app.post("/v1/predict", tags=["scores"], response_model=PredictResponse)
+    @app.post(
+        "/v1/predict",
+        tags=["scores"],
+        dependencies=[KEY],
+        response_model=PredictResponse,
+        responses={200: {"content": {arrow.MEDIA: BINARY}}, **problems(401, 403, 413, 415, 422, 429, 503)},
+        openapi_extra=request_body(
+            PredictRequest,
+            {
+                "by id and with events": EXAMPLE,
+                "by id, default time and horizons": {"customers": [{"customer_id": "12347"}]},
+            },
+        ),
+    )
     async def predict(request: Request) -> Response:
         """Scores of up to 1,000 customers, by id or with their events.
 
@@ -93,7 +109,14 @@ def routes(
         _count(metrics, q, known)
         return Response(content, media_type=arrow.MEDIA if as_arrow else JSON)
 
-    @app.post("/v1/portfolio", tags=["scores"], response_model=PortfolioResponse)
+    @app.post(
+        "/v1/portfolio",
+        tags=["scores"],
+        dependencies=[KEY],
+        response_model=PortfolioResponse,
+        responses=problems(401, 403, 413, 415, 422, 429, 503),
+        openapi_extra=request_body(PortfolioRequest, {"by id": PORTFOLIO_EXAMPLE}),
+    )
     async def portfolio(request: Request) -> Response:
         """What up to 10,000 stored customers will be worth together, with the band of the sum."""
         _, body = await _body(request, deadline_s)
@@ -103,7 +126,13 @@ def routes(
         _count(metrics, q, known)
         return Response(content, media_type=JSON)
 
-    @app.get("/v1/customers/{customer_id:path}", tags=["customers"], response_model=CustomerResponse)
+    @app.get(
+        "/v1/customers/{customer_id:path}",
+        tags=["customers"],
+        dependencies=[KEY],
+        response_model=CustomerResponse,
+        responses=problems(401, 403, 404, 422, 429, 503),
+    )
     async def customer(customer_id: str) -> Response:
         """What the store holds of one customer, and the scores at the default time and horizons."""
         async with _answering(deadline_s, metrics):
@@ -114,7 +143,14 @@ def routes(
             content = answers.of_customer(q, await q.scorer.score(q.histories, q.as_of, q.horizons))
         return Response(content, media_type=JSON)
 
-    @app.delete("/v1/customers/{customer_id:path}", tags=["customers"], status_code=204, response_class=Response)
+    @app.delete(
+        "/v1/customers/{customer_id:path}",
+        tags=["customers"],
+        dependencies=[KEY],
+        status_code=204,
+        response_class=Response,
+        responses=problems(401, 403, 404, 422, 429, 503),
+    )
     async def erase(request: Request, customer_id: str) -> Response:
         """Erases a customer. A load of histories brings nothing back that is older than the erasure; an event that is
         posted later begins a new history."""
@@ -123,7 +159,14 @@ def routes(
                 raise _unknown()
         return Response(status_code=204)
 
-    @app.post("/v1/events", tags=["customers"], response_model=Stored)
+    @app.post(
+        "/v1/events",
+        tags=["customers"],
+        dependencies=[KEY],
+        response_model=Stored,
+        responses=problems(401, 403, 404, 409, 413, 415, 422, 429, 503),
+        openapi_extra=request_body(EventsRequest, {"an order's line": EVENTS_EXAMPLE}),
+    )
     async def events(request: Request) -> Response:
         """Stores up to 1,000 events, all or none. An event id that is stored already, with the same content, changes
         nothing: whoever got no answer sends the batch again."""
@@ -136,7 +179,13 @@ def routes(
         metrics.events.labels("repeated").inc(stored.repeated)
         return JSONResponse(stored.model_dump())
 
-    @app.get("/v1/model", tags=["service"], response_model=ModelResponse)
+    @app.get(
+        "/v1/model",
+        tags=["service"],
+        dependencies=[KEY],
+        response_model=ModelResponse,
+        responses=problems(401, 403, 429, 503),
+    )
     async def model() -> Response:
         """The bundle in service and the data behind it."""
         async with _answering(deadline_s, metrics):
@@ -157,12 +206,18 @@ def routes(
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["service"])
+    @app.get("/readyz", tags=["service"], responses=problems(503))
     async def readyz() -> dict[str, str]:
         """A bundle is in service; 503 until then."""
         return {"status": "ready", "version": in_service(backend).facts.version}
 
-    @app.get("/metrics", tags=["service"])
+    @app.get(
+        "/metrics",
+        tags=["service"],
+        dependencies=[KEY],
+        response_class=PlainTextResponse,
+        responses=problems(401, 403, 429),
+    )
     async def prometheus() -> Response:
         """Prometheus metrics of the process that answers: with several replicas, one of them."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -201,7 +256,9 @@ def _checked(validate: Callable[[Any], M], given: Any) -> M:
 
 
 def _unknown() -> ProblemError:
-    return ProblemError(404, "The store holds no customer of this id.")
+    """404 with an entry for `customer_id`, by which a client distinguishes it from the 404 of an unknown address."""
+    message = "The store holds no customer of this id."
+    return ProblemError(404, message, errors=[FieldError(field="customer_id", message="is not stored")])
 
 
 @asynccontextmanager
