@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
 import ssl
-import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,16 @@ from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    retry_if_result,
+    stop_after_attempt,
+    wait_exception,
+    wait_fixed,
+    wait_random_exponential,
+)
 
 from clv.serve.schemas import (
     MAX_CUSTOMERS,
@@ -43,20 +51,21 @@ _ARROW = "application/vnd.apache.arrow.stream"
 
 
 class ClvError(ValueError):
-    """An answer that is not 200. `status` and, when the server sent one, `problem`."""
+    """An answer that is not a success: its `status`, the server's `problem` document when there was one, the
+    `request_id` under which the server logs the call, and the seconds of its Retry-After header."""
 
-    def __init__(self, status: int, problem: Problem | None, request_id: str) -> None:
+    def __init__(self, status: int, problem: Problem | None, request_id: str, retry_after_s: float = 0.0) -> None:
         what = problem.detail if problem else "no explanation was sent"
         super().__init__(f"HTTP {status}: {what} (request {request_id})")
-        self.status, self.problem, self.request_id = status, problem, request_id
+        self.status, self.problem, self.request_id, self.retry_after_s = status, problem, request_id, retry_after_s
 
 
 class Client:
     """Calls one service; one instance may be shared by threads.
 
     A call is repeated after a dropped connection, 503 and 429, at most `retries` times and no later than `retry_for_s`
-    after its first failure, with growing random pauses (at least what Retry-After says, where that is within the time
-    left). `failures` counts what attempts failed with, by status or error, those that a repetition made good included.
+    after its first failure, after growing random pauses, to which Retry-After is added; a pause that would outlast the
+    time left is not begun. `failures` counts the failed attempts by status or error, also when a repetition succeeded.
     """
 
     def __init__(
@@ -91,20 +100,17 @@ class Client:
             raise ValueError("customers is empty: name at least one")
         given = [{"customer_id": one} if isinstance(one, str) else one for one in customers]
         horizons = list(horizons_days) if horizons_days is not None else None
-        for _ in range(self._retries + 1):
-            parts: list[PredictResponse] = []
-            for start in range(0, len(given), MAX_CUSTOMERS):
-                # The first part's time and bundle hold for all parts, so that they are one answer.
-                at, version = (parts[0].as_of, parts[0].model.version) if parts else (as_of, model_version)
-                part = given[start : start + MAX_CUSTOMERS]
-                asked = {"as_of": at, "horizons_days": horizons, "model_version": version, "customers": part}
-                parts.append(PredictResponse.model_validate_json(self._post("predict", PredictRequest, asked)))
-                if parts[-1].model != parts[0].model:
-                    break  # a new bundle took over: scores of two models must not stand in one answer
-            else:
-                return parts[0].model_copy(update={"results": [result for one in parts for result in one.results]})
-            time.sleep(min(1.0, self._retry_for_s))
-        raise ClvError(503, None, "the bundle in service changed between the parts of every attempt")
+        asked = {"as_of": as_of, "horizons_days": horizons, "model_version": model_version}
+        again = Retrying(
+            retry=retry_if_result(lambda answer: answer is None),
+            stop=stop_after_attempt(self._retries + 1),
+            wait=wait_fixed(min(1.0, self._retry_for_s)),
+            retry_error_callback=lambda state: None,
+        )
+        answer: PredictResponse | None = again(self._predict_once, given, asked)
+        if answer is None:
+            raise ClvError(503, None, "the bundle in service changed between the parts of every attempt")
+        return answer
 
     def predict_table(
         self,
@@ -128,7 +134,7 @@ class Client:
         path = httpx.URL("/v1/predict", params={name: value for name, value in asked.items() if value is not None})
         headers = {"Content-Type": _ARROW, "Accept": _ARROW}
         return pa.ipc.open_stream(
-            self._call("POST", str(path), content=sink.getvalue().to_pybytes(), headers=headers)
+            self._call("POST", str(path), content=sink.getvalue().to_pybytes(), headers=headers).content
         ).read_all()
 
     def portfolio(
@@ -154,17 +160,23 @@ class Client:
         return Stored(stored=stored, repeated=repeated)
 
     def erase(self, customer_id: str) -> bool:
-        """Erases a customer; whether one was there. (After a lost answer the repetition finds nobody: False.)"""
-        return self._about(customer_id, "DELETE") is not None
+        """Erases a customer and returns whether one was there; False also after an answer that was lost and repeated.
+
+        Raises ClvError for every answer that is neither the service's 204 nor its own "no such customer".
+        """
+        answer = self._about(customer_id, "DELETE")
+        if answer is not None and answer.status_code != 204:
+            raise ClvError(answer.status_code, None, answer.request.headers["X-Request-ID"])
+        return answer is not None
 
     def customer(self, customer_id: str) -> CustomerResponse | None:
         """What is stored of one customer, with scores; None for an unknown one."""
         found = self._about(customer_id, "GET")
-        return None if found is None else CustomerResponse.model_validate_json(found)
+        return None if found is None else CustomerResponse.model_validate_json(found.content)
 
     def model(self) -> ModelResponse:
         """The bundle in service."""
-        return ModelResponse.model_validate_json(self._call("GET", "/v1/model"))
+        return ModelResponse.model_validate_json(self._call("GET", "/v1/model").content)
 
     def close(self) -> None:
         """Close the connections."""
@@ -178,44 +190,83 @@ class Client:
     ) -> None:
         self.close()
 
-    def _about(self, customer_id: str, method: str) -> bytes | None:
+    def _predict_once(
+        self, customers: Sequence[str | Customer | Mapping[str, Any]], asked: Mapping[str, Any]
+    ) -> PredictResponse | None:
+        """Returns None when a new bundle took over: scores of two models must not stand in one answer."""
+        parts: list[PredictResponse] = []
+        for start in range(0, len(customers), MAX_CUSTOMERS):
+            request = {**asked, "customers": customers[start : start + MAX_CUSTOMERS]}
+            if parts:
+                # The first part's time and bundle hold for all parts, so that they are one answer.
+                request |= {"as_of": parts[0].as_of, "model_version": parts[0].model.version}
+            parts.append(PredictResponse.model_validate_json(self._post("predict", PredictRequest, request)))
+            if parts[-1].model != parts[0].model:
+                return None
+        return parts[0].model_copy(update={"results": [result for one in parts for result in one.results]})
+
+    def _about(self, customer_id: str, method: str) -> httpx.Response | None:
+        """Returns None only where the service itself writes that it holds no such customer. The 404 of a proxy, of a
+        wrong prefix or of a service without a store is an error: an erasure must never be skipped in silence."""
         try:
             return self._call(method, f"/v1/customers/{quote(customer_id, safe='')}")
         except ClvError as error:
-            if error.status == 404:
+            fields = [one.field for one in error.problem.errors] if error.problem else []
+            if error.status == 404 and fields == ["customer_id"]:
                 return None
             raise
 
     def _post(self, name: str, model: type[BaseModel], request: dict[str, Any]) -> bytes:
         body = model.model_validate(request).model_dump_json(exclude_none=True)
-        return self._call("POST", f"/v1/{name}", content=body, headers={"Content-Type": "application/json"})
+        return self._call("POST", f"/v1/{name}", content=body, headers={"Content-Type": "application/json"}).content
 
     def _call(
         self, method: str, path: str, *, content: str | bytes | None = None, headers: dict[str, str] | None = None
-    ) -> bytes:
+    ) -> httpx.Response:
         request_id = uuid.uuid4().hex
         headers = {**(headers or {}), "X-Request-ID": request_id}
-        until = math.inf
-        for attempt in range(self._retries + 1):
-            pause = random.uniform(0.5, 1.0) * 0.2 * 2**attempt
+
+        def attempt() -> httpx.Response:
             try:
                 answer = self._http.request(method, path, content=content, headers=headers)
             except httpx.TransportError as error:
                 self.failures[type(error).__name__] += 1
-                failure: Exception = error
-            else:
-                if answer.is_success:
-                    return answer.content
-                self.failures[str(answer.status_code)] += 1
-                failure = ClvError(answer.status_code, _problem(answer), request_id)
-                if answer.status_code not in _AGAIN:
-                    raise failure
-                pause = max(pause, _seconds(answer.headers.get("retry-after")))
-            until = min(until, time.monotonic() + self._retry_for_s)
-            if attempt == self._retries or time.monotonic() + pause > until:
-                raise failure
-            time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+                raise
+            if answer.is_success:
+                return answer
+            self.failures[str(answer.status_code)] += 1
+            wait_s = _seconds(answer.headers.get("retry-after"))
+            raise ClvError(answer.status_code, _problem(answer), request_id, wait_s)
+
+        again = Retrying(
+            retry=retry_if_exception(_may_pass),
+            stop=_StopAfter(self._retries + 1, self._retry_for_s),
+            wait=wait_random_exponential(multiplier=0.2, min=0.1) + wait_exception(_retry_after),
+            reraise=True,
+        )
+        return again(attempt)
+
+
+class _StopAfter:
+    """Stops after a number of attempts, or before a pause that would end later than so long after the first failure;
+    tenacity's `stop_before_delay` counts from the start of the call, which may have waited long for its answer."""
+
+    def __init__(self, attempts: int, seconds: float) -> None:
+        self._attempts, self._seconds, self._until = attempts, seconds, math.inf
+
+    def __call__(self, state: RetryCallState) -> bool:
+        assert state.outcome_timestamp is not None
+        self._until = min(self._until, state.outcome_timestamp + self._seconds)
+        late = state.outcome_timestamp + state.upcoming_sleep > self._until
+        return late or state.attempt_number >= self._attempts
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, httpx.TransportError) or (isinstance(error, ClvError) and error.status in _AGAIN)
+
+
+def _retry_after(error: BaseException) -> float:
+    return error.retry_after_s if isinstance(error, ClvError) else 0.0
 
 
 def _problem(answer: httpx.Response) -> Problem | None:

@@ -170,6 +170,64 @@ def test_events_portfolio_and_erasure_over_a_real_connection(backend: Any) -> No
         assert conflict.value.problem.errors[0].field == "events[0].event_id"
 
 
+OTHER_404 = {
+    "a proxy's page": ({"content-type": "text/plain"}, "Path '/v1/customers/A' not found."),
+    "a page of the right media type": ({"content-type": "application/problem+json"}, "{}"),
+    "our fields in another media type": (
+        {"content-type": "application/json"},
+        '{"title":"","status":404,"detail":"","request_id":"","errors":[{"field":"customer_id","message":""}]}',
+    ),
+}
+
+
+@pytest.mark.parametrize(("headers", "body"), OTHER_404.values(), ids=OTHER_404.keys())
+def test_a_404_that_is_not_the_services_own_is_an_error(backend: Any, headers: dict[str, str], body: str) -> None:
+    app = Failing([(404, headers, body)] * 2, routes(backend))
+    with served(app) as url, Client(url) as client:
+        with pytest.raises(ClvError, match="HTTP 404"):
+            client.erase("A")
+        with pytest.raises(ClvError, match="HTTP 404"):
+            client.customer("A")
+        assert client.customer("A") is not None, "nothing was erased"
+
+
+def test_a_wrong_prefix_and_a_service_without_a_store_do_not_pass_for_an_unknown_customer(backend: Any) -> None:
+    with (
+        served(routes(backend)) as url,
+        Client(f"{url}/shop") as client,
+        pytest.raises(ClvError, match="HTTP 404: There is nothing at this address"),
+    ):
+        client.erase("A")
+    with (
+        served(routes(LiveBackend())) as url,
+        Client(url) as client,
+        pytest.raises(ClvError, match="HTTP 404: This service has no online store"),
+    ):
+        client.erase("A")
+
+
+def test_an_erasure_that_is_answered_by_a_page_is_an_error(backend: Any) -> None:
+    app = Failing([(200, {"content-type": "text/html"}, "<p>Log in</p>")], routes(backend))
+    with served(app) as url, Client(url) as client, pytest.raises(ClvError, match="HTTP 200"):
+        client.erase("A")
+
+
+def test_the_time_for_retries_begins_with_the_first_failure() -> None:
+    """The first attempt takes longer than the time for retries, and is repeated all the same."""
+    calls = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        calls.append(request)
+        if len(calls) == 1:
+            time.sleep(0.6)
+            raise httpx.ReadTimeout("no answer", request=request)
+        return httpx.Response(204)
+
+    with Client("http://localhost", retry_for_s=0.5, transport=httpx.MockTransport(answer)) as client:
+        assert client.erase("A") is True
+    assert len(calls) == 2
+
+
 def test_retry_after_is_obeyed(backend: Any) -> None:
     app = Failing([(503, {"retry-after": "1"}, "")], routes(backend))
     with served(app) as url, Client(url) as client:
