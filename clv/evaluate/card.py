@@ -47,10 +47,10 @@ def _origin(f: Findings) -> list[str]:
     ]
     ours = f.uncertainty.get(f.model)
     if ours is not None:
-        lines += [_bands(ours), ""]
+        lines += [verdict.coverages(ours), ""]
     if f.one_order:
         lines += [f"Customers with one order before ({panel.once().sum():,}):", "", *_table(f.one_order), ""]
-        worse = [c.sentence for c in f.one_order_comparisons if c.outcome == "worse"]
+        worse = [c.sentence for c in f.one_order_comparisons if c.balance < 0]
         lines += [*(f"- {sentence}" for sentence in worse), ""] if worse else []
     if f.visitors is not None:
         lines += [f"Visitors ({f.visitors.visitors:,}, {f.visitors.buyers:,} bought): {f.visitors.sentence}", ""]
@@ -65,16 +65,10 @@ def _table(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
             continue
         cells = [f"{values[m]:.3f}" if values.get(m) is not None else "–" for m in SHOWN]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    undefined = [name for name, values in models.items() if "not_run" not in values and values["decile_mape"] is None]
+    if undefined:
+        lines += [
+            "",
+            f"No decile MAPE of {', '.join(undefined)}: a tenth of the customers by prediction spent nothing.",
+        ]
     return lines
-
-
-def _bands(ours: Mapping[str, float | None]) -> str:
-    """What the 80 % bands held, in one sentence."""
-    parts = []
-    if ours["pit80"] is not None:
-        parts.append(f"persons {ours['pit80']:.0%} (randomised PIT)")
-    if ours["sure_coverage"] is not None:
-        parts.append(f"{ours['sure_customers']:,.0f} near-certain buyers {ours['sure_coverage']:.0%}")
-    if ours["sums_coverage"] is not None:
-        parts.append(f"sums of 100 customers {ours['sums_coverage']:.0%}")
-    return f"The 80 % bands held: {', '.join(parts)}." if parts else "Too few customers to judge the bands."

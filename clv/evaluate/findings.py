@@ -110,18 +110,20 @@ def _comparisons(model: str, replicates: Mapping[str, Replicates]) -> tuple[Comp
 
 
 def _uncertainty(y: Array, p: Prediction, seed: int) -> dict[str, float | None]:
-    """CRPS, pinball losses and width in currency; shares that should be .8; None where undefined."""
+    """CRPS, pinball losses and width in currency; shares that should be .8, of so many; None where undefined."""
     assert p.quantiles is not None
     q = p.quantiles
     sure = np.zeros(len(y), bool) if p.p_purchase is None else p.p_purchase > SURE
     out = {"crps": float(probabilistic.crps(y, q).mean()) if len(y) else float("nan")}
     for level in PINBALL_LEVELS:
         out[f"pinball_{level:g}"] = float(probabilistic.pinball(y, q.at(level)[:, 0], level).mean())
+    out["customers"] = float(len(y))
     out["pit80"] = probabilistic.pit80(probabilistic.pit(y, q, seed))
     out["width"] = probabilistic.coverage_and_width(y, q)[1]
     out["sure_customers"] = float(sure.sum())
     out["sure_coverage"] = probabilistic.coverage_and_width(y[sure], q.take(sure))[0]
     out["sums_coverage"] = sums.covered(y, p, seed=seed)
+    out["sums_groups"] = float(len(y) // sums.GROUP)
     return {name: value if np.isfinite(value) else None for name, value in out.items()}
 
 

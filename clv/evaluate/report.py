@@ -25,7 +25,7 @@ COLUMNS = {
     "mae_over_mean": ("MAE", "mean error ÷ mean spend, 0 = perfect"),
     "rmse_over_mean": ("RMSE", "like MAE, big misses count more"),
     "bias": ("Total", "predicted ÷ realised, 1 = right"),
-    "decile_mape": ("Decile MAPE", "level by group, 0 = perfect"),
+    "decile_mape": ("Decile MAPE", "level by tenth, 0 = perfect; – where a tenth spent nothing"),
     "top_decile_capture": ("Top 10 %", "share of spend in the best tenth"),
     "crps": ("CRPS", "error of the whole forecast, in currency"),
     "pit80": ("PIT 80 %", "should be 0.80"),
@@ -141,6 +141,7 @@ def _section(number: int, f: Findings, currency: str | None, seed: int, threshol
         "leak": f.leak,
         "churn": metrics.churn_report(orders, ours.p_purchase, threshold) if ours.p_purchase is not None else None,
         "uncertainty": [(verdict.label(n), n == model, values) for n, values in f.uncertainty.items()],
+        "coverages": verdict.coverages(f.uncertainty[model]) if model in f.uncertainty else "",
         "cells": f.cells,
         "once": {
             "customers": int(once.sum()),

@@ -101,15 +101,15 @@ def test_decile_mape_equals_splitting_a_sorted_array(rng: np.random.Generator) -
 
 
 def test_decile_mape_is_undefined_where_a_tenth_of_the_customers_spent_nothing() -> None:
-    """Rounding puts 4e-15 of a purchase into the tenth behind it: a ratio to that would be some 1e14."""
+    """Rounding puts 4e-15 of the next purchase into the tenth before it: a ratio to that would be some 1e14."""
     value = np.arange(100.0, 0.0, -1.0)
     y = value.copy()
-    y[30:40] = 0.0
+    y[20:30] = 0.0
     assert np.isnan(metrics.decile_mape(y, value))
     assert metrics.evaluate(y, y > 0, Prediction(value=value))["decile_mape"] is None
-    y[30:40] = 1e-9  # negligible
+    y[20:30] = 1e-9  # negligible
     assert np.isnan(metrics.decile_mape(y, value))
-    y[30:40] = value[30:40] / 2
+    y[20:30] = value[20:30] / 2
     assert metrics.decile_mape(y, value) == pytest.approx(0.1)
 
 

@@ -75,7 +75,8 @@ def test_every_figure_and_table_is_there(page: str) -> None:
     assert "A shop &amp; co" in body
     assert "£" in body
     assert "not run: the log &lt;reaches&gt; back 90 days" in body
-    assert "This model beats BG/NBD + Gamma-Gamma here: ranking +0." in body
+    assert "This model beats BG/NBD + Gamma-Gamma on every measure that differs significantly (" in body
+    assert "The 80 % intervals cover " in body
     assert "the log is &lt;short&gt;" in body
     assert "mean over the dates" in body
     for heading in ("How sure?", "By age and frequency", "Customers with one order", "Visitors"):
