@@ -10,21 +10,17 @@ they explain the past (empirical Bayes): where the log shows no season, none is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from clv.anchor.btyd import Anchor, Kind
-
 Floats = NDArray[np.float64]
-Measure = Literal["value", "orders", "days"]
 
 MIN_LOG_DAYS = 180  # a younger log has no anchor worth learning from
 YEAR_DAYS = 365.2425
@@ -144,37 +140,6 @@ def log_error(expected: ArrayLike, realised: ArrayLike) -> float:
     if y.sum() <= 0 or e.sum() <= 0:
         return float("inf")
     return float(np.sqrt(((y - e * (y.sum() / e.sum())) ** 2).sum()) / y.sum())
-
-
-def anchor_errors(
-    frames: Mapping[int, pd.DataFrame] | pd.DataFrame,
-    horizons_days: Sequence[int],
-    *,
-    kind: Kind = "bgnbd",
-    measure: Measure = "value",
-) -> pd.DataFrame:
-    """Fit an anchor at each origin of the sample frames and set its totals beside the realised ones.
-
-    Returns the table `SeasonalIndex.fit` reads, one row per origin and matured horizon. `log_days` is the age of the
-    oldest customer at the origin.
-    """
-    if isinstance(frames, pd.DataFrame):
-        frames = {int(day): frames[frames["origin_day"] == day] for day in frames["origin_day"].unique()}
-    rows: list[tuple[float, ...]] = []
-    for day, frame in sorted(frames.items()):
-        buyers = frame[frame["has_purchase"].to_numpy(bool)]
-        if buyers.empty:
-            continue
-        anchor = Anchor.fit(buyers, kind)
-        for horizon in horizons_days:
-            mature = buyers[f"mature_{horizon}"].to_numpy(bool)
-            if not mature.all():
-                continue
-            expected = anchor.predict(buyers, horizon)[measure].to_numpy()
-            realised = buyers[f"{measure}_{horizon}"].to_numpy(np.float64)
-            error = log_error(expected, realised)
-            rows.append((day, horizon, expected.sum(), realised.sum(), error, float(buyers["T"].max())))
-    return pd.DataFrame(rows, columns=list(ERRORS))
 
 
 def _season_kernels(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:

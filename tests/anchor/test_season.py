@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clv.anchor.season import ERRORS, SeasonalIndex, anchor_errors, log_error
+from clv.anchor.season import ERRORS, SeasonalIndex, log_error
 
 Level = Callable[[np.ndarray], np.ndarray]
 
@@ -137,27 +137,3 @@ def test_log_error_is_that_of_a_bootstrap() -> None:
     ratios = np.log(realised[draws].sum(axis=1) / expected[draws].sum(axis=1))
     assert log_error(expected, realised) == pytest.approx(ratios.std(), rel=0.1)
     assert log_error(expected, np.zeros(n)) == np.inf
-
-
-def test_anchor_errors_sum_what_anchors_of_each_origin_expected() -> None:
-    rng, frames = np.random.default_rng(0), {}
-    for day in (400, 428):
-        T = rng.integers(50, 300, 500).astype(float)
-        x = rng.poisson(T * rng.gamma(1.0, 1 / 60, 500)).astype(float)
-        recency = np.where(x > 0, np.floor(T * rng.uniform(0.3, 1, 500)), 0)
-        frames[day] = pd.DataFrame(
-            {
-                "origin_day": day, "frequency": x, "recency": recency, "T": T, "monetary": np.where(x > 0, 10.0, 0.0),
-                "has_purchase": True, "orders_30": rng.poisson(0.3, 500), "mature_30": True, "mature_90": day == 400,
-                "orders_90": rng.poisson(1.0, 500), "orders_past": x + 1,
-            }
-        )  # fmt: skip
-    table = anchor_errors(pd.concat(frames.values()), (30, 90), measure="orders")
-    assert list(table.columns) == list(ERRORS)
-    assert table[["origin_day", "horizon_days"]].to_numpy().tolist() == [[400, 30], [400, 90], [428, 30]]
-    assert table["realised"].tolist() == [
-        frames[400]["orders_30"].sum(),
-        frames[400]["orders_90"].sum(),
-        frames[428]["orders_30"].sum(),
-    ]
-    assert table["log_days"].tolist() == [frames[400]["T"].max()] * 2 + [frames[428]["T"].max()]
