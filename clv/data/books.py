@@ -25,7 +25,7 @@ REJECTS = pa.schema(
 
 @dataclass
 class Books:
-    """Counts of one stage over one table; `notices` count what was accepted but deserves a look."""
+    """Counts of one stage over one table; `notices` count what deserves a look but is no reason to reject a row."""
 
     read: int = 0
     accepted: int = 0
@@ -109,7 +109,7 @@ class Verdict:
 
 
 def malformed_rejects(lines: list[str], table: str, source: str) -> pa.Table:
-    """Rejects for lines that are no rows at all; the record is the line as a JSON string."""
+    """Rejects for lines that are no rows at all; the record is a JSON object with the line under the key `line`."""
     count = len(lines)
     text = pa.table({"line": pa.array(lines, pa.string())})
     return pa.table(
@@ -120,15 +120,20 @@ def malformed_rejects(lines: list[str], table: str, source: str) -> pa.Table:
 
 
 def json_rows(table: pa.Table) -> pa.Array:
-    """Each row as a JSON object in a string; columns that are null in a row are left out of it no less than others."""
+    """Each row as a JSON object in a string, with every column of the table as a key.
+
+    A missing value is `null`. Integers, booleans and finite floats stay what they are; NaN and infinities are strings,
+    and so is every other type, lists and structs in Python's notation; control characters in it are blanks.
+    """
     parts: list[Any] = []
     for position, name in enumerate(table.column_names):
         column = table[name].combine_chunks()
         if isinstance(column, pa.ChunkedArray):
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-        text = (
-            column.cast(pa.string()) if not pa.types.is_nested(column.type) else pa.array(map(str, column.to_pylist()))
-        )
+        if pa.types.is_nested(column.type):
+            text = pa.array([None if v is None else str(v) for v in column.to_pylist()], pa.string())
+        else:
+            text = column.cast(pa.string())
         plain = pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)
         if pa.types.is_floating(column.type):
             text = pc.if_else(pc.is_finite(column), text, pc.binary_join_element_wise('"', text, '"', ""))

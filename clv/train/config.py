@@ -1,4 +1,6 @@
-"""Settings of a training run. Presets are values; the command line is made from these fields."""
+"""Settings of a training run. A preset is a value of them, a YAML file can set each of them (see `overlaid`), and the
+command line names the common ones (`ray_jobs.settings`).
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Learning rates rise linearly over `warmup` of the steps and fall to 5 % along a cosine.
+    """The optimizer and its learning rates.
 
-    The backbone, deep and slow to settle, learns at `backbone_share` of the rate; each of its layers at `layer_decay`
-    of the one above. unfreeze_epochs: over so many epochs its layers, all frozen at first, join in from the top.
+    The rate rises linearly to `learning_rate` over the share `warmup` of the planned steps, at least one, and then
+    falls along a cosine towards 5 % of it. Planned are all epochs with all their samples: a run that stops early, or
+    whose epochs have fewer samples, ends higher on the cosine.
+
+    The backbone learns at `backbone_share` of the rate: its top layer at exactly this share, every other layer at
+    `layer_decay` of the one above. unfreeze_epochs: all layers of the backbone are frozen at first and join in from the
+    top over so many epochs; 0: they learn from the first step.
+    clip_norm: largest norm of the gradient of all weights together; 0: gradients are not clipped.
     """
 
     name: OptimizerName = "adamw"
@@ -52,8 +60,12 @@ class OptimizerConfig:
 class EngineConfig:
     """How a step is computed. An option that would do nothing is refused.
 
-    kind: torch needs nothing but torch; deepspeed shards optimizer (stage 1), gradients (2) and parameters (3).
-    zero_stage: None is the stage of the DeepSpeed JSON, or 1. offload_*: kept in the host's memory.
+    kind: torch needs nothing but torch, and every worker holds everything; deepspeed shards the optimizer from stage 1
+    on, gradients from 2 and parameters at 3, and nothing at 0.
+    zero_stage: with deepspeed, None is the stage of the DeepSpeed JSON, or 1.
+    precision: auto is the fastest that the device has (see `clv.train.engine.choose_precision`).
+    accumulation: micro-batches that each worker cuts its part of a step into.
+    offload_optimizer, offload_parameters: these are kept in the host's memory, which needs a GPU.
     activation_checkpointing: layers run again in the backward pass instead of keeping what they computed.
     compile: the backbone through `torch.compile`. deepspeed: a DeepSpeed JSON that is merged with these settings.
     """
@@ -96,15 +108,25 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run.
+    """One training run. A sample is a customer at a past origin; in pretraining, a customer's past.
 
-    batch_size: customers per step over all workers; batch_tokens: tokens instead, padding included, where it is not 0;
-    prefetch: batches made ahead of their step. samples_per_epoch: (customer, origin) pairs drawn per epoch.
-    ema_decay: decay per step of the averaged weights that are kept; 0 turns averaging off.
-    feed: where samples come from. memory: histories that every worker holds; shards: histories on storage, read shard
-    by shard; ray: the same, made by Ray Data on any node; auto: memory where they have no more tokens than
-    memory_events, else shards. memory_events: tokens that a process holds at most where they are not all in memory;
-    anchor, features and the held-out judgement then rest on a random share of the customers.
+    epochs: of the trial, which may stop earlier; the final fit has as many as the best epoch of the trial, or all
+    where the log is too short for a trial. The learning rates of both are planned for all.
+    samples_per_epoch: samples drawn per epoch. Where histories are in memory, a pair of customer and origin that is
+    drawn twice is used once, so an epoch of a small dataset has fewer samples and steps.
+    batch_size: samples per step over all workers and micro-batches; batch_tokens: tokens instead, padding included,
+    where it is not 0, which needs histories in memory.
+    prefetch: steps whose batches a thread of the worker makes ahead; 0: each is made when its step begins.
+    feed: where samples are made. memory: every worker holds all histories; shards: each worker reads its shards of the
+    histories on storage in turn; ray: the same, made by Ray Data on any node; auto: memory where the histories have no
+    more tokens than memory_events, else shards.
+    memory_events: with feed shards or ray, a process holds as many of the first shards as have about so many tokens,
+    at least one; BTYD model, features and the evaluation at the held-out origin rest on their customers, a random share
+    of all. With feed shards a worker holds up to two more, which it is reading. With feed memory it limits nothing.
+    token_dropout: probability that an event of a sample is left out in training, the newest excepted.
+    ema_decay: decay per step of the moving average of the weights, which starts as their plain mean; the average is
+    what is evaluated and kept. 0: the weights of the last step are.
+    num_origins: past origins to draw from at most, whole weeks apart; min_history_days: log before the first of them.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

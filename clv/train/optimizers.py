@@ -16,7 +16,15 @@ LAYER = re.compile(r"\.(?:layer|h)\.(\d+)\.|_l(\d+)(?:_reverse)?$")
 
 
 def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Biases, norms and embeddings are not decayed; the backbone learns at its own share of the rate (see `share`)."""
+    """The optimizer of `config` over the parameters of `model` that are trained, in named groups.
+
+    Weight decay applies to parameters of two and more dimensions, unless `embedding` is in their name: not to biases,
+    norms and what turns events into vectors. GPT-2 names its positions `wpe`, so they are decayed. adamw decays the
+    weights themselves; the others add the decay to the gradient. sgd has a momentum of 0.9.
+
+    All groups start at `config.learning_rate`; the engine sets the rate of each at every step (see `shares`). Backbone
+    parameters are in groups of their own, one per layer where `config.layered`.
+    """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     num_layers = max((depth_of(name) for name, _ in trained), default=0)
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
@@ -49,16 +57,16 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Opt
 
 
 def depth_of(name: str) -> int:
-    """Layer of a backbone's parameter, from 1; 0 for what lies below the first."""
+    """Layer of a backbone's parameter, from 1; 0 for a parameter of no numbered layer, such as the embeddings."""
     found = LAYER.search(name)
     return int(found[1] or found[2]) + 1 if found else 0
 
 
 def shares(names: list[str], config: OptimizerConfig, epochs: float) -> list[float]:
-    """Share of the learning rate of each group of `make_optimizer`, by name, after so many epochs.
+    """Share of the learning rate of each group of `make_optimizer`, in the order of `names`, after so many epochs.
 
-    A layer learns at `layer_decay` of the rate of the one above it (Howard & Ruder 2018, section 3.2); while the
-    backbone is being unfrozen, those that wait at none.
+    It is 1 outside the backbone and `backbone_share` in its top layer. Every other layer has `layer_decay` times the
+    share of the one above it (Howard & Ruder 2018, section 3.2); layers that are still frozen have 0 (section 3.3).
     """
     depths = [int(name[len(BACKBONE) + 1 :].split("-")[0]) if name.startswith(f"{BACKBONE}.") else 0 for name in names]
     top = max(depths, default=0)
