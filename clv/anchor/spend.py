@@ -66,11 +66,6 @@ class GammaGamma:
             _unusable(float(p), float(q), float(v), mean),
         )
 
-    @property
-    def prior_mean(self) -> float:
-        """Expected spend per purchase day of a customer without a repeat purchase, shop currency."""
-        return self.observed_mean if self.fallback else self.p * self.v / (self.q - 1)
-
     def expected_value(self, frequency: ArrayLike, monetary: ArrayLike) -> Floats:
         """E[spend per purchase day | x days of mean z], shape (N,), shop currency; z below 0 counts as 0 (eq. 5)."""
         x = np.asarray(frequency, np.float64)

@@ -8,11 +8,11 @@ draws, `sklearn.metrics.roc_auc_score` alone, once a draw, takes nine times as l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from clv.evaluate import probabilistic
 from clv.evaluate.metrics import METRICS, NEGLIGIBLE, score_of
@@ -28,11 +28,6 @@ class Interval:
     estimate: float
     low: float
     high: float
-
-    @property
-    def significant(self) -> bool:
-        """Whether a difference leaves zero outside its interval; False when undefined."""
-        return self.low > 0 or self.high < 0
 
 
 class _Order:
@@ -181,37 +176,3 @@ def interval(replicates: Array, level: float = 0.95) -> Interval:
         return Interval(estimate=float(replicates[0]), low=float("nan"), high=float("nan"))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate=float(replicates[0]), low=float(low), high=float(high))
-
-
-def paired_bootstrap(
-    metric: str | Callable[[Array, Array], float],
-    y: ArrayLike,
-    a: Prediction | Array,
-    b: Prediction | Array,
-    B: int = 1000,
-    seed: int = 0,
-    *,
-    orders: ArrayLike | None = None,
-) -> Interval:
-    """metric(a) - metric(b) with its 95 % interval over the same resampled customers.
-
-    `metric` is a name of `metrics.METRICS`, or a function of (y, y_hat) (slower: called 2 B times). Without `orders` a
-    customer counts as buyer when y > 0.
-    """
-    real = np.asarray(y, float)
-    left, right = (p if isinstance(p, Prediction) else Prediction(value=np.asarray(p, float)) for p in (a, b))
-    if callable(metric):
-        index = _indices(len(real), B, seed)
-        values = [metric(real[i], left.value[i]) - metric(real[i], right.value[i]) for i in index]
-        return interval(np.array(values, float))
-    found = bootstrap(real, real > 0 if orders is None else orders, {"a": left, "b": right}, B, seed)
-    missing = [name for name, values in found.items() if metric not in values]
-    if missing:
-        raise ValueError(f"metric {metric!r} is undefined for {missing}; choose one of {METRICS} both models have")
-    return interval(found["a"][metric] - found["b"][metric])
-
-
-def _indices(n: int, draws: int, seed: int) -> Sequence[NDArray[np.int64]]:
-    """The same draws as `_draws`, as row numbers."""
-    everyone = np.arange(n)
-    return [np.repeat(everyone, row.astype(int)) for chunk in _draws(n, draws, seed) for row in chunk]

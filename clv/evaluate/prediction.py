@@ -133,10 +133,3 @@ def hurdle_lognormal(p_purchase: ArrayLike, mu: ArrayLike, sigma: ArrayLike, lev
     z = ndtri(np.clip(np.where(inside, inner, 0.5), 1e-12, 1 - 1e-12))
     log_value = np.asarray(mu, float)[:, None] + np.asarray(sigma, float).reshape(-1, 1) * z
     return Quantiles(levels, np.where(inside, np.exp(log_value), 0.0), 1 - p[:, 0])
-
-
-def from_samples(samples: ArrayLike, levels: Array = LEVELS) -> Quantiles:
-    """Quantiles of draws (n, S) of a predictive distribution; the zero mass is the share of draws at or below zero."""
-    draws = np.maximum(np.asarray(samples, float), 0.0)
-    values = np.quantile(draws, levels, axis=1, method="inverted_cdf").T
-    return Quantiles(levels, values, (draws <= 0).mean(axis=1))

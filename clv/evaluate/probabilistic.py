@@ -1,4 +1,4 @@
-"""Metrics of predictive distributions: CRPS, pinball, randomised PIT, coverage and width, ENCE.
+"""Metrics of predictive distributions: CRPS, pinball, randomised PIT, coverage and width.
 
 With 65 to 95 % zeros a central interval always over-covers, so calibration is judged by the randomised PIT.
 """
@@ -87,14 +87,3 @@ def by_cell(y: ArrayLike, quantiles: Quantiles, cell: ArrayLike, seed: int = 0) 
         covered, width = coverage_and_width(real[rows], quantiles.take(rows))
         out[str(label)] = {"customers": float(rows.sum()), "pit80": pit80(u[rows]), "coverage": covered, "width": width}
     return out
-
-
-def ence(y: ArrayLike, mean: ArrayLike, sd: ArrayLike, bins: int = 10) -> float:
-    """Expected normalised calibration error (Levi et al. 2022, eq. 10): mean over bins of sd of |RMV - RMSE| / RMV."""
-    real, said, spread = (np.asarray(a, float) for a in (y, mean, sd))
-    terms = []
-    for rows in np.array_split(np.argsort(spread, kind="stable"), min(bins, max(len(real), 1))):
-        rmv = float(np.sqrt(np.mean(spread[rows] ** 2))) if len(rows) else 0.0
-        if rmv > 0:
-            terms.append(abs(rmv - float(np.sqrt(np.mean((real[rows] - said[rows]) ** 2)))) / rmv)
-    return float(np.mean(terms)) if terms else float("nan")

@@ -1,6 +1,6 @@
 """Batches against a loop in plain Python: padding, order, items, and event dropout that repeats with its seed."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -126,7 +126,7 @@ def test_batches_in_order_of_length_hold_every_row_once(shop) -> None:
 
 
 def test_without_labels_there_are_no_targets_and_a_move_keeps_everything(shop, rows: np.ndarray) -> None:
-    assert shop.samples.without_labels().batch(rows).targets is None
+    assert replace(shop.samples, value=None, orders=None, mature=None).batch(rows).targets is None
     batch = shop.samples.batch(rows)
     moved = batch.to("cpu")
     assert equal(batch, moved)
