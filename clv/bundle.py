@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import clv
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 JSON_PARTS = ("config", "vocab", "anchor", "calibration", "metrics")
 

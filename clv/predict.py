@@ -65,19 +65,34 @@ PORTFOLIO = pa.schema(
 class Adjustment:
     """What the held-out origin taught, per learned horizon: the weight of the model against the anchor, the factors
     that bring its totals (of value, raised to the power of `slope`; of orders, by those beyond the first) to the
-    level, and the calibration of probabilities and bands."""
+    level, and the calibration of probabilities and bands.
+
+    At horizons after the first `matured` no training origin has matured: the model's weights are 0 there, and the BTYD
+    model's increments carry the curves on from the last matured horizon (`Forecast.carried`), so that factors and
+    calibration of probabilities have no use there.
+    """
 
     gate_purchase: tuple[float, ...]
     gate_value: tuple[float, ...]
     scale: tuple[float, ...]
     scale_repeats: tuple[float, ...]
     calibration: tuple[Calibration, ...]
+    matured: int
     slope: float = 1.0  # see `clv.evaluate.slope`
 
     @classmethod
     def none(cls, num_horizons: int, gate: float = 1.0) -> Self:
         ones = (1.0,) * num_horizons
-        return cls((gate,) * num_horizons, (gate,) * num_horizons, ones, ones, (identity(),) * num_horizons)
+        return cls(
+            (gate,) * num_horizons, (gate,) * num_horizons, ones, ones, (identity(),) * num_horizons, num_horizons
+        )
+
+    def limited(self, matured: int) -> Self:
+        """The same with weight 0 on the model at all but the first `matured` horizons."""
+        purchase, value = (
+            (*gate[:matured], *(0.0,) * (len(gate) - matured)) for gate in (self.gate_purchase, self.gate_value)
+        )
+        return replace(self, gate_purchase=purchase, gate_value=value, matured=matured)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -86,6 +101,7 @@ class Adjustment:
             "scale": list(self.scale),
             "scale_repeats": list(self.scale_repeats),
             "calibration": [json.loads(c.to_json()) for c in self.calibration],
+            "matured": self.matured,
             "slope": self.slope,
         }
 
@@ -95,9 +111,10 @@ class Adjustment:
             tuple(plain["gate_purchase"]),
             tuple(plain["gate_value"]),
             tuple(plain["scale"]),
-            tuple(plain.get("scale_repeats", [1.0] * len(plain["scale"]))),  # not in older bundles
+            tuple(plain["scale_repeats"]),
             tuple(Calibration.from_json(json.dumps(c)) for c in plain["calibration"]),
-            plain.get("slope", 1.0),
+            int(plain["matured"]),
+            float(plain["slope"]),
         )
 
 
@@ -110,6 +127,7 @@ class Outlook:
     remap: Floats  # (S, H, GRID): the level to read for a wanted level of a buyer's value
     level_error: Floats  # (H,) log standard deviation of the level that all customers share
     sum_spread: Floats  # (H,) realised over predicted variance of sums of customers
+    matured: int  # learned horizons, the shortest ones, at which the model was trained (see `Adjustment`)
     learned: Outlook | None = None  # at the learned horizons, where this one is read off it
     right: NDArray[np.int64] | None = None  # (H,) index of the learned horizon at or after each; their number beyond
 
@@ -183,7 +201,8 @@ def tail_years(baseline: Baseline) -> int:
 
 
 def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, level_error: Floats, adjustment: Adjustment) -> Outlook:
-    """Gate, spread, scale and calibrate; the uncertainty of the level widens every customer's distribution."""
+    """Gate, spread, scale and calibrate at the matured horizons, and carry the curves on by the BTYD model's increments
+    (those of `base`) beyond; the uncertainty of the level widens every customer's distribution."""
     gate = np.array(adjustment.gate_purchase), np.array(adjustment.gate_value)
     buys = table["has_purchase"].to_numpy(bool)
     out = raw.gated(base, gate[0], gate[1])
@@ -196,14 +215,14 @@ def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, level_error: Floats
     hazard = np.maximum.accumulate(-np.log1p(-np.clip(p, 1e-12, 1 - 1e-12)), axis=1)
     out = replace(
         out.moved(hazard, np.maximum.accumulate(value, axis=1)), repeats=np.maximum.accumulate(repeats, axis=1)
-    )
+    ).carried(base, adjustment.matured)
     wide = np.sqrt(out.sigma**2 + (level_error**2)[:, None])
     out = replace(out, sigma=wide, location=out.location + (out.sigma**2 - wide**2) / 2)
     remap = np.stack([np.asarray(c.remap)[cell] for c in adjustment.calibration], axis=1)
     stretch, spread = (
         np.array([getattr(c, n) for c in adjustment.calibration]) for n in ("level_stretch", "sum_spread")
     )
-    return Outlook(out, base, remap, level_error * stretch, spread)
+    return Outlook(out, base, remap, level_error * stretch, spread, adjustment.matured)
 
 
 def at_horizons(
@@ -211,31 +230,40 @@ def at_horizons(
 ) -> tuple[Outlook, NDArray[np.bool_]]:
     """The outlook at other horizons `wanted` (ascending), and which of them are extrapolated.
 
-    `plain`: the anchor's curves, without level, at learned + wanted. Its growth spreads the increments between learned
-    horizons and carries the last one on. All is non-decreasing in the horizon, whatever else is asked for.
+    `plain`: the anchor's curves, without level, at all learned and wanted horizons, ascending. Between learned horizons
+    hazard, orders and value grow in the proportion of these curves. Beyond the longest learned horizon they grow by the
+    increments of these curves times a ratio: the forecast over `plain` at the longest horizon if a training origin has
+    matured for it, else the seasonally adjusted BTYD curve over `plain`, so that no untrained ratio is carried on. All
+    is non-decreasing in the horizon, whatever else is asked for.
     """
     f, known, days = outlook.forecast, np.array(learned), np.array(wanted)
+    asked = np.union1d(known, days)
+    at_known, at_days = np.searchsorted(asked, known), np.searchsorted(asked, days)
     right = np.searchsorted(known, days)
     near, beyond = np.minimum(right, len(known) - 1), right == len(known)
     even = (days - np.append(0, known)[near]) / np.diff(known, prepend=0)[near]
 
     def share(anchor: Floats) -> Floats:
         """(S, W) how much of the increment to the next learned horizon has come."""
-        padded = np.concatenate([np.zeros((len(anchor), 1)), anchor[:, : len(known)]], 1)
+        padded = np.concatenate([np.zeros((len(anchor), 1)), anchor[:, at_known]], 1)
         low, step = padded[:, near], padded[:, near + 1] - padded[:, near]
-        grown = (anchor[:, len(known) :] - low) / np.maximum(step, 1e-12)
+        grown = (anchor[:, at_days] - low) / np.maximum(step, 1e-12)
         return np.clip(np.where(step > 1e-12, grown, even), 0, 1)
 
-    def read(model: Floats, anchor: Floats) -> Floats:
+    def read(name: str, own: Forecast | Curves, ahead: Forecast | Curves) -> Floats:
+        """(S, W) a curve of `own`, carried on beyond the learned horizons in the proportion of `ahead` to `plain`."""
+        model, anchor = getattr(own, name), getattr(plain, name)
         padded = np.concatenate([np.zeros((len(model), 1)), model], 1)
         between = padded[:, near] + share(anchor) * (padded[:, near + 1] - padded[:, near])
-        last, ahead = anchor[:, [len(known) - 1]], anchor[:, len(known) :]
-        ratio = np.clip(model[:, -1:] / np.maximum(last, 1e-12), 0.02, 50.0)
-        return np.where(beyond, model[:, -1:] + ratio * np.maximum(ahead - last, 0), between)
+        last = anchor[:, at_known[-1:]]
+        ratio = np.clip(getattr(ahead, name)[:, -1:] / np.maximum(last, 1e-12), 0.02, 50.0)
+        return np.where(beyond, model[:, -1:] + ratio * np.maximum(anchor[:, at_days] - last, 0), between)
 
-    hazard = np.maximum(read(f.hazard, plain.hazard), 1e-12)
-    value = np.maximum(read(f.value, plain.value), 1e-12)
-    base = Curves(*(read(getattr(outlook.base, n), getattr(plain, n)) for n in ("hazard", "orders", "value")))
+    ahead = f if outlook.matured == len(known) else outlook.base
+    hazard = np.maximum(read("hazard", f, ahead), 1e-12)
+    value = np.maximum(read("value", f, ahead), 1e-12)
+    orders = np.maximum(read("orders", f, ahead), -np.expm1(-hazard))
+    base = Curves(*(read(c.name, outlook.base, outlook.base) for c in fields(Curves)))
     spent = f.value / f.p_purchase  # (S, L) by a buyer
     here = value / -np.expm1(-hazard) / spent[:, near]
     before = np.minimum(spent[:, np.maximum(near - 1, 0)] / spent[:, near], 1.0)
@@ -243,7 +271,7 @@ def at_horizons(
     size = np.where(beyond, np.maximum(here, 1.0), size)
     moved = replace(
         f,
-        repeats=read(f.repeats, plain.repeats),
+        repeats=orders + np.expm1(-hazard),
         hazard=hazard,
         value=value,
         log_weight=f.log_weight[:, near],
@@ -251,8 +279,8 @@ def at_horizons(
         sigma=f.sigma[:, near],
     )
     level_error = np.interp(days, known, outlook.level_error)
-    out = Outlook(moved, base, outlook.remap[:, near], level_error, outlook.sum_spread[near], outlook, right)
-    return out, beyond
+    remap, spread = outlook.remap[:, near], outlook.sum_spread[near]
+    return Outlook(moved, base, remap, level_error, spread, outlook.matured, outlook, right), beyond
 
 
 class Predictor:
@@ -388,11 +416,8 @@ class Predictor:
         return rows, adjust(raw, rows.base, rows.table, error, self._adjustment)
 
     def _plain(self, table: pd.DataFrame, wanted: tuple[int, ...]) -> Curves:
-        """The anchor's curves without level at learned + wanted horizons."""
-        asked = tuple(sorted({*self.horizons, *wanted}))
-        found = self._assembler.baseline.curves(table, asked)
-        place = [asked.index(h) for h in (*self.horizons, *wanted)]
-        return Curves(found.hazard[:, place], found.orders[:, place], found.value[:, place])
+        """The anchor's curves without level at all learned and wanted horizons, ascending."""
+        return self._assembler.baseline.curves(table, sorted({*self.horizons, *wanted}))
 
     def _lifetime(self, outlook: Outlook, rows: Assembled) -> Floats:
         """(S,) discounted value: the learned increments at their mid-points, then the anchor's tail by years."""

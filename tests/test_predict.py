@@ -56,14 +56,15 @@ def table() -> pa.Table:
     return histories.build(simulation.events, CLOCK, customers)
 
 
-def build(table: pa.Table, value: Value = "gross") -> Bundle:
-    shop = Shop(Histories.from_table(table), CLOCK, value, HORIZONS, Items.empty(), CLOCK.parse("2024-07-01"))
+def build(table: pa.Table, value: Value = "gross", horizons: tuple[int, ...] = HORIZONS) -> Bundle:
+    shop = Shop(Histories.from_table(table), CLOCK, value, horizons, Items.empty(), CLOCK.parse("2024-07-01"))
     phases = plan(shop, CUT, config())
     fitted = train(shop, phases, config())
     # The gate of so short a training may choose the anchor alone; here the model has its say.
-    gates = replace(fitted.adjustment, gate_purchase=(0.5, 0.5), gate_value=(0.75, 0.75))
+    one = replace(fitted.adjustment, gate_purchase=(0.5,) * len(horizons), gate_value=(0.75,) * len(horizons))
+    gates = one.limited(phases.final.num_matured)
     facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": value}
-    facts |= {"horizons": list(HORIZONS), "discount_rate_annual": 0.1}
+    facts |= {"horizons": list(horizons), "discount_rate_annual": 0.1}
     return to_bundle(shop, phases, config(), replace(fitted, adjustment=gates), facts, list(phases.notices))
 
 
@@ -167,6 +168,98 @@ def test_a_portfolio_grows_with_any_horizon(predictor: Predictor, table: pa.Tabl
     found = predictor.portfolio(table.slice(0, 60), predictor.cut, asked)
     for name in ("value_mean", "value_p10", "value_median", "value_p90"):
         assert (np.diff(found[name].to_numpy()) >= 0).all(), name
+
+
+def orders_of(scores: pa.Table) -> pd.DataFrame:
+    return scores.to_pandas().pivot(index="customer_id", columns="horizon_days", values="orders_mean")
+
+
+def btyd_orders(predictor: Predictor, table: pa.Table, horizons: list[int]) -> pd.DataFrame:
+    """Orders that the BTYD model expects without season, one column per horizon."""
+    rows = predictor._assembler.at(Histories.from_table(table), CUT).table
+    orders = predictor._assembler.baseline.curves(rows, horizons).orders
+    return pd.DataFrame(orders, index=rows["customer_id"].to_numpy(), columns=horizons)
+
+
+def test_orders_and_their_value_between_learned_horizons_follow_the_btyd_curve(
+    predictor: Predictor, table: pa.Table
+) -> None:
+    scores = predictor.predict(table, predictor.cut, (7, 30, 45, 90))
+    ours, theirs = orders_of(scores).sum(), btyd_orders(predictor, table, [30, 45, 90]).sum()
+    share, expected = ((o[45] - o[30]) / (o[90] - o[30]) for o in (ours, theirs))
+    assert 0.2 < expected < 0.3  # 15 of 60 days
+    assert share == pytest.approx(expected, abs=0.02)
+    aov = scores.to_pandas().groupby("horizon_days")["value_mean"].sum() / ours
+    assert aov[45] == pytest.approx(aov[30], rel=0.1)
+    assert aov[45] == pytest.approx(aov[90], rel=0.1)
+    assert aov[7] == pytest.approx(aov[30], rel=0.1)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 730), min_size=1, max_size=8))
+def test_orders_at_any_horizon_lie_in_the_proportion_of_the_btyd_curve(
+    predictor: Predictor, table: pa.Table, asked: list[int]
+) -> None:
+    """Of every customer, within the learned horizons and on to two years, but for orders as rare as their chance."""
+    some, knots = table.slice(0, 60), (30, 90, 730)
+    days = sorted({*asked, *knots})
+    scores = predictor.predict(some, predictor.cut, days)
+    p = scores.to_pandas().pivot(index="customer_id", columns="horizon_days", values="p_purchase")
+    ours, theirs = orders_of(scores), btyd_orders(predictor, some, days).loc[p.index]
+    assert (np.diff(ours, axis=1) >= -1e-9).all()
+    ours[0] = theirs[0] = 0.0
+    for low, high in zip((0, *knots), knots, strict=False):
+        for day in (d for d in days if low < d < high):
+            share = (theirs[day] - theirs[low]) / (theirs[high] - theirs[low])
+            expected = np.maximum(ours[low] + share * (ours[high] - ours[low]), p[day])
+            np.testing.assert_allclose(ours[day], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def young(table: pa.Table) -> Bundle:
+    """A bundle with a horizon that is nearly as long as the log, so that no training origin has matured for it."""
+    return build(table, horizons=(30, 90, 450))
+
+
+def test_beyond_the_last_matured_horizon_every_customer_grows_by_the_btyd_models_increments(
+    young: Bundle, table: pa.Table
+) -> None:
+    assert young.calibration["gate_purchase"] == [0.5, 0.5, 0.0]
+    assert young.calibration["gate_value"] == [0.75, 0.75, 0.0]
+    predictor = Predictor(young)
+    rows = predictor._assembler.at(Histories.from_table(table), CUT)
+    scores = predictor.predict(table, CUT).to_pandas().assign(hazard=lambda s: -np.log1p(-s["p_purchase"]))
+    for name, score in (("hazard", "hazard"), ("orders", "orders_mean"), ("value", "value_mean")):
+        curve = pd.DataFrame(
+            getattr(rows.base, name), index=rows.table["customer_id"].to_numpy(), columns=(30, 90, 450)
+        )
+        grid = scores.pivot(index="customer_id", columns="horizon_days", values=score).loc[curve.index]
+        assert not np.allclose(grid[90], curve[90], rtol=0.01)  # the model has its say where it has learned
+        ours, theirs = (np.asarray(c[450] - c[90]) for c in (grid, curve))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9, err_msg=name)
+        fifths = np.array_split(np.argsort(theirs), 5)
+        for fifth in (fifths[0], fifths[-1]):
+            assert ours[fifth].sum() == pytest.approx(theirs[fifth].sum(), rel=1e-6), name
+
+
+def test_an_untrained_ratio_to_the_btyd_model_is_carried_on_neither_by_scores_nor_by_lifetime_value(
+    young: Bundle, table: pa.Table
+) -> None:
+    three_years = replace(young, anchor=young.anchor | {"warning": "the purchases show no dropout"})
+    ends = [30, 90, 450, 450 + 365, 450 + 2 * 365, 450 + 3 * 365]
+    scores = Predictor(three_years).predict(table, CUT, [*ends, 200]).to_pandas()
+    ours, btyd = (
+        scores.pivot(index="customer_id", columns="horizon_days", values=name)
+        for name in ("value_mean", "anchor_value_mean")
+    )
+    for day in (200, *ends[2:]):
+        np.testing.assert_allclose(ours[day] - ours[90], btyd[day] - btyd[90], rtol=1e-6)
+    spent = np.diff(
+        np.concatenate([ours[[30, 90]], btyd[ends[2:]].add(ours[90] - btyd[90], axis=0)], axis=1), prepend=0
+    )
+    middle = (np.array([0, *ends[:-1]]) + ends) / 2
+    lifetime = scores.groupby("customer_id")["clv_mean"].first()
+    np.testing.assert_allclose(lifetime, spent @ 1.1 ** (-middle / 365), rtol=1e-6)
 
 
 def test_lifetime_value_counts_fewer_years_where_nobody_is_seen_to_leave(bundle: Bundle, table: pa.Table) -> None:

@@ -34,7 +34,8 @@ ERROR_COLUMNS = (
 
 @dataclass(frozen=True)
 class Curves:
-    """Cumulative expectations per row and horizon, (S, H): hazard = -log P(no purchase), orders, value (currency)."""
+    """Cumulative expectations per row and horizon, (S, H), horizons ascending: hazard = -log P(no purchase), orders,
+    value (currency)."""
 
     hazard: Floats
     orders: Floats

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -46,6 +46,22 @@ class Forecast:
         hazard = purchase * self.hazard + (1 - purchase) * base.hazard
         repeats = purchase * self.repeats + (1 - purchase) * base.repeats
         return replace(self, repeats=repeats).moved(hazard, value * self.value + (1 - value) * base.value)
+
+    def carried(self, base: Curves, matured: int) -> Forecast:
+        """This forecast at the first `matured` horizons; beyond them the increments of `base` carry its curves on.
+
+        No training label has taught the network those horizons. Each row's hazard, orders and value therefore grow
+        from the last matured horizon by what `base` adds from there: the chance of a first purchase after that horizon
+        is the BTYD model's. Value given a purchase keeps the shape of the last matured horizon. Orders grow by more
+        only where they would otherwise fall below what p_purchase implies.
+        """
+        last = np.minimum(np.arange(self.hazard.shape[1]), matured - 1)
+        held = replace(self, **{f.name: getattr(self, f.name)[:, last] for f in fields(self) if f.name != "z"})
+        hazard, orders, value = (c - c[:, last] for c in (base.hazard, base.orders, base.value))
+        after = held.moved(held.hazard + hazard, held.value + value)
+        # Orders are p_purchase + repeats; repeats never fall.
+        repeats = held.repeats + (orders - (after.p_purchase - held.p_purchase))
+        return replace(after, repeats=np.maximum.accumulate(repeats, axis=1))
 
     def moved(self, hazard: Floats, value: Floats) -> Forecast:
         """The same shape around another hazard and mean."""

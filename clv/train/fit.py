@@ -66,6 +66,12 @@ class Setup:
     days: NDArray[np.int32]
     cutoff: int
 
+    @property
+    def num_matured(self) -> int:
+        """For how many horizons, the shortest ones, a training origin has matured before the cut."""
+        longest = self.assembler.baseline.cutoff_day - int(self.days.min())
+        return sum(horizon <= longest for horizon in self.assembler.horizons)
+
     def source(self, shop: Shop, config: TrainConfig) -> Source:
         num, seed = config.samples_per_epoch, config.seed
         if shop.shards:
@@ -160,11 +166,6 @@ def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
     if cutoff > shop.data_through:
         raise ValueError(f"origin {clock.format(cutoff)} lies after the log ends, {clock.format(shop.data_through)}")
     primary = primary_horizon(shop.horizons, log_days)
-    notices = [
-        f"horizon {h} days: no past origin of the log has matured for it, so it follows the anchor"
-        for h in shop.horizons
-        if h + config.min_history_days >= log_days
-    ]
     final = prepare(shop, cutoff, config, primary)
     if len(final.days) == 0:
         raise ValueError(
@@ -172,6 +173,10 @@ def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
             f"{config.min_history_days} days before it and the shortest horizon, {min(shop.horizons)} days, after it; "
             "choose a later --origin, or prepare with shorter horizons_days"
         )
+    notices = [
+        f"horizon {h} days: no past origin of the log has matured for it, so its increments follow the BTYD model"
+        for h in shop.horizons[final.num_matured :]
+    ]
     held_out = cutoff_day - primary
     trial = None
     if held_out - primary - config.min_history_days > first_day:

@@ -106,6 +106,7 @@ def train(
         adjustment, outlook = judge(held_out, raw, progress.gate)
         place = shop.clock.format(phases.trial.cutoff)
         panel = held_out_panel(held_out, outlook, place, shop.first_day_known(phases.trial.cutoff))
+    adjustment = adjustment.limited(phases.final.num_matured)
     adjustment = _scaled_at_cut(shop, phases.final, config, weights, adjustment, device)
     return Fitted(weights, adjustment, progress.history, panel, apart)
 

@@ -99,14 +99,16 @@ def best_gate(gains: dict[float, float]) -> float:
 
 def scaled(raw: Forecast, rows: Assembled, adjustment: Adjustment) -> Adjustment:
     """The adjustment with the factors that give the customers' totals, of value and of orders, the anchor's level:
-    ranking and level are two problems. It needs no label."""
+    ranking and level are two problems. It needs no label; horizons that have not matured need no factor."""
     buyers, ones = rows.table["has_purchase"].to_numpy(bool), (1.0,) * raw.hazard.shape[1]
     plain = replace(adjustment, scale=ones, scale_repeats=ones)
     found = adjust(raw, rows.base, rows.table, np.zeros(len(ones)), plain).forecast
     value = rows.base.value[buyers].sum(0) / np.maximum(found.value[buyers].sum(0), 1e-12)
     wanted = (rows.base.orders - found.p_purchase)[buyers].sum(0)
     repeats = np.clip(wanted / np.maximum(found.repeats[buyers].sum(0), 1e-12), *REPEATS_SCALE)
-    return replace(adjustment, scale=tuple(value.tolist()), scale_repeats=tuple(repeats.tolist()))
+    matured = np.arange(len(ones)) < adjustment.matured
+    scale, scale_repeats = (tuple(np.where(matured, factor, 1.0).tolist()) for factor in (value, repeats))
+    return replace(adjustment, scale=scale, scale_repeats=scale_repeats)
 
 
 def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[Adjustment, Outlook]:

@@ -116,6 +116,34 @@ def test_a_gate_of_one_is_the_model_and_of_zero_the_anchor(drawn: Forecast, rng:
     np.testing.assert_allclose(half.value, 0.25 * drawn.value + 0.75 * base.value)
 
 
+def test_beyond_the_last_matured_horizon_a_forecast_grows_by_the_increments_of_the_btyd_model(
+    drawn: Forecast, rng: np.random.Generator
+) -> None:
+    hazard = np.cumsum(rng.uniform(0.05, 1, (S, 3)), axis=1)
+    base = Curves(hazard, 1.5 * hazard, hazard * 40)
+    three = {name: getattr(drawn, name)[:, [0, 1, 1]] for name in ("hazard", "repeats", "value", "log_weight", "sigma")}
+    model = replace(drawn, location=drawn.location[:, [0, 1, 1]], **three)
+    for matured in (1, 2):
+        carried = model.carried(base, matured)
+        for name in ("hazard", "repeats", "value", "log_weight", "location", "sigma"):
+            assert np.array_equal(getattr(carried, name)[:, :matured], getattr(model, name)[:, :matured]), name
+        for name in ("hazard", "orders", "value"):
+            ours, theirs = (np.diff(getattr(curves, name))[:, matured - 1 :] for curves in (carried, base))
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, err_msg=name)
+        np.testing.assert_allclose(np.exp(carried.log_mean_given_purchase()) * carried.p_purchase, carried.value)
+        assert np.array_equal(carried.sigma[:, -1], model.sigma[:, matured - 1])
+
+
+def test_carried_orders_are_never_fewer_than_the_chance_of_one() -> None:
+    """The model sees hardly a purchase where the BTYD model sees one for certain and next to none after it."""
+    one = np.ones((1, 2, 1))
+    model = Forecast(np.array([[0.01, 0.02]]), np.zeros((1, 2)), np.ones((1, 2)), 0 * one, one, one, np.zeros((1, 1)))
+    hazard = np.array([[5.0, 8.0]])
+    carried = model.carried(Curves(hazard, -np.expm1(-hazard), hazard), 1)
+    assert carried.hazard[0, 1] == pytest.approx(3.01)
+    assert (carried.orders >= carried.p_purchase).all()
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 512])
 def test_a_forecast_does_not_depend_on_order_or_batch(shop, model: CustomerModel, batch_size: int) -> None:
     order = np.random.default_rng(4).permutation(len(shop.samples))

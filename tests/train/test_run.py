@@ -137,13 +137,39 @@ def test_a_log_too_short_to_hold_an_origin_out_keeps_half_way_to_the_anchor(shop
     phases, run = fit(shop, shop.clock.parse("2023-03-20"), replace(tiny, samples_per_epoch=64))
     assert phases.trial is None
     long, short, *_ = phases.notices
-    assert long == "horizon 90 days: no past origin of the log has matured for it, so it follows the anchor"
+    assert long == (
+        "horizon 90 days: no past origin of the log has matured for it, so its increments follow the BTYD model"
+    )
     assert short.startswith("the log is too short (78 days) to hold an origin out: no calibration, no early stopping")
-    assert run.adjustment.gate_purchase == run.adjustment.gate_value == (UNJUDGED_GATE,) * 2 == (0.5, 0.5)
+    assert run.adjustment.gate_purchase == run.adjustment.gate_value == (UNJUDGED_GATE, 0.0) == (0.5, 0.0)
     assert run.panel is None
     assert {row["phase"] for row in run.history} == {"final"}
     assert len(run.history) == tiny.epochs
-    assert np.isfinite(scores(shop, phases.final, run, tiny)["value"]).all()
+    found = scores(shop, phases.final, run, tiny)
+    base = phases.final.assembler.at(shop.histories, phases.final.cutoff).base
+    for ours, theirs in ((found["p"], base.p_purchase), (found["orders"], base.orders), (found["value"], base.value)):
+        assert np.isfinite(ours).all()
+        assert not np.allclose(ours[:, 0], theirs[:, 0], rtol=0.01)
+    hazard = -np.log1p(-found["p"])
+    for ours, theirs in ((hazard, base.hazard), (found["orders"], base.orders), (found["value"], base.value)):
+        ours, theirs = np.diff(ours)[:, 0], np.diff(theirs)[:, 0]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-9)
+        fifths = np.array_split(np.argsort(theirs), 5)
+        for fifth in (fifths[0], fifths[-1]):
+            assert ours[fifth].sum() == pytest.approx(theirs[fifth].sum(), rel=1e-6)
+
+
+def test_a_horizon_that_matured_for_the_final_fit_alone_keeps_the_chosen_weight(
+    make_shop: MakeShop, cutoff: int, tiny: TrainConfig
+) -> None:
+    shop = make_shop(horizons=(30, 300))
+    phases, run = fit(shop, cutoff, tiny)
+    assert phases.trial is not None
+    assert (phases.trial.num_matured, phases.final.num_matured) == (1, 2)
+    assert phases.notices == ()
+    best = max((row for row in run.history if row["phase"] == "trial"), key=lambda row: float(row["held_out_score"]))
+    assert run.adjustment.gate_purchase == (best["gate_purchase"],) * 2
+    assert run.adjustment.gate_value == (best["gate_value"],) * 2
 
 
 def test_a_log_without_any_matured_origin_says_so(shop: Shop, tiny: TrainConfig) -> None:
