@@ -84,12 +84,14 @@ def test_shops_without_buyers_or_customers_give_nan_and_no_warning() -> None:
 
 def test_draws_in_which_a_tenth_of_the_customers_spent_nothing_have_no_decile_mape() -> None:
     value = np.arange(100.0, 0.0, -1.0)
-    y = np.where(np.arange(100) // 10 == 3, 0.0, value)
-    y[30] = 1.0  # one purchase carries the fourth tenth, which many draws leave out
+    y = np.where(np.arange(100) // 10 == 4, 0.0, value)
+    y[40] = 1.0  # one purchase carries the fifth tenth, which many draws leave out
     drawn = bootstrap.bootstrap(y, y > 0, {"a": Prediction(value=value)}, draws=100)["a"]["decile_mape"]
     assert np.isfinite(drawn[0])
     assert 10 < np.isnan(drawn).sum() < 90
     assert np.nanmax(drawn) < 1e4
+    y[40] = 0.0  # rounding leaves 1e-14 of the purchase before it in the fifth tenth
+    assert np.isnan(bootstrap.bootstrap(y, y > 0, {"a": Prediction(value=value)}, draws=0)["a"]["decile_mape"][0])
 
 
 def test_predictions_of_other_customers_are_refused(shop: tuple[np.ndarray, dict[str, Prediction]]) -> None:
