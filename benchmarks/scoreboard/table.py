@@ -80,11 +80,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def composite(name: str, table: dict[str, dict[str, Any]]) -> float:
     """Mean over metrics of the log ratio to the best peer's, 0 = as good as the best of every column; higher is better.
 
-    bias enters as |log bias| + 0.05 and decile MAPE as itself + 0.05, so that a lucky zero does not decide.
+    bias enters as |log bias| + 0.05 and decile MAPE as itself + 0.05, so that a lucky zero does not decide. Decile MAPE
+    is left out where it is undefined: a model that ranks so well that a tenth spends nothing is not worse for it.
     """
     total = []
     for metric in COMPOSITE:
         peers = [_loss(metric, m[metric]) for other, m in table.items() if other != "clv" and m[metric] is not None]
+        if metric == "decile_mape" and (not peers or table[name][metric] is None):
+            continue
         total.append(np.log(min(peers)) - np.log(_loss(metric, table[name][metric])))
     return float(np.mean(total))
 
