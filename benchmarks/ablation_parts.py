@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clv.anchor.baseline import Baseline
+from clv.btyd.seasonal import Baseline
 from clv.data.histories import ranges
-from clv.models import transfer
-from clv.models.batch import Samples
-from clv.models.pretrain import Objectives
-from clv.models.samples import Assembled, Assembler
-from clv.models.tokens import TokenArrays
+from clv.models.inputs.assemble import Assembled, Assembler
+from clv.models.inputs.batch import Samples
+from clv.models.inputs.tokens import TokenArrays
+from clv.models.pretraining import transfer
+from clv.models.pretraining.pretrainer import Objectives
 from clv.train import pretraining
 from clv.train.config import TrainConfig
-from clv.train.feed import Whole
-from clv.train.fit import Setup, Shop
-from clv.train.origins import RandomOrigins
+from clv.train.examples.in_memory import RandomOrigins
+from clv.train.examples.loader import Whole
+from clv.train.fitting import Setup, Shop
 
 Floats = NDArray[np.float64]
 

@@ -27,17 +27,17 @@ from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster import embedding
 from clv.cluster.training import read_shop
 from clv.evaluate import metrics
-from clv.models.batch import Samples
-from clv.models.features import Items
-from clv.models.infer import forecast
-from clv.models.text import DEFAULT_ENCODER
-from clv.train import fit, loop
+from clv.forecast.network import forecast
+from clv.models.backbones.text_encoder import DEFAULT_ENCODER
+from clv.models.inputs.batch import Samples
+from clv.models.inputs.feature_space import Items
+from clv.train import fitting, loop
 from clv.train.config import TrainConfig
-from clv.train.engine import make_engine
-from clv.train.fit import Setup, Shop
-from clv.train.origins import RandomOrigins
-from clv.train.run import load_model
-from clv.train.selection import HeldOut, score
+from clv.train.engines.factory import make_engine
+from clv.train.examples.in_memory import RandomOrigins
+from clv.train.fitting import Setup, Shop
+from clv.train.held_out import HeldOut, score
+from clv.train.trainer import load_model
 
 ORIGINS = ("2010-08-18", "2010-09-15")
 HORIZON = 90
@@ -153,7 +153,7 @@ def judged(shop: Shop, origin: str, config: TrainConfig, variant: Variant) -> di
     """Score and metrics, means over the gates, of a fit at the origin on everybody who had bought before it; the score
     is against the anchor with its level."""
     begun, cutoff = time.process_time(), shop.clock.parse(origin)
-    plain = fit.prepare(shop, cutoff, config, HORIZON)
+    plain = fitting.prepare(shop, cutoff, config, HORIZON)
     setup = variant.setup(plain)
     if variant.pretrain:
         config = parts.pretrained(shop, setup, config, variant.pretrain, PRETRAIN_EPOCHS)

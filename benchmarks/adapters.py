@@ -28,12 +28,13 @@ from benchmarks.output import reserve
 from benchmarks.pretraining import ROWS
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_shop
-from clv.models import adapters
-from clv.models.adapters import OPTIONS, AdapterConfig
-from clv.train import fit, loop
+from clv.models.adapters import methods
+from clv.models.adapters.methods import OPTIONS, AdapterConfig
+from clv.train import fitting, loop
 from clv.train.config import TrainConfig
-from clv.train.engine import Engine, make_engine
-from clv.train.fit import Setup, Shop
+from clv.train.engines.factory import make_engine
+from clv.train.engines.torch_engine import Engine
+from clv.train.fitting import Setup, Shop
 
 WHOLE, HEADS = "all weights", "all but the backbone"
 MIB = 2**20
@@ -61,7 +62,7 @@ def main() -> None:
     config = replace(
         TrainConfig.preset("tiny").with_engine(kind="torch"), samples_per_epoch=options.samples, epochs=options.epochs
     )
-    setup = fit.prepare(shop, shop.clock.parse(origin), config, horizon)
+    setup = fitting.prepare(shop, shop.clock.parse(origin), config, horizon)
     rows: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for seed in range(options.seeds):
         encoder = pretrained(shop, setup, replace(config, seed=seed), options)
@@ -132,7 +133,7 @@ def sizes(engine: Engine, config: TrainConfig, average: loop.Average) -> dict[st
         checkpoint = sum(path.stat().st_size for path in Path(place).iterdir())
     weights = engine.weights()
     if config.model.adapters.method:
-        kept = {name: t for name, t in adapters.apart(weights).items() if adapters.is_adapter(name)}
+        kept = {name: t for name, t in methods.apart(weights).items() if methods.is_adapter(name)}
     else:
         kept = {name: t for name, t in weights.items() if name.startswith("backbone.")}
     return {"checkpoint_mib": checkpoint / MIB, "kept_kib": sum(t.nbytes for t in kept.values()) / 1024}

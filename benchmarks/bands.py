@@ -16,15 +16,16 @@ import numpy as np
 import torch
 import tyro
 
-from clv.cluster import backtesting
 from clv.data.clock import Clock
 from clv.data.histories import Histories, build
-from clv.data.synth import simulate
-from clv.evaluate import probabilistic, sums
-from clv.models.encoders import BackboneConfig
-from clv.models.features import Items
+from clv.evaluate import probabilistic
+from clv.forecast import distributions, portfolio
+from clv.models.backbones.encoders import BackboneConfig
+from clv.models.inputs.feature_space import Items
+from clv.simulate.small import simulate
+from clv.train import backtest
 from clv.train.config import TrainConfig
-from clv.train.fit import Shop
+from clv.train.fitting import Shop
 
 START, END, HORIZON = "2022-01-01", "2025-01-01", 90
 ORIGINS = ("2023-09-20", "2024-03-18")
@@ -76,11 +77,11 @@ def judged(shop: Shop, origin: str, seed: int) -> tuple[float, float, float]:
     config = TrainConfig(samples_per_epoch=6_000, epochs=4, seed=seed).with_engine(kind="torch")
     config = replace(config, model=replace(config.model, backbone=backbone))
     at = shop.clock.parse(origin)
-    real = backtesting.truth(shop, at, HORIZON).value
-    ours = backtesting.refit(shop, at, HORIZON, config)[0].customers
+    real = backtest.truth(shop, at, HORIZON).value
+    ours = backtest.refit(shop, at, HORIZON, config)[0].customers
     assert ours.quantiles is not None
-    persons = probabilistic.pit80(probabilistic.pit(real, ours.quantiles, seed))
-    return float(ours.value.sum() / real.sum()), persons, sums.covered(real, ours, seed=seed)
+    persons = probabilistic.pit80(distributions.pit(real, ours.quantiles, seed))
+    return float(ours.value.sum() / real.sum()), persons, portfolio.covered(real, ours, seed=seed)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.output import reserve
-from clv.models import encoders
+from clv.models.backbones import encoders
 
 NOT = "not measured"
 LENGTHS = (128, 512)

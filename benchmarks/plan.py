@@ -1,4 +1,4 @@
-"""Memory of a training step, predicted by `clv.train.plan` and counted, for shapes its constants were not fitted to.
+"""Memory of a training step: `clv.train.estimate` against a count, for shapes its constants were not fitted to.
 
 `python -m benchmarks.plan`. Counted: bytes of all tensors that live at once, on a CPU; peaks of the allocator on a GPU.
 """
@@ -17,15 +17,15 @@ from torch.utils._pytree import tree_leaves
 
 from clv.data.clock import Clock
 from clv.data.histories import Histories, build
-from clv.data.synth import simulate
-from clv.models.batch import Batch
-from clv.models.encoders import BackboneConfig
-from clv.models.features import Items
+from clv.models.backbones.encoders import BackboneConfig
+from clv.models.inputs.batch import Batch
+from clv.models.inputs.feature_space import Items
 from clv.models.model import ModelConfig
-from clv.train import plan
+from clv.simulate.small import simulate
+from clv.train import estimate
 from clv.train.config import TrainConfig
-from clv.train.engine import make_engine
-from clv.train.fit import Setup, Shop, prepare
+from clv.train.engines.factory import make_engine
+from clv.train.fitting import Setup, Shop, prepare
 from clv.train.loop import Average, sum_loss
 
 
@@ -102,13 +102,13 @@ CASES = (
 )
 
 
-def predicted(case: Case, setup: Setup) -> tuple[TrainConfig, plan.Size, plan.Memory]:
+def predicted(case: Case, setup: Setup) -> tuple[TrainConfig, estimate.Size, estimate.Memory]:
     shape = {"width": case.width, "num_layers": case.num_layers, "num_heads": case.num_heads}
     backbone = BackboneConfig(**shape, intermediate=4 * case.width, max_tokens=case.tokens)
     config = TrainConfig(model=ModelConfig(backbone=backbone), batch_size=case.batch)
     config = config.with_engine(kind="torch", activation_checkpointing=case.recompute)
-    size = plan.size_of(config, setup.assembler.space, len(setup.assembler.horizons))
-    told = plan.memory(
+    size = estimate.size_of(config, setup.assembler.space, len(setup.assembler.horizons))
+    told = estimate.memory(
         size,
         config,
         workers=1,
@@ -134,7 +134,7 @@ def counted(config: TrainConfig, setup: Setup, batch: Batch) -> tuple[int, int]:
     return held, counter.peak
 
 
-def compared(cases: Sequence[Case] = CASES) -> list[tuple[Case, plan.Memory, int, int]]:
+def compared(cases: Sequence[Case] = CASES) -> list[tuple[Case, estimate.Memory, int, int]]:
     """(case, predicted, held, peak beyond it) of every case."""
     found = []
     for case in cases:

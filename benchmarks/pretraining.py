@@ -20,16 +20,16 @@ import tyro
 
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_shop
-from clv.models import transfer
-from clv.models.infer import forecast
-from clv.models.pretrain import Objectives, joint_space, scaled_as
-from clv.train import fit, loop, pretraining
+from clv.forecast.network import forecast
+from clv.models.pretraining import transfer
+from clv.models.pretraining.pretrainer import Objectives, joint_space, scaled_as
+from clv.train import fitting, loop, pretraining
 from clv.train.config import TrainConfig
-from clv.train.engine import make_engine
-from clv.train.fit import Setup, Shop
+from clv.train.engines.factory import make_engine
+from clv.train.fitting import Setup, Shop
+from clv.train.held_out import HeldOut, score
 from clv.train.pretraining import Ground, Plan
-from clv.train.run import load_model, merged
-from clv.train.selection import HeldOut, score
+from clv.train.trainer import load_model, merged
 
 ROWS = {"cdnow": ("1997-10-02", 90), "complete_journey": ("2017-06-01", 30), "online_retail_ii": ("2010-09-15", 90)}
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -74,7 +74,7 @@ def one_run(name: str, variant: str, shops: dict[str, Shop], config: TrainConfig
     setups = {}
     for shop_name in shops if variant == "transfer" else [name]:
         shop, (origin, horizon) = shops[shop_name], ROWS[shop_name]
-        setups[shop_name] = fit.prepare(shop, shop.clock.parse(origin), config, horizon)
+        setups[shop_name] = fitting.prepare(shop, shop.clock.parse(origin), config, horizon)
     begun, line = time.process_time(), {"shop": name, "variant": variant, "seed": config.seed}
     if VARIANTS[variant]:
         seen = [n for n in setups if n != name] if variant == "transfer" else [name]

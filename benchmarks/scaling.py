@@ -21,10 +21,10 @@ import torch.multiprocessing as mp
 import tyro
 
 from benchmarks.train_step import example
-from clv.models import encoders
-from clv.train import plan
+from clv.models.backbones import encoders
+from clv.train import estimate
 from clv.train.config import TrainConfig
-from clv.train.engine import make_engine
+from clv.train.engines.factory import make_engine
 from clv.train.loop import sum_loss
 
 OVERLAP = 2 / 3  # gradients are exchanged during the backward pass, two thirds of the work
@@ -80,7 +80,7 @@ def main() -> None:
     for preset in ("base", "large"):
         backbone = encoders.resolve_preset(preset)
         layers = backbone.num_layers * (4 * backbone.width**2 + 2 * backbone.width * backbone.intermediate)
-        compute = options.tokens * plan.flops_per_token(backbone) / (options.peak_tflops * 1e12 * options.mfu)
+        compute = options.tokens * estimate.flops_per_token(backbone) / (options.peak_tflops * 1e12 * options.mfu)
         gpu = Machine(compute, options.bandwidth_gb_s * 1e9, options.latency_us * 1e-6)
         cells = [
             f"{efficiency(gpu, 2 * layers, n):.0%} of {n} x, {step(gpu, 2 * layers, n):.3f} s" for n in (8, 64, 512)

@@ -58,17 +58,17 @@ class Options:
 
 def prepare(folder: Path, **settings: Any) -> Path:
     """Histories of a simulated shop from 2024 on, in one shard."""
-    from clv.cluster import intake, tasks
-    from clv.data.shop import files, log
-    from clv.data.shop.settings import Shop
-    from clv.data.spec import DatasetSpec
+    from clv.cluster import preparing, work_units
+    from clv.data.spec.models import DatasetSpec
+    from clv.simulate import files, log
+    from clv.simulate.settings import Shop
 
     shop = Shop.full(start="2024-01-01", **settings)
     plan = files.Plan(shop, (), (30, 90))
     blocks = [files.write_block(plan, folder / "log", number) for number in range(log.num_blocks(shop))]
     files.write_shop(plan, folder / "log", blocks, folder / "log", lambda line: None)
     spec, out = DatasetSpec.load(folder / "log" / "spec.yaml"), folder / "histories"
-    intake.prepare(spec, "spec.yaml", out, run=tasks.run_here, partitions=1, say=lambda line: None)
+    preparing.prepare(spec, "spec.yaml", out, run=work_units.run_here, partitions=1, say=lambda line: None)
     return out
 
 
@@ -76,16 +76,16 @@ def train(histories: Path, folder: Path) -> Path:
     """A bundle of `tiny` over 32 tokens that has hardly learned anything: the cost of scoring does not depend on it."""
     from clv import bundle
     from clv.cluster import training
-    from clv.data.prepared import Prepared
-    from clv.train import export, fit, run
+    from clv.data.dataset import Prepared
+    from clv.train import export, fitting, trainer
     from clv.train.config import TrainConfig
 
     config = TrainConfig.preset("tiny").with_engine(kind="torch")
     model = replace(config.model, backbone=replace(config.model.backbone, max_tokens=TOKENS))
     config = replace(config, model=model, epochs=1, samples_per_epoch=64, batch_size=64, num_origins=3)
     read, prepared = training.read_shop(histories), Prepared.open(histories)
-    phases = fit.plan(read, prepared.origin(CUT), config)
-    fitted = run.train(read, phases, config)
+    phases = fitting.plan(read, prepared.origin(CUT), config)
+    fitted = trainer.train(read, phases, config)
     bundle.save(export.to_bundle(read, phases, config, fitted, training.dataset_facts(prepared), []), folder)
     return folder
 
@@ -152,8 +152,8 @@ def measure(model: Model, histories: Path, bundle: Path, folder: Path, start: Tr
 def alone(folder: Path, histories: Path, bundle: Path) -> None:
     """Prints what one actor does in this process with one thread."""
     from clv.cluster.scoring import Scorer
+    from clv.data.dataset import Prepared
     from clv.data.histories import Histories
-    from clv.data.prepared import Prepared
 
     prepared = Prepared.open(histories)
     origin = prepared.origin(CUT)

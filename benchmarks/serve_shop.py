@@ -10,12 +10,12 @@ import numpy as np
 from clv import bundle as bundles
 from clv.data.clock import Clock
 from clv.data.histories import Histories, build
-from clv.data.synth import simulate
-from clv.models.features import Items
-from clv.predict import Adjustment
-from clv.serve.store_sqlite import SqliteStore
+from clv.forecast.adjustment import Adjustment
+from clv.models.inputs.feature_space import Items
+from clv.serve.store.sqlite import SqliteStore
+from clv.simulate.small import simulate
 from clv.train.config import TrainConfig
-from clv.train.fit import Shop, prepare
+from clv.train.fitting import Shop, prepare
 
 CUT = "2024-12-01"
 HORIZONS = (30, 90)

@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve import Application
 
 from clv.serve.deployments import AppArgs, Replica
-from clv.serve.service import Facts
+from clv.serve.scoring.protocol import Facts
 
 
 def pack(table: pa.Table) -> bytes:

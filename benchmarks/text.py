@@ -23,13 +23,13 @@ from benchmarks.output import reserve
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_shop
 from clv.evaluate import metrics
-from clv.models.infer import forecast
-from clv.train import fit, loop
+from clv.forecast.network import forecast
+from clv.train import fitting, loop
 from clv.train.config import TrainConfig
-from clv.train.engine import make_engine
-from clv.train.fit import Shop
-from clv.train.run import load_model
-from clv.train.selection import HeldOut
+from clv.train.engines.factory import make_engine
+from clv.train.fitting import Shop
+from clv.train.held_out import HeldOut
+from clv.train.trainer import load_model
 
 ORIGIN, HORIZON = "2017-06-01", 30
 
@@ -82,7 +82,7 @@ def main() -> None:
 def judged(shop: Shop, name: str, config: TrainConfig) -> dict[str, dict[str, float]]:
     """Metrics of a fit at the origin, and of the anchor that it starts from."""
     begun, cutoff = time.process_time(), shop.clock.parse(ORIGIN)
-    setup = fit.prepare(shop, cutoff, config, HORIZON)
+    setup = fitting.prepare(shop, cutoff, config, HORIZON)
     engine = make_engine(setup.model(config), loop.sum_loss(config, True), config, torch.device("cpu"))
     weights = loop.run(
         engine,

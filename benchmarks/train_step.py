@@ -25,12 +25,12 @@ from torch import nn
 
 from clv.data.clock import Clock
 from clv.data.histories import Histories, build
-from clv.data.synth import simulate
-from clv.models.batch import Batch
-from clv.models.features import Items
+from clv.models.inputs.batch import Batch
+from clv.models.inputs.feature_space import Items
+from clv.simulate.small import simulate
 from clv.train.config import TrainConfig
-from clv.train.engine import make_engine
-from clv.train.fit import Setup, Shop, prepare
+from clv.train.engines.factory import make_engine
+from clv.train.fitting import Setup, Shop, prepare
 from clv.train.loop import sum_loss
 from clv.train.optimizers import make_optimizer
 

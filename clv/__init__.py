@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from clv.version import __version__
+
 if TYPE_CHECKING:
     from clv.api import Model, fit, load
 
-__version__ = "0.1.0"
-__all__ = ["Model", "fit", "load"]
+__all__ = ["Model", "__version__", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:
     # Imported when asked for: torch takes seconds, and most of the package does without it.
-    if name in __all__:
+    if name in {"Model", "fit", "load"}:
         from clv import api
 
         return getattr(api, name)

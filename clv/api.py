@@ -14,17 +14,18 @@ import pyarrow.compute as pc
 import yaml
 
 from clv import bundle as bundles
-from clv.data import clean, histories, intake, items
+from clv.data import histories
 from clv.data.clock import Clock
-from clv.data.shuffle import whole_events
-from clv.data.sources import Block
-from clv.data.spec import DatasetSpec
-from clv.models.features import Items
-from clv.predict import Predictor
+from clv.data.prepare import cleaning, items, mapping
+from clv.data.prepare.partition import whole_events
+from clv.data.sources.reading import Block
+from clv.data.spec.models import DatasetSpec
+from clv.forecast.predictor import Predictor
+from clv.models.inputs.feature_space import Items
 from clv.train import export
 from clv.train.config import TrainConfig
-from clv.train.fit import Shop, plan
-from clv.train.run import Hooks, Row, train
+from clv.train.fitting import Shop, plan
+from clv.train.trainer import Hooks, Row, train
 
 PLACE = "the data frame"
 
@@ -57,7 +58,7 @@ class Model:
     ) -> pd.DataFrame:
         """What the customers of `events` will be worth together: one row per horizon, with the band of the total.
 
-        Columns of `clv.predict.PORTFOLIO`, shop currency. For a part of the customers give their events only.
+        Columns of `clv.forecast.scores.PORTFOLIO`, shop currency. For a part of the customers give their events only.
         """
         table = to_histories(events, self.spec)
         return self.predictor.portfolio(table, self._origin(table, as_of), horizons_days).to_pandas()
@@ -165,9 +166,9 @@ def _events(frame: pd.DataFrame, spec: DatasetSpec) -> pa.Table:
     """Accepted events with the columns that intake adds; ValueError when the rejected share passes the spec's limit."""
     rows = pa.Table.from_pandas(frame, preserve_index=False)
     types = {field.name: field.type for field in rows.schema}
-    intake.check_columns(spec.events[0], types, "events", PLACE, "the frame")
-    taken = intake.take(Block(rows, 0), spec.events[0], spec, PLACE)
-    verdict = clean.customer_rules(taken.events.combine_chunks(), spec)
+    mapping.check_columns(spec.events[0], types, "events", PLACE, "the frame")
+    taken = mapping.take(Block(rows, 0), spec.events[0], spec, PLACE)
+    verdict = cleaning.customer_rules(taken.events.combine_chunks(), spec)
     kept = taken.events.filter(pa.array(verdict.accepted))
     reasons = taken.books.rejected + verdict.counts()
     if len(kept) == 0 or sum(reasons.values()) > spec.max_rejected_share * len(rows):

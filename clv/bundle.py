@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-import clv
+from clv.version import __version__
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -64,7 +64,7 @@ def save(bundle: Bundle, folder: Path) -> str:
         manifest = {
             "format": FORMAT,
             "version": version,
-            "library": clv.__version__,
+            "library": __version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "dataset": bundle.config.get("dataset"),
             "cut": bundle.config.get("cut"),

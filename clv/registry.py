@@ -26,7 +26,7 @@ import pandas as pd
 
 from clv import bundle as bundles
 from clv.evaluate.bootstrap import bootstrap, interval
-from clv.evaluate.prediction import Prediction
+from clv.forecast.distributions import Prediction
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 DRAWS = 1_000

@@ -39,10 +39,11 @@ def run(options: Options) -> None:
     """Raises ValueError for an origin outside the log or without a future to judge by."""
     begun = datetime.now(UTC)
     from clv.cluster import backtesting, session, training
-    from clv.data.prepared import Prepared
-    from clv.evaluate import report
-    from clv.evaluate.card import judgement
-    from clv.evaluate.findings import find, over_origins
+    from clv.data.dataset import Prepared
+    from clv.evaluate.report import html_page
+    from clv.evaluate.report.card import judgement
+    from clv.evaluate.report.findings import find, over_origins
+    from clv.train import backtest as arithmetic
 
     prepared = Prepared.open(options.histories)
     origins = [prepared.origin(text.strip()) for text in options.origins.split(",") if text.strip()]
@@ -53,9 +54,9 @@ def run(options: Options) -> None:
     config = options.settings()
     # Everything that a wrong argument can cause is found before Ray starts.
     shop = training.read_shop(options.histories)
-    facts = {origin: backtesting.truth(shop, origin, options.horizon_days) for origin in origins}
+    facts = {origin: arithmetic.truth(shop, origin, options.horizon_days) for origin in origins}
     if options.bundle:
-        backtesting.check_bundle(options.bundle, origins)
+        arithmetic.check_bundle(options.bundle, origins)
     options.out.mkdir(parents=True, exist_ok=True)
     with session.ray_session(num_cpus=options.workers, object_store_mb=options.object_store_mb):
         panels = backtesting.run(
@@ -68,13 +69,13 @@ def run(options: Options) -> None:
             say=say,
         )
     found = [find(panel, seed=options.seed) for panel in panels]
-    metrics = report.metrics_of(found)
+    metrics = html_page.metrics_of(found)
     title = f"{prepared.spec.name}: back-test over {options.horizon_days} days"
     texts = {
         "metrics.json": json.dumps(metrics, indent=1) + "\n",
-        "details.json": json.dumps(report.details_of(found), indent=1, allow_nan=False) + "\n",
+        "details.json": json.dumps(html_page.details_of(found), indent=1, allow_nan=False) + "\n",
         "card.md": "\n".join([f"# {title}", "", of_model(options.bundle), "", *judgement(found)]) + "\n",
-        "report.html": report.render(found, title=title, currency=prepared.spec.currency, seed=options.seed),
+        "report.html": html_page.render(found, title=title, currency=prepared.spec.currency, seed=options.seed),
     }
     for name, text in texts.items():
         (options.out / name).write_text(text, encoding="utf-8")

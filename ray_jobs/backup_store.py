@@ -35,8 +35,9 @@ def run(options: Options) -> None:
     """Raises ValueError for a store that is missing or down, or a folder that exists."""
     import pyarrow.parquet as pq
 
-    from clv.serve.records import FORMAT
-    from clv.serve.store import StoreUnavailableError, open_store
+    from clv.serve.store.factory import open_store
+    from clv.serve.store.protocol import StoreUnavailableError
+    from clv.serve.store.records import FORMAT
 
     out = options.out.absolute()
     if out.exists():

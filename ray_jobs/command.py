@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-from clv.data.spec import SpecError
+from clv.data.spec.models import SpecError
 
 T = TypeVar("T")
 
@@ -49,12 +49,12 @@ def run_tasks(
 ) -> list[str]:
     """Give `job` as `run` what runs its tasks: this process alone where asked, or on auto where there is little to do;
     else Ray. Returns what Ray Data measured of its operators, one text for each of its datasets."""
-    from clv.cluster import session, tasks
+    from clv.cluster import session, work_units
 
     if engine == "here" or (engine == "auto" and few):
-        job(run=tasks.run_here)
+        job(run=work_units.run_here)
         return []
     operators: list[str] = []
     with session.ray_session(num_cpus=workers, object_store_mb=object_store_mb):
-        job(run=partial(tasks.run_on_ray, workers=workers, operators=operators))
+        job(run=partial(work_units.run_on_ray, workers=workers, operators=operators))
     return operators

@@ -28,13 +28,13 @@ class Options:
 
 def run(options: Options) -> None:
     """Raises ValueError for a folder that is not one of histories, or was prepared without its lines."""
-    from clv.cluster import intake, upkeep
+    from clv.cluster import maintenance, preparing
 
     begun = datetime.now(UTC)
     out = options.histories.absolute()
-    _, stock = upkeep.with_lines(out)
-    job = partial(upkeep.compact, out, partitions=options.partitions, say=say)
-    run_tasks(job, options.engine, stock.rows <= intake.FEW_ROWS, options.workers, 512)
+    _, stock = maintenance.with_lines(out)
+    job = partial(maintenance.compact, out, partitions=options.partitions, say=say)
+    run_tasks(job, options.engine, stock.rows <= preparing.FEW_ROWS, options.workers, 512)
     record.write(out, options, begun)
 
 

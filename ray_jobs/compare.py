@@ -40,7 +40,8 @@ def run(options: Options) -> None:
 def facts(folder: Path) -> dict[str, dict[str, Any]]:
     """Settings and metrics of a run, by their path."""
     from clv import bundle
-    from clv.models import encoders, transfer
+    from clv.models.backbones import encoders
+    from clv.models.pretraining import transfer
     from clv.train.tracking import flatten
 
     if encoders.is_event_encoder(str(folder)):

@@ -55,10 +55,10 @@ class Options:
 
 def run(options: Options) -> None:
     """Raises ValueError (RolloutError, ProbeError, BundleError) when the bundle is not in service in the end."""
-    from clv.predict import Predictor
+    from clv.forecast.predictor import Predictor
     from clv.registry import Registry
-    from clv.serve.probe import Probe
-    from clv.serve.rollout import Plan, Rollout
+    from clv.serve.rollout.controller import Plan, Rollout
+    from clv.serve.rollout.smoke_test import Probe
 
     if (options.bundle is None) == (options.version is None):
         raise ValueError("give either --bundle or --version")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from clv.data.draft import draft
-from clv.data.spec import SpecError
+from clv.data.spec.draft import draft
+from clv.data.spec.models import SpecError
 from ray_jobs.command import execute, say
 
 

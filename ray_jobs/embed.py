@@ -44,10 +44,10 @@ def run(options: Options) -> None:
             raise ValueError(f"--{name} {given} must be at least 1")
     # Everything that a wrong argument can cause is found before Ray starts.
     from clv.cluster import embedding
-    from clv.models import text
+    from clv.models.backbones import text_encoder
 
     embedding.check_target(options.histories)
-    text.resolve(options.encoder)
+    text_encoder.resolve(options.encoder)
     books = embedding.embed(
         options.histories.absolute(),
         options.encoder,

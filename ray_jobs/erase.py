@@ -32,14 +32,14 @@ class Options:
 
 def run(options: Options) -> None:
     """Raises ValueError for an empty list, a folder that is not one of histories or was prepared without its lines."""
-    from clv.cluster import intake, upkeep
+    from clv.cluster import maintenance, preparing
 
     begun = datetime.now(UTC)
     out = options.histories.absolute()
     ids = [line.strip() for line in options.customers.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    _, stock = upkeep.with_lines(out)
-    job = partial(upkeep.erase, out, ids, say=say)
-    run_tasks(job, options.engine, stock.rows <= intake.FEW_ROWS, options.workers, 512)
+    _, stock = maintenance.with_lines(out)
+    job = partial(maintenance.erase, out, ids, say=say)
+    run_tasks(job, options.engine, stock.rows <= preparing.FEW_ROWS, options.workers, 512)
     record.write(out, options, begun)
 
 

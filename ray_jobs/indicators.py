@@ -33,9 +33,9 @@ class Options:
 def run(options: Options) -> None:
     """Raises ValueError for an origin outside the log or scores of other histories."""
     begun = datetime.now(UTC)
-    from clv.cluster import tasks
+    from clv.cluster import work_units
     from clv.data import indicators
-    from clv.data.prepared import Prepared
+    from clv.data.dataset import Prepared
 
     prepared = Prepared.open(options.histories)
     prepared.check_shards()
@@ -58,7 +58,7 @@ def run(options: Options) -> None:
     shutil.rmtree(out, ignore_errors=True)
     (out / "customers").mkdir(parents=True)
     task = partial(shard, prepared, origin, options.scores, out)
-    for done in tasks.run_here(task, len(prepared.shards)):
+    for done in work_units.run_here(task, len(prepared.shards)):
         say(f"shard {done['shard'] + 1}/{len(prepared.shards)}: {done['customers']:,} customers")
     table = pd.read_parquet(out / "customers")
     one = table.drop_duplicates("customer_id") if scored else table
@@ -78,8 +78,8 @@ def shard(prepared: Any, origin: int, scores: Path | None, out: Path, number: in
     import pyarrow.parquet as pq
 
     from clv.data import indicators
+    from clv.data.cutoff import cut
     from clv.data.histories import Histories
-    from clv.data.windows import cut
 
     spec = prepared.spec
     histories = Histories.from_table(pq.read_table(prepared.shards[number]))

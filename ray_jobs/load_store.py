@@ -30,7 +30,8 @@ def run(options: Options) -> None:
     """Raises ValueError for a folder without shards, a damaged shard or a store of another version."""
     import pyarrow.parquet as pq
 
-    from clv.serve.store import StoreUnavailableError, is_folder, open_store
+    from clv.serve.store.factory import is_folder, open_store
+    from clv.serve.store.protocol import StoreUnavailableError
 
     begun = datetime.now(UTC)
     shards = sorted((options.histories / "shards").glob("*.parquet"))

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from clv.data.spec import DatasetSpec, SpecError
+from clv.data.spec.models import DatasetSpec, SpecError
 from ray_jobs import record
 from ray_jobs.command import execute, run_tasks, say
 
@@ -49,15 +49,15 @@ def run(options: Options) -> None:
     if options.max_rejected_share is not None:
         spec = DatasetSpec.model_validate(spec.model_dump() | {"max_rejected_share": options.max_rejected_share})
     if options.check:
-        from clv.data.check import check
+        from clv.data.prepare.check import check
 
         check(spec, place, say)
         return
     if options.out is None:
         raise SpecError("--out is missing: name the folder to write, or add --check to write nothing")
     # Everything that a wrong file can cause is found before Ray starts.
-    from clv.cluster import additions, intake
-    from clv.data.check import check_sources
+    from clv.cluster import appending, preparing
+    from clv.data.prepare.check import check_sources
 
     out = options.out.absolute()
     if options.append:
@@ -65,15 +65,15 @@ def run(options: Options) -> None:
             raise SpecError(
                 "--append keeps the folder's own settings: leave --overwrite, --partitions, --keep-lines out"
             )
-        stock, _ = additions.appendable(spec, place, out)
-        units = additions.new_units(spec, place, out, stock)
-        job = partial(additions.append, spec, place, out, say=say)
+        stock, _ = appending.appendable(spec, place, out)
+        units = appending.new_units(spec, place, out, stock)
+        job = partial(appending.append, spec, place, out, say=say)
     else:
-        intake.check_target(out, options.overwrite)
+        preparing.check_target(out, options.overwrite)
         units = check_sources(spec, place)
-        job = partial(intake.prepare, spec, place, out, say=say, overwrite=options.overwrite)
+        job = partial(preparing.prepare, spec, place, out, say=say, overwrite=options.overwrite)
         job = partial(job, partitions=options.partitions, keep_lines=options.keep_lines)
-    few = intake.are_few(spec, units)
+    few = preparing.are_few(spec, units)
     operators = run_tasks(job, options.engine, few, options.workers, options.object_store_mb)
     record.write(out, options, begun, operators=[text.splitlines() for text in operators])
 

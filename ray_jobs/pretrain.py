@@ -34,11 +34,12 @@ def run(options: Options) -> None:
     """Raises ValueError for an impossible origin or setting, RuntimeError when the workers fail for good."""
     begun = datetime.now(UTC)
     from clv.cluster import pretraining, session, training
-    from clv.data.prepared import Prepared
-    from clv.models import transfer
-    from clv.models.pretrain import Objectives
+    from clv.data.dataset import Prepared
+    from clv.models.pretraining import transfer
+    from clv.models.pretraining.pretrainer import Objectives
     from clv.train import pretraining as plans
-    from clv.train import tracking, zero
+    from clv.train import tracking
+    from clv.train.engines import deepspeed_engine
 
     if options.encoder == "text":
         raise ValueError("--encoder text: a text encoder is pretrained already; give it to train")
@@ -54,7 +55,7 @@ def run(options: Options) -> None:
     tracking.check(options.track)
     transfer.check_target(out)
     config, objectives = options.settings(), Objectives.only(*options.objectives)
-    zero.deepspeed_config(config, "fp32", options.workers)
+    deepspeed_engine.deepspeed_config(config, "fp32", options.workers)
     shops = pretraining.read_shops(options.histories, config)
     origins = [Prepared.open(folder).origin(options.origin) for folder in options.histories]
     planned = plans.plan(shops, origins, objectives, config)

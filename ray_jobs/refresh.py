@@ -43,7 +43,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Raises ValueError while another refresh runs, and what its parts raise; what they had done by then stays."""
-    from clv.data.prepared import Prepared
+    from clv.data.dataset import Prepared
     from clv.registry import Registry
     from ray_jobs import load_store, prepare, score
 

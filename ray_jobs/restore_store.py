@@ -30,8 +30,9 @@ def run(options: Options) -> None:
     """Raises ValueError for a damaged or foreign backup, and for a store that holds customers."""
     import pyarrow.parquet as pq
 
-    from clv.serve.records import FORMAT
-    from clv.serve.store import StoreUnavailableError, open_store
+    from clv.serve.store.factory import open_store
+    from clv.serve.store.protocol import StoreUnavailableError
+    from clv.serve.store.records import FORMAT
 
     try:
         manifest = json.loads((options.backup / MANIFEST).read_text(encoding="utf-8"))

@@ -35,7 +35,7 @@ def run(options: Options) -> None:
     """Raises ValueError for a damaged bundle, another shop's histories or an impossible origin."""
     begun = datetime.now(UTC)
     from clv.cluster import scoring, session
-    from clv.data.prepared import Prepared
+    from clv.data.dataset import Prepared
 
     prepared = Prepared.open(options.histories)
     origin = prepared.origin(options.origin)

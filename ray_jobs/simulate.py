@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from clv.data.shop.settings import Shop
+from clv.simulate.settings import Shop
 from ray_jobs import record
 from ray_jobs.command import execute, say
 
@@ -40,9 +40,9 @@ class Options:
 def run(options: Options) -> None:
     """Raises ValueError for an impossible shop, an origin outside the log, or a folder that holds something else."""
     begun = datetime.now(UTC)
-    from clv.cluster import session, tasks
-    from clv.data.shop import files, log
-    from clv.data.workshop import JOURNAL, publish, workshop
+    from clv.cluster import session, work_units
+    from clv.data.workdir import JOURNAL, publish, workshop
+    from clv.simulate import files, log
 
     shop = options.shop.exact_btyd() if options.plain else options.shop
     longest = max(options.horizons_days, default=0)
@@ -57,13 +57,13 @@ def run(options: Options) -> None:
     with workshop(out, {"plan": repr(plan)}, say) as folder:
         task = partial(files.write_block, plan, folder)
         numbers = range(log.num_blocks(shop))
-        blocks = partial(tasks.remembered, task=task, numbers=numbers, journal=folder / JOURNAL / "blocks")
+        blocks = partial(work_units.remembered, task=task, numbers=numbers, journal=folder / JOURNAL / "blocks")
         here = options.engine == "here" or (options.engine == "auto" and shop.num_customers < 100_000)
         if here:
-            manifest = files.write_shop(plan, folder, blocks(tasks.run_here), out, say)
+            manifest = files.write_shop(plan, folder, blocks(work_units.run_here), out, say)
         else:
             with session.ray_session(num_cpus=options.workers):
-                on_ray = partial(tasks.run_on_ray, workers=options.workers)
+                on_ray = partial(work_units.run_on_ray, workers=options.workers)
                 manifest = files.write_shop(plan, folder, blocks(on_ray), out, say)
         publish(folder, out)
     record.write(out, options, begun)

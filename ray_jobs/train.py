@@ -32,9 +32,11 @@ def run(options: Options) -> None:
     begun = datetime.now(UTC)
     from clv import bundle
     from clv.cluster import session, training
-    from clv.data.prepared import Prepared
-    from clv.models import adapters, transfer
-    from clv.train import export, fit, plan, tracking, zero
+    from clv.data.dataset import Prepared
+    from clv.models.adapters import methods
+    from clv.models.pretraining import transfer
+    from clv.train import estimate, export, fitting, tracking
+    from clv.train.engines import deepspeed_engine
 
     out = options.out.absolute()
     aside = out.with_name(out.name + ".run")
@@ -46,7 +48,7 @@ def run(options: Options) -> None:
     cutoff = prepared.origin(options.origin)
     config = options.settings()
     # Everything that a wrong argument can cause is found before Ray starts.
-    zero.deepspeed_config(config, "fp32", options.workers)
+    deepspeed_engine.deepspeed_config(config, "fp32", options.workers)
     bundle.check_target(out)
     shop = training.read_shop(options.histories, config=config)
     say(f"{prepared.spec.name}: {len(shop.histories):,} customers, cut at {prepared.clock.format(cutoff)}")
@@ -55,7 +57,7 @@ def run(options: Options) -> None:
             f"notice: {prepared.manifest['num_customers']:,} customers stay on storage: the network is fed from "
             f"{len(shop.shards)} shards in turn; anchor, features and the held-out judgement rest on those above"
         )
-    phases = fit.plan(shop, cutoff, config)
+    phases = fitting.plan(shop, cutoff, config)
     training.check_feed(phases.final.source(shop, config), config, options.workers)
     for notice in phases.notices:
         say(f"notice: {notice}")
@@ -63,7 +65,7 @@ def run(options: Options) -> None:
         say(transfer.describe(phases.final.assembler.space, config.model.backbone, source))
     if options.plan:
         say(training.describe_feed(prepared, config))
-        for line in plan.report(
+        for line in estimate.report(
             config,
             phases.final.assembler.space,
             len(shop.horizons),
@@ -81,7 +83,7 @@ def run(options: Options) -> None:
     version = bundle.save(result, out)
     aside.mkdir(parents=True, exist_ok=True)
     if fitted.adapters:
-        adapters.save(aside / "adapters", config.model.adapters, config.model.backbone, fitted.adapters)
+        methods.save(aside / "adapters", config.model.adapters, config.model.backbone, fitted.adapters)
     record.write(aside, options, begun, seed=options.seed, bundle=version)
     say(result.texts["card.md"])
     say(f"wrote bundle {version} to {options.out} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")

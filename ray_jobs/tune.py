@@ -48,9 +48,10 @@ def run(options: Options) -> None:
 
     from clv.bundle import as_json
     from clv.cluster import session, training, tuning
-    from clv.data.prepared import Prepared
-    from clv.evaluate import tuning_report
-    from clv.train import fit, search, tracking, zero
+    from clv.data.dataset import Prepared
+    from clv.evaluate.report import tuning_page
+    from clv.train import fitting, search, tracking
+    from clv.train.engines import deepspeed_engine
 
     for name in ("trials", "concurrent"):
         if (given := getattr(options, name)) < 1:
@@ -58,12 +59,12 @@ def run(options: Options) -> None:
     out = options.out.absolute()
     cluster, base = options.cluster(out / "checkpoints"), options.settings()
     tracking.check(options.track)
-    zero.deepspeed_config(base, "fp32", options.workers)
+    deepspeed_engine.deepspeed_config(base, "fp32", options.workers)
     space = search.space(options.search, base)
     prepared = Prepared.open(options.histories)
     shop, clock = training.read_shop(options.histories, config=base), prepared.clock
-    judged = fit.plan(shop, prepared.origin(options.origin), base)
-    phases = fit.plan(shop, (judged.trial or judged.final).cutoff, base)
+    judged = fitting.plan(shop, prepared.origin(options.origin), base)
+    phases = fitting.plan(shop, (judged.trial or judged.final).cutoff, base)
     training.check_feed(phases.final.source(shop, base), base, options.workers)
     if judged.trial is None or phases.trial is None:
         raise ValueError(
@@ -84,7 +85,7 @@ def run(options: Options) -> None:
     settings = yaml.safe_dump(as_json(search.chosen(base, best.setting)), sort_keys=False)
     (out / "best.yaml").write_text(header + settings, encoding="utf-8")
     rows = [{"trial": t.name, **t.setting, "scores": t.scores, "best": t.best, "failed": t.failed} for t in found]
-    tuning_report.write(out, rows, title=f"{shop.name}: settings judged at {place}")
+    tuning_page.write(out, rows, title=f"{shop.name}: settings judged at {place}")
     record.write(out, options, begun, seed=options.seed, best=best.setting, score=best.best)
     told = ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in best.setting.items()

@@ -5,9 +5,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from clv.cluster import intake
-from clv.data.spec import DatasetSpec
-from clv.data.synth import simulate
+from clv.cluster import preparing
+from clv.data.spec.models import DatasetSpec
+from clv.simulate.small import simulate
 
 SPEC = """
 name: simulated
@@ -25,5 +25,5 @@ def prepared_shop(folder: Path, partitions: int, *shop: Any, seed: int, timezone
     """Histories of the shop that `simulate(*shop)` makes, in `folder`."""
     pq.write_table(simulate(*shop, seed=seed, timezone=timezone).events, folder / "events.parquet")
     spec, out = DatasetSpec.parse(SPEC.format(folder=folder, timezone=timezone), "simulated"), folder / "histories"
-    intake.prepare(spec, "simulated", out, run=intake.run_here, partitions=partitions, say=lambda line: None)
+    preparing.prepare(spec, "simulated", out, run=preparing.run_here, partitions=partitions, say=lambda line: None)
     return out

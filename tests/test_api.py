@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 import clv
-from clv.data.synth import simulate
-from clv.predict import SCORES
+from clv.forecast.scores import SCORES
+from clv.simulate.small import simulate
 from clv.train.config import TrainConfig
 
 NAMES = ("customer_id", "event_time", "order_id", "item_id", "quantity", "amount")

@@ -12,42 +12,40 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 
-# A layer may import itself and these. What stands here is the whole rule: a new package needs a line of its own.
-MAY_IMPORT = {
-    "clv.data": set(),
-    "clv.anchor": {"clv.data"},
-    "clv.models": {"clv.data", "clv.anchor"},
-    "clv.evaluate": {"clv.data", "clv.anchor"},
-    # A finished fit is judged through the predictor, the one code path of scores.
-    "clv.train": {"clv.data", "clv.anchor", "clv.models", "clv.evaluate", "clv.bundle", "clv.predict"},
-    "clv.bundle": {"clv.data", "clv.anchor", "clv.models", "clv.evaluate"},
-    "clv.predict": {"clv.data", "clv.anchor", "clv.models", "clv.evaluate", "clv.bundle"},
-    "clv.registry": {"clv.data", "clv.evaluate", "clv.bundle", "clv.predict"},
-    "clv.decide": {"clv.data", "clv.anchor", "clv.models", "clv.evaluate", "clv.bundle", "clv.predict"},
-    "clv.cluster": {
-        *("clv.data", "clv.anchor", "clv.models", "clv.evaluate", "clv.train"),
-        *("clv.bundle", "clv.predict", "clv.registry", "clv.decide"),
-    },
-    "clv.serve": {
-        *("clv.data", "clv.anchor", "clv.models", "clv.evaluate"),
-        *("clv.bundle", "clv.predict", "clv.registry", "clv.decide"),
-    },
-    # The notebook's way in: no cluster, no server.
-    "clv.api": {
-        *("clv.data", "clv.anchor", "clv.models", "clv.evaluate", "clv.train"),
-        *("clv.bundle", "clv.predict", "clv.registry", "clv.decide"),
-    },
-    "clv": {"clv.api"},
-}
-MAY_IMPORT["ray_jobs"] = set(MAY_IMPORT)
+# Rooms from the bottom up; those of one line do not import each other, and nobody imports upwards.
+ORDER = (
+    ("clv.version",),
+    ("clv.data",),
+    ("clv.simulate",),
+    ("clv.btyd",),
+    ("clv.models",),
+    ("clv.bundle",),
+    ("clv.forecast",),
+    ("clv.evaluate",),
+    ("clv.registry",),
+    ("clv.tasks",),
+    ("clv.decide", "clv.explain", "clv.monitor"),
+    ("clv.train",),
+    ("clv.compress", "clv.privacy"),
+    ("clv.cluster", "clv.serve", "clv.api"),
+    ("clv",),
+    ("ray_jobs",),
+)
+HEIGHT = {room: height for height, rooms in enumerate(ORDER) for room in rooms}
+# A replica must start without the training code, and nothing that is shipped may need a simulated shop.
+NEVER = {("clv.serve", "clv.train"), ("clv.serve", "clv.simulate"), ("clv.forecast", "clv.simulate")}
 
 RAY_ALLOWED = ("clv.cluster", "clv.serve.deployments", "clv.serve.app", "ray_jobs")
 DEEPSPEED_ALLOWED = ("clv.train", "clv.cluster")
 # numpy and scipy only: these run in milliseconds, on machines and in notebooks without torch.
-NO_TORCH = ("clv.data", "clv.anchor", "clv.evaluate")
+NO_TORCH = (
+    *("clv.data", "clv.simulate", "clv.btyd", "clv.evaluate"),
+    *("clv.forecast.distributions", "clv.forecast.calibration", "clv.forecast.slope", "clv.forecast.portfolio"),
+)
 TORCH_FAMILY = {"torch", "transformers", "deepspeed", "peft"}
-# The plain ZILN net is a peer of the back-test, not of our making: it may import torch when it runs.
-LAZY_TORCH_ALLOWED = "clv.evaluate.peers_ziln"
+# The plain ZILN network is a baseline of the back-test, not of our making: it may import torch when it runs.
+LAZY_TORCH_ALLOWED = "clv.evaluate.baselines.ziln"
+MOST_MODULES = 14
 # Calls that touch files, processes or services, wherever they stand in a statement that runs at import.
 ACTS = {"init", "run", "start", "open", "mkdir", "makedirs", "read_text", "write_text", "load", "basicConfig"}
 
@@ -64,12 +62,15 @@ def module_name(path: Path, root: Path = REPO) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def layer_of(module: str, known: set[str]) -> str | None:
-    """The longest known prefix; `clv` itself stands for clv/__init__.py alone, not for unknown packages."""
-    if module == "clv":
-        return "clv"
-    head = ".".join(module.split(".")[:2]) if module.startswith("clv.") else module.split(".")[0]
-    return head if head in known else None
+def room_of(module: str) -> str | None:
+    """The room that a module stands in; `clv` itself stands for clv/__init__.py alone, not for unknown packages."""
+    parts = module.split(".")
+    name = ".".join(parts[:2]) if parts[0] == "clv" else parts[0]
+    return name if name in HEIGHT else None
+
+
+def may_import(room: str, target: str) -> bool:
+    return room == target or (HEIGHT[target] < HEIGHT[room] and (room, target) not in NEVER)
 
 
 def imports(source: str, module: str, is_package: bool, siblings: set[str]) -> Iterator[Import]:
@@ -106,24 +107,22 @@ def within(module: str, names: tuple[str, ...]) -> bool:
 
 def import_violations(source: str, module: str, *, is_package: bool = False, siblings: set[str]) -> list[str]:
     """One line for each import of `module` that the rules forbid."""
-    known, found = set(MAY_IMPORT), []
-    layer = layer_of(module, known)
-    if layer is None:
-        return [f"{module}: no rule for this package; add it to MAY_IMPORT"]
+    room, found = room_of(module), []
+    if room is None:
+        return [f"{module}: no place for this package; add it to ORDER"]
     for item in imports(source, module, is_package, siblings):
         top, where = item.target.split(".")[0], f"{module}:{item.line} imports {item.target}"
-        if top in {"clv", "ray_jobs"}:
-            target = layer_of(item.target, known)
-            # The package itself (its version, say) is no layer above anybody.
-            if target not in MAY_IMPORT[layer] | {layer} and item.target != "clv":
-                found.append(f"{where}: {layer} may import {sorted(MAY_IMPORT[layer]) or 'nothing of ours'}")
+        if top in {"clv", "ray_jobs"} and item.target != "clv":
+            target = room_of(item.target)
+            if target is None or not may_import(room, target):
+                found.append(f"{where}: {room} must not import {target or 'a package without a place'}")
         if top == "ray" and not within(module, RAY_ALLOWED):
             found.append(f"{where}: Ray lives in {', '.join(RAY_ALLOWED)}")
         if top == "deepspeed" and not within(module, DEEPSPEED_ALLOWED):
             found.append(f"{where}: DeepSpeed lives in {', '.join(DEEPSPEED_ALLOWED)}")
         excepted = module == LAZY_TORCH_ALLOWED and item.lazy
         if top in TORCH_FAMILY and within(module, NO_TORCH) and not excepted:
-            found.append(f"{where}: {layer} works without torch")
+            found.append(f"{where}: {room} works without torch")
     return found
 
 
@@ -190,6 +189,73 @@ FILES = project_files()
 SIBLINGS = {module_name(path) for path in FILES}
 
 
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or around a corner (Tarjan 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(arrows.get(node, ())):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            group = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in sorted(arrows):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def arrows() -> dict[str, set[str]]:
+    """module -> modules of ours that it imports, also inside functions and for types only."""
+    return {
+        module_name(path): {
+            item.target
+            for item in imports(
+                path.read_text(encoding="utf-8"), module_name(path), path.name == "__init__.py", SIBLINGS
+            )
+            if item.target in SIBLINGS and item.target != module_name(path)
+        }
+        for path in FILES
+    }
+
+
+def test_no_two_files_import_each_other_around_any_corner() -> None:
+    found = arrows()
+    found["clv"] = set()  # the package offers `fit` and `load` of the API lazily; its version is below everybody
+    assert circles(found) == []
+
+
+def test_a_planted_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_no_folder_is_a_heap() -> None:
+    folders = {path.parent for path in REPO.glob("clv/**/*.py")}
+    sizes = {str(folder): sum(p.name != "__init__.py" for p in folder.glob("*.py")) for folder in folders}
+    assert {folder: size for folder, size in sizes.items() if size > MOST_MODULES} == {}
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in REPO.glob("clv/**/*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module_name(path))
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_a_module_imports_only_what_its_layer_may(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
@@ -204,27 +270,36 @@ def test_a_module_does_nothing_when_imported(path: Path) -> None:
 
 PLANTED = {
     "Ray in a model": ("clv.models.heads", "import ray.train", "Ray lives in"),
-    "Ray inside a function": ("clv.predict", "def f():\n    from ray import data", "Ray lives in"),
-    "Ray by name": ("clv.data.intake", "import importlib\nx = importlib.import_module('ray')", "Ray lives in"),
-    "Ray in a server part that needs none": ("clv.serve.routes", "from ray import serve", "Ray lives in"),
-    "torch in data": ("clv.data.rfm", "from torch import nn", "works without torch"),
-    "torch in a peer, eagerly": ("clv.evaluate.peers_ziln", "import torch", "works without torch"),
-    "torch in another peer, lazily": ("clv.evaluate.peers", "def f():\n    import torch", "works without torch"),
+    "Ray inside a function": ("clv.forecast.predictor", "def f():\n    from ray import data", "Ray lives in"),
+    "Ray by name": ("clv.data.prepare.mapping", "import importlib\nx = importlib.import_module('ray')", "Ray lives in"),
+    "Ray in a server part that needs none": ("clv.serve.http.routes", "from ray import serve", "Ray lives in"),
+    "torch in data": ("clv.data.features", "from torch import nn", "works without torch"),
+    "torch in a baseline, eagerly": ("clv.evaluate.baselines.ziln", "import torch", "works without torch"),
+    "torch in another baseline, lazily": ("clv.evaluate.baselines.run", "def f():\n    import torch", "works without"),
+    "torch in a distribution": ("clv.forecast.distributions", "import torch", "works without torch"),
     "DeepSpeed in a model": ("clv.models.model", "import deepspeed", "DeepSpeed lives in"),
-    "data above itself": ("clv.data.spec", "from clv.models import batch", "clv.data may import nothing"),
-    "models above themselves": ("clv.models.model", "import clv.train.engine", "clv.models may import"),
-    "cluster to serve": ("clv.cluster.scoring", "from clv.serve.store import Store", "clv.cluster may import"),
-    "serve to cluster": ("clv.serve.app", "from clv import cluster", "clv.serve may import"),
-    "a relative way out": ("clv.data.spec", "from ..train import plan", "clv.data may import nothing"),
-    "library to jobs": ("clv.train.loop", "import ray_jobs.train", "clv.train may import"),
-    "a package nobody knows": ("clv.helpers.misc", "x = 1", "no rule for this package"),
-    "an import of a package nobody knows": ("clv.train.loop", "import clv.helpers", "clv.train may import"),
+    "data above itself": ("clv.data.spec.models", "from clv.models import heads", "must not import clv.models"),
+    "models above themselves": ("clv.models.model", "import clv.train.loop", "must not import clv.train"),
+    "cluster to serve": ("clv.cluster.scoring", "from clv.serve.client import Client", "must not import clv.serve"),
+    "serve to cluster": ("clv.serve.app", "from clv import cluster", "must not import clv.cluster"),
+    "serve to train": ("clv.serve.app", "from clv.train import loop", "must not import clv.train"),
+    "cluster to the API": ("clv.cluster.scoring", "from clv.api import fit", "must not import clv.api"),
+    "a relative way out": ("clv.data.spec.models", "from ...train import loop", "must not import clv.train"),
+    "library to jobs": ("clv.train.loop", "import ray_jobs.train", "must not import ray_jobs"),
+    "a package nobody knows": ("clv.helpers.misc", "x = 1", "no place for this package"),
+    "an import of a package nobody knows": ("clv.train.loop", "import clv.helpers", "a package without a place"),
 }
 
 
 @pytest.mark.parametrize(("module", "source", "message"), PLANTED.values(), ids=PLANTED)
 def test_a_planted_breach_is_found(module: str, source: str, message: str) -> None:
-    siblings = SIBLINGS | {"clv.cluster", "clv.train", "clv.models.batch", "clv.train.plan", "clv.train.engine"}
+    siblings = SIBLINGS | {
+        "clv.cluster",
+        "clv.train",
+        "clv.models.inputs.batch",
+        "clv.train.estimate",
+        "clv.train.engines.torch_engine",
+    }
     found = import_violations(source, module, siblings=siblings)
     assert len(found) == 1
     assert message in found[0]
@@ -234,9 +309,9 @@ def test_a_planted_breach_is_found(module: str, source: str, message: str) -> No
     ("module", "source"),
     [
         ("clv.cluster.training", "import ray\nfrom clv.train import loop\nfrom clv.data.clock import Clock"),
-        ("clv.serve.deployments", "from ray import serve\nfrom clv.predict import Predictor"),
-        ("clv.evaluate.peers_ziln", "def fit():\n    import torch"),
-        ("clv.models.model", "import torch\nfrom clv import __version__\nimport clv.data.windows"),
+        ("clv.serve.deployments", "from ray import serve\nfrom clv.forecast.predictor import Predictor"),
+        ("clv.evaluate.baselines.ziln", "def fit():\n    import torch"),
+        ("clv.models.model", "import torch\nfrom clv.version import __version__\nimport clv.data.cutoff"),
         ("ray_jobs.train", "def main():\n    from clv.cluster import training\n    import ray"),
     ],
 )

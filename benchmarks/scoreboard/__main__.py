@@ -20,10 +20,10 @@ import numpy as np
 import tyro
 
 from benchmarks.scoreboard.table import markdown, row_of
-from clv.cluster import intake, session
+from clv.cluster import preparing, session
 from clv.cluster.training import read_shop
-from clv.data.prepared import Prepared
-from clv.data.spec import DatasetSpec
+from clv.data.dataset import Prepared
+from clv.data.spec.models import DatasetSpec
 from clv.train.config import TrainConfig
 
 HERE = Path(__file__).resolve().parent
@@ -91,7 +91,7 @@ def histories(name: str, cache: Path) -> Path:
     folder = cache / f"{name}-{source_hash()}"
     if not folder.exists():
         path = DATASETS / f"{name}.yaml"
-        intake.prepare(DatasetSpec.load(path), str(path), folder, run=intake.run_here, say=lambda line: None)
+        preparing.prepare(DatasetSpec.load(path), str(path), folder, run=preparing.run_here, say=lambda line: None)
     return folder.absolute()
 
 

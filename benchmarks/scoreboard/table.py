@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from clv.cluster.backtesting import Truth
 from clv.evaluate import metrics
 from clv.evaluate.bootstrap import bootstrap, interval
-from clv.evaluate.prediction import Prediction
+from clv.forecast.distributions import Prediction
+from clv.train.backtest import Truth
 
 SHOWN = ("ngini", "spearman", "auc", "mae_over_mean", "rmse_over_mean", "bias", "decile_mape", "crps", "pit80")
 HIGHER = ("ngini", "spearman", "auc")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from clv.models import text as texts
+from clv.models.backbones import text_encoder as texts
 
 TEXTS = pa.schema([pa.field("text_key", pa.int64()), pa.field("text", pa.string())])
 CHUNK_TEXTS = 512  # texts of one call of an actor: some seconds of work on one core

@@ -10,12 +10,12 @@ from typing import Any
 
 from clv.cluster import training, workers
 from clv.cluster.workers import Cluster, Say
-from clv.data.prepared import Prepared
+from clv.data.dataset import Prepared
 from clv.train.config import TrainConfig
-from clv.train.fit import Shop
+from clv.train.fitting import Shop
 from clv.train.pretraining import Plan, Pretrained
-from clv.train.run import Row
 from clv.train.tracking import Tracking
+from clv.train.trainer import Row
 
 
 def read_shops(folders: Sequence[Path], config: TrainConfig) -> list[Shop]:

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from clv import bundle as bundles
 from clv.bundle import sha256_of
 from clv.cluster import session
-from clv.cluster.anchor_scores import COLUMNS, AnchorPredictor
-from clv.data.prepared import Prepared
-from clv.data.workshop import JOURNAL, publish, replacing, workshop, write_text
-from clv.predict import SCORES, Predictor
+from clv.cluster.btyd_scores import COLUMNS, AnchorPredictor
+from clv.data.dataset import Prepared
+from clv.data.workdir import JOURNAL, publish, replacing, workshop, write_text
+from clv.forecast.predictor import Predictor
+from clv.forecast.scores import SCORES
 
 # Scored at a time: bounds the memory of an actor, whatever the size of a shard and the length of its histories.
 CHUNK_CUSTOMERS, CHUNK_TOKENS = 20_000, 2_000_000

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from clv.cluster import session
-from clv.models.batch import Samples
-from clv.train.shards import Piece
+from clv.models.inputs.batch import Samples
+from clv.train.examples.on_storage import Piece
 
 
 def load(assemble: Callable[[Piece], Samples], pieces: Iterable[Piece]) -> Iterator[Samples]:
-    """What `clv.train.shards.load_here` yields; each worker has a stream of its own."""
+    """What `clv.train.examples.on_storage.load_here` yields; each worker has a stream of its own."""
     import ray
 
     session.quiet_data()

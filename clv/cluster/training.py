@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 from clv.cluster import streaming, workers
 from clv.cluster.workers import Cluster, Say
+from clv.data.dataset import Prepared
 from clv.data.histories import Histories
-from clv.data.prepared import Prepared
-from clv.models.features import Items
+from clv.models.inputs.feature_space import Items
 from clv.train.config import TrainConfig
-from clv.train.feed import Source
-from clv.train.fit import Phases, Shop
-from clv.train.run import Row
-from clv.train.shards import Sharded, load_here
+from clv.train.examples.loader import Source
+from clv.train.examples.on_storage import Sharded, load_here
+from clv.train.fitting import Phases, Shop
 from clv.train.tracking import Tracking
+from clv.train.trainer import Row
 
 TOKEN_BYTES, LINE_BYTES = 74, 8  # of a token's fields and offset, of an item key
 
@@ -87,7 +87,7 @@ def dataset_facts(prepared: Prepared) -> dict[str, Any]:
 def train(
     histories: Path, phases: Phases, config: TrainConfig, cluster: Cluster, tracking: Tracking, say: Say = print
 ) -> Any:
-    """Run both phases on a group of workers; returns `clv.train.run.Fitted`.
+    """Run both phases on a group of workers; returns `clv.train.trainer.Fitted`.
 
     Raises RuntimeError when the loss is no longer finite, when the disk of the checkpoints is full, or when workers
     failed more than `max_failures` times.
@@ -104,7 +104,7 @@ def worker(arguments: dict[str, Any]) -> None:
     """What every worker runs."""
     import ray
 
-    from clv.train import run
+    from clv.train import trainer
 
     if workers.in_vain(arguments):
         return
@@ -117,7 +117,7 @@ def worker(arguments: dict[str, Any]) -> None:
         f"engine {config.engine.kind}, ZeRO stage {config.engine.stage}, pid {os.getpid()}"
     )
     phases, trial_only = ray.get(arguments["phases"]), arguments["trial_only"]
-    work: Any = run.try_out if trial_only else run.train
+    work: Any = trainer.try_out if trial_only else trainer.train
     workers.attend(
         arguments,
         config,

@@ -11,7 +11,7 @@ from clv.cluster import training, workers
 from clv.cluster.workers import Cluster, Say
 from clv.train import search
 from clv.train.config import TrainConfig
-from clv.train.fit import Phases
+from clv.train.fitting import Phases
 from clv.train.search import Choice, Range
 from clv.train.tracking import Name as TrackerName
 from clv.train.tracking import Tracking

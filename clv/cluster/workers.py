@@ -15,7 +15,7 @@ from typing import Any
 
 from clv.cluster import session
 from clv.train.config import TrainConfig
-from clv.train.run import Hooks, Row
+from clv.train.trainer import Hooks, Row
 
 Say = Callable[[str], None]
 Work = Callable[[Hooks, str, Path | None], Any]
@@ -114,7 +114,7 @@ def join_group(config: TrainConfig, use_gpu: bool) -> tuple[int, int]:
     import ray.train
     import torch
 
-    from clv.train.zero import import_deepspeed
+    from clv.train.engines.deepspeed_engine import import_deepspeed
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if config.engine.kind == "deepspeed":
@@ -139,7 +139,7 @@ def attend(
     import ray.train
     import torch
 
-    from clv.train.engine import slow_precision
+    from clv.train.engines.precision import slow_precision
     from clv.train.loop import Saving
 
     cluster: Cluster = arguments["cluster"]

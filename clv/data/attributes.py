@@ -14,10 +14,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clv.data import parse
-from clv.data.books import Books, Verdict
 from clv.data.histories import ATTRIBUTE_PREFIX
-from clv.data.spec import Attribute, CustomerSource, DatasetSpec
+from clv.data.prepare import parsing
+from clv.data.prepare.accounting import Books, Verdict
+from clv.data.spec.models import Attribute, CustomerSource, DatasetSpec
 
 # No name of an attribute holds a "@". A float holds microseconds exactly until 2255, and stores know text and floats.
 KNOWN_AT, FILL, FILLED = "@known_at", "@fill", "_filled"
@@ -38,14 +38,14 @@ def values(rows: pa.Table, source: CustomerSource, timezone: str, verdict: Verdi
     columns: dict[str, Any] = {}
     for name, rule in source.attributes.items():
         if rule.kind == "numeric":
-            numbers, unreadable = parse.numbers(rows[rule.column], source.decimal)
+            numbers, unreadable = parsing.numbers(rows[rule.column], source.decimal)
             verdict.reject(unreadable | np.isinf(numbers), f"{name} is not a finite number")
             given = pa.array(numbers, from_pandas=True)
         else:
-            given = parse.strings(rows[rule.column], True)
+            given = parsing.strings(rows[rule.column], True)
         columns[ATTRIBUTE_PREFIX + name] = given
         if rule.known_at is not None:
-            time, missing, bad, _ = parse.times(rows[rule.known_at], source.time_format, timezone)
+            time, missing, bad, _ = parsing.times(rows[rule.known_at], source.time_format, timezone)
             verdict.reject(bad, f"known_at of {name} is unreadable or outside 1970 to 2099")
             columns[ATTRIBUTE_PREFIX + name + KNOWN_AT] = pa.array(np.where(missing, np.nan, time), from_pandas=True)
             undated = missing & given.is_valid().to_numpy(zero_copy_only=False) & verdict.accepted

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clv.data.siphash import hash_strings
+from clv.data.hashing import hash_strings
 
 US = pa.timestamp("us", tz="UTC")
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from clv.data.cutoff import Cut
 from clv.data.events import PURCHASE
 from clv.data.sessions import sessions
-from clv.data.windows import Cut
 
 MONTH_DAYS = 30.0
 VISITORS = "visitors"

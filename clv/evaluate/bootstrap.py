@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 
 from clv.evaluate import probabilistic
 from clv.evaluate.metrics import METRICS, NEGLIGIBLE, score_of
-from clv.evaluate.prediction import Array, Prediction
+from clv.forecast import distributions
+from clv.forecast.distributions import Array, Prediction
 
 CHUNK = 25
 
@@ -84,7 +85,7 @@ class _Model:
         error = np.abs(self.value - y)
         self.linear = [error, error**2, self.value]
         if prediction.quantiles is not None:
-            u = probabilistic.pit(y, prediction.quantiles, seed)
+            u = distributions.pit(y, prediction.quantiles, seed)
             inside = ((u >= 0.1) & (u <= 0.9)).astype(float)
             self.linear += [probabilistic.crps(y, prediction.quantiles), inside]
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clv.evaluate import probabilistic
-from clv.evaluate.prediction import Array, Prediction
+from clv.forecast import distributions
+from clv.forecast.distributions import Array, Prediction
 
 METRICS = (
     "ngini",
@@ -247,5 +248,5 @@ def evaluate(y: ArrayLike, orders: ArrayLike, prediction: Prediction, seed: int 
     }
     if prediction.quantiles is not None and len(value):
         out["crps"] = float(probabilistic.crps(y, prediction.quantiles).mean())
-        out["pit80"] = probabilistic.pit80(probabilistic.pit(y, prediction.quantiles, seed))
+        out["pit80"] = probabilistic.pit80(distributions.pit(y, prediction.quantiles, seed))
     return {name: float(out[name]) if np.isfinite(out[name]) else None for name in METRICS}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clv.evaluate.prediction import Array, Prediction
+from clv.forecast.distributions import Array, Prediction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clv.models.batch import Targets
 from clv.models.heads import Outputs, log_normal_density
+from clv.models.inputs.batch import Targets
 
 LossName = Literal["mixture", "ziln", "tweedie", "mse"]
 TWEEDIE_POWER = 1.5

@@ -9,13 +9,14 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from clv.models import adapters, encoders, text_backbone
-from clv.models.adapters import AdapterConfig
-from clv.models.batch import Batch
-from clv.models.embed import TokenEmbedding
-from clv.models.encoders import BackboneConfig
-from clv.models.features import FeatureSpace
+from clv.models.adapters import methods
+from clv.models.adapters.methods import AdapterConfig
+from clv.models.backbones import encoders, text_backbone
+from clv.models.backbones.encoders import BackboneConfig
+from clv.models.embedding import TokenEmbedding
 from clv.models.heads import MAX_CORRECTION, MAX_DEPARTURE, Heads, Outputs, mean_of
+from clv.models.inputs.batch import Batch
+from clv.models.inputs.feature_space import FeatureSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ class CustomerModel(Reader):
         self.furnish(config, space.width, num_horizons)
         self.others = nn.ModuleList(Reader(config, space.width, num_horizons) for _ in range(config.members - 1))
         if config.adapters.method:
-            adapters.inject(self, config.adapters, config.backbone)
+            methods.inject(self, config.adapters, config.backbone)
 
     def tokens(self, batch: Batch) -> Tensor | None:
         """(B, T, width), read by the backbone; None where the sequence is left out."""

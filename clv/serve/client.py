@@ -25,7 +25,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from clv.serve.schemas import (
+from clv.serve.http.schemas import (
     MAX_CUSTOMERS,
     MAX_POSTED,
     Customer,

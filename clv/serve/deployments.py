@@ -21,14 +21,15 @@ from ray import serve
 from ray.serve import metrics as serve_metrics
 
 from clv.registry import Registry
-from clv.serve.backend import LiveBackend, Predicts
-from clv.serve.batching import Batching
-from clv.serve.follow import Follower
-from clv.serve.limits import Limiter
-from clv.serve.metrics import Metrics
-from clv.serve.routes import routes
-from clv.serve.security import check_exposure, keys_from_env
-from clv.serve.store import is_folder, open_store
+from clv.serve.http.metrics import Metrics
+from clv.serve.http.rate_limits import Limiter
+from clv.serve.http.routes import routes
+from clv.serve.http.security import check_exposure, keys_from_env
+from clv.serve.rollout.follower import Follower
+from clv.serve.scoring.backend import LiveBackend
+from clv.serve.scoring.batching import Batching
+from clv.serve.scoring.scorer import Predicts
+from clv.serve.store.factory import is_folder, open_store
 
 LOG = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class Replica:
 
     def load(self, bundle: Path) -> Predicts:
         """The predictor of a bundle folder; raises what a damaged or foreign bundle raises."""
-        from clv.predict import Predictor
+        from clv.forecast.predictor import Predictor
 
         return Predictor(bundle, device=self.args.device)
 

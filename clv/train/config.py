@@ -11,10 +11,11 @@ from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from clv.models import adapters, encoders, text_backbone
+from clv.models.adapters import methods
+from clv.models.backbones import encoders, text_backbone
+from clv.models.backbones.text_encoder import DEFAULT_ENCODER
 from clv.models.losses import LossConfig
 from clv.models.model import ModelConfig
-from clv.models.text import DEFAULT_ENCODER
 
 OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -63,7 +64,7 @@ class EngineConfig:
     kind: torch needs nothing but torch, and every worker holds everything; deepspeed shards the optimizer from stage 1
     on, gradients from 2 and parameters at 3, and nothing at 0.
     zero_stage: with deepspeed, None is the stage of the DeepSpeed JSON, or 1.
-    precision: auto is the fastest that the device has (see `clv.train.engine.choose_precision`).
+    precision: auto is the fastest that the device has (see `clv.train.engines.precision.choose_precision`).
     accumulation: micro-batches that each worker cuts its part of a step into.
     offload_optimizer, offload_parameters: these are kept in the host's memory, which needs a GPU.
     activation_checkpointing: layers run again in the backward pass instead of keeping what they computed.
@@ -155,7 +156,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if 0 < self.batch_tokens < (longest := self.model.backbone.max_tokens):
             raise ValueError(f"batch_tokens {self.batch_tokens} is less than one customer's max_tokens {longest}")
-        adapters.check(self.model.adapters, self.model.backbone)
+        methods.check(self.model.adapters, self.model.backbone)
         if self.model.adapters.method and not self.model.use_sequence:
             raise ValueError(
                 f"adapters.method {self.model.adapters.method} would do nothing without model.use_sequence"
@@ -172,12 +173,12 @@ class TrainConfig:
 
     @property
     def prunes(self) -> bool:
-        """Whether ranks of the adapters are given up during training (see `clv.models.ranks`)."""
+        """Whether ranks of the adapters are given up during training (see `clv.models.adapters.adalora`)."""
         return self.model.adapters.method == "adalora"
 
     @classmethod
     def preset(cls, name: str) -> Self:
-        """Settings for a backbone of `clv.models.encoders.PRESETS`."""
+        """Settings for a backbone of `clv.models.backbones.encoders.PRESETS`."""
         backbone = encoders.resolve_preset(name)
         rate = {"tiny": 2e-3, "minilm": 5e-4, "base": 3e-4, "large": 2e-4}[name]
         return cls(model=ModelConfig(backbone=backbone), optimizer=OptimizerConfig(learning_rate=rate))

@@ -7,19 +7,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from clv.bundle import Bundle, as_json
-from clv.evaluate import report
-from clv.evaluate.card import judgement
-from clv.evaluate.findings import Findings, find
-from clv.predict import TAIL_YEARS, tail_years
+from clv.evaluate.report import html_page
+from clv.evaluate.report.card import judgement
+from clv.evaluate.report.findings import Findings, find
+from clv.forecast.horizons import TAIL_YEARS, tail_years
 from clv.train.config import TrainConfig
-from clv.train.fit import Phases, Shop
-from clv.train.run import Fitted
+from clv.train.fitting import Phases, Shop
+from clv.train.trainer import Fitted
 
 
 def to_bundle(
-    shop: Shop, phases: Phases, config: TrainConfig, fitted: Fitted, dataset: dict[str, Any], notices: list[str]
+    shop: Shop, phases: Phases, config: TrainConfig, fitted: Fitted, dataset_facts: dict[str, Any], notices: list[str]
 ) -> Bundle:
-    """`dataset`: name, currency, timezone, value, horizons, discount_rate_annual and fingerprints of the source."""
+    """`dataset_facts`: name, currency, timezone, value, horizons, annual discount rate, fingerprints of the source."""
     assembler = phases.final.assembler
     plain, arrays = assembler.space.to_arrays()
     held_out = None
@@ -28,8 +28,8 @@ def to_bundle(
     model_settings = as_json(config.model.merged)
     model_settings["backbone"]["pretrained"] = None  # the weights are in the bundle
     facts = {
-        "dataset": dataset["name"],
-        "dataset_facts": dataset,
+        "dataset": dataset_facts["name"],
+        "dataset_facts": dataset_facts,
         "cut": _iso(phases.final.cutoff),
         "cut_us": phases.final.cutoff,
         "data_through_us": min(shop.data_through, phases.final.cutoff),
@@ -41,10 +41,10 @@ def to_bundle(
     }
     found = [find(fitted.panel)] if fitted.panel is not None else []
     text = card(facts, fitted, found, tail_years(assembler.baseline))
-    page = report.render(
+    page = html_page.render(
         found,
-        title=f"{dataset['name']}: how good is bundle cut at {_iso(phases.final.cutoff)[:10]}",
-        currency=dataset["currency"],
+        title=f"{dataset_facts['name']}: how good is bundle cut at {_iso(phases.final.cutoff)[:10]}",
+        currency=dataset_facts["currency"],
         notices=notices if found else [judgement(found)[0], *notices],
     )
     return Bundle(
@@ -66,12 +66,12 @@ def to_bundle(
 
 def card(facts: dict[str, Any], fitted: Fitted, found: Sequence[Findings], tail: int) -> str:
     """The bundle in plain words. `tail`: years beyond the longest horizon that `clv_mean` counts."""
-    dataset = facts["dataset_facts"]
+    dataset_facts = facts["dataset_facts"]
     lines = [
         f"# {facts['dataset']}: customer lifetime value",
         "",
-        f"Trained on what was known before {facts['cut']}; values in {dataset['currency'] or 'no currency'}, "
-        f"days counted in {dataset['timezone']}, value is {dataset['value']}.",
+        f"Trained on what was known before {facts['cut']}; values in {dataset_facts['currency'] or 'no currency'}, "
+        f"days counted in {dataset_facts['timezone']}, value is {dataset_facts['value']}.",
         "",
         *judgement(found),
     ]
@@ -83,15 +83,16 @@ def card(facts: dict[str, Any], fitted: Fitted, found: Sequence[Findings], tail:
             else f"The model's say in the value is {gate:.0%}, the anchor's {1 - gate:.0%}.",
             "",
         ]
-    lines += [lifetime(dataset, tail), "", *(f"- {notice}" for notice in facts["notices"]), ""]
+    lines += [lifetime(dataset_facts, tail), "", *(f"- {notice}" for notice in facts["notices"]), ""]
     return "\n".join(lines)
 
 
-def lifetime(dataset: dict[str, Any], tail: int) -> str:
+def lifetime(dataset_facts: dict[str, Any], tail: int) -> str:
     """What `clv_mean` counts, in words."""
     text = (
-        f"`clv_mean` is what a customer spends in the next {dataset['horizons'][-1]} days and the {tail} years after "
-        f"them, discounted at {dataset['discount_rate_annual']:.0%} a year; the years are the anchor's, not learned."
+        f"`clv_mean` is what a customer spends in the next {dataset_facts['horizons'][-1]} days and the {tail} "
+        f"years after them, discounted at {dataset_facts['discount_rate_annual']:.0%} a year; the years are "
+        "the anchor's, not learned."
     )
     if tail < TAIL_YEARS:
         text += (

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from clv.models import losses, ranks
-from clv.models.batch import Batch
+from clv.models import losses
+from clv.models.adapters import adalora
+from clv.models.inputs.batch import Batch
 from clv.train.config import OptimizerConfig, TrainConfig
-from clv.train.engine import Engine
-from clv.train.feed import Source, ahead, feed
+from clv.train.engines.torch_engine import Engine
+from clv.train.examples.loader import Source, ahead, feed
 
 NOTICE_SECONDS = 2.0
 
@@ -184,7 +185,7 @@ def sum_loss(config: TrainConfig, has_value: bool) -> Callable[[nn.Module, Batch
         assert batch.targets is not None
         total, weight = losses.total(model(batch), batch.targets, config.loss, has_value)
         if config.prunes:
-            total = total + weight * ranks.SKEW_WEIGHT * ranks.skew(model)
+            total = total + weight * adalora.SKEW_WEIGHT * adalora.skew(model)
         return total, weight
 
     return loss

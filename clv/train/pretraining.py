@@ -14,21 +14,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clv.data.clock import DAY_US, Clock
+from clv.data.cutoff import Value, cut, first_not_before
 from clv.data.histories import Histories
-from clv.data.windows import Value, cut, first_not_before
-from clv.models import encoders, pretrain, transfer
-from clv.models.batch import Batch
-from clv.models.features import FeatureSpace
-from clv.models.pretrain import EventSamples, NextEvents, Objectives, Pretrainer
-from clv.models.tokens import TokenArrays
-from clv.train import fit, loop
+from clv.models.backbones import encoders
+from clv.models.inputs.batch import Batch
+from clv.models.inputs.feature_space import FeatureSpace
+from clv.models.inputs.tokens import TokenArrays
+from clv.models.pretraining import pretrainer, transfer
+from clv.models.pretraining.pretrainer import EventSamples, NextEvents, Objectives, Pretrainer
+from clv.train import fitting, loop
 from clv.train.config import TrainConfig
-from clv.train.engine import make_engine
-from clv.train.feed import Source, Whole
-from clv.train.fit import Shop
-from clv.train.origins import first_days
-from clv.train.run import Hooks, Row
-from clv.train.shards import Piece, Sharded, read_shard
+from clv.train.engines.factory import make_engine
+from clv.train.examples.in_memory import first_days
+from clv.train.examples.loader import Source, Whole
+from clv.train.examples.on_storage import Piece, Sharded, read_shard
+from clv.train.fitting import Shop
+from clv.train.trainer import Hooks, Row
 
 
 @dataclass(frozen=True)
@@ -163,11 +164,11 @@ def plan(shops: Sequence[Shop], origins: Sequence[int], objectives: Objectives, 
     encoders.build(config.model.backbone)  # an impossible shape is told before any work
     setups = []
     for shop, origin in zip(shops, origins, strict=True):
-        phases = fit.plan(shop, origin, config)
+        phases = fitting.plan(shop, origin, config)
         setups.append(phases.trial or phases.final)
-    joint = pretrain.joint_space([setup.assembler.space for setup in setups])
+    joint = pretrainer.joint_space([setup.assembler.space for setup in setups])
     grounds = tuple(
-        Ground(shop, setup.cutoff, pretrain.scaled_as(joint, setup.assembler.space))
+        Ground(shop, setup.cutoff, pretrainer.scaled_as(joint, setup.assembler.space))
         for shop, setup in zip(shops, setups, strict=True)
     )
     return Plan(grounds, joint, objectives)

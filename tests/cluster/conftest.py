@@ -10,8 +10,8 @@ import pytest
 
 from clv.cluster import training
 from clv.cluster.workers import Cluster
-from clv.data.prepared import Prepared
-from clv.train import fit
+from clv.data.dataset import Prepared
+from clv.train import fitting
 from clv.train.config import TrainConfig
 from clv.train.tracking import Tracking
 from tests.prepared_shop import prepared_shop
@@ -20,7 +20,7 @@ from tests.prepared_shop import prepared_shop
 @dataclass(frozen=True)
 class Task:
     histories: Path
-    phases: fit.Phases
+    phases: fitting.Phases
     config: TrainConfig
 
     def train(
@@ -47,6 +47,6 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     backbone = replace(config.model.backbone, architecture="gru")
     config = replace(config, model=replace(config.model, backbone=backbone), num_origins=4)
     config = replace(config, epochs=3, samples_per_epoch=480, batch_size=32, seed=11)
-    phases = fit.plan(training.read_shop(out), Prepared.open(out).origin(None), config)
+    phases = fitting.plan(training.read_shop(out), Prepared.open(out).origin(None), config)
     assert phases.trial is not None
     return Task(out, phases, config)

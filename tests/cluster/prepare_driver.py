@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from clv.cluster import intake
-from clv.data.spec import DatasetSpec
+from clv.cluster import preparing
+from clv.data.spec.models import DatasetSpec
 from tests.cluster.two_nodes import two_nodes
 
 
@@ -38,7 +38,7 @@ def main() -> None:
                 nodes.remove_node(victim, allow_graceful=False)  # SIGKILL to the raylet; its workers go with it
                 print("killed a node", flush=True)
 
-        intake.prepare(DatasetSpec.load(spec), spec, Path(out), partitions=8, say=say)
+        preparing.prepare(DatasetSpec.load(spec), spec, Path(out), partitions=8, say=say)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import pytest
 
 from clv.cluster import embedding
 from clv.cluster.embedding import embed, encode_here, encode_on_ray
-from clv.data import histories, items
+from clv.data import histories
 from clv.data.clock import Clock
 from clv.data.events import EVENTS, US, stable_hash
-from clv.models.text import TextEncoder
+from clv.data.prepare import items
+from clv.models.backbones.text_encoder import TextEncoder
 
 WORDS = ["red", "blue", "mug", "jar", "glass", "paper", "small", "large"]
 

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clv.cluster import intake
-from clv.data.finish import file_sha256
-from clv.data.prepared import Prepared
-from clv.data.spec import DatasetSpec
+from clv.cluster import preparing
+from clv.data.dataset import Prepared
+from clv.data.prepare.publish import file_sha256
+from clv.data.spec.models import DatasetSpec
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
@@ -53,8 +53,8 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    manifest = intake.prepare(
-        DatasetSpec.load(spec), str(spec), out, run=intake.run_here, partitions=8, say=lambda line: None
+    manifest = preparing.prepare(
+        DatasetSpec.load(spec), str(spec), out, run=preparing.run_here, partitions=8, say=lambda line: None
     )
     return files_of(out) | {"books": manifest["books"]}
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from clv.cluster import streaming, training
-from clv.data.prepared import Prepared
-from clv.train.origins import ShardOrigins
-from clv.train.shards import Piece, load_here
+from clv.data.dataset import Prepared
+from clv.train.examples.in_memory import ShardOrigins
+from clv.train.examples.on_storage import Piece, load_here
 
 
 def test_ray_data_yields_what_the_loader_does_in_order(ray_cluster: None, task: Any) -> None:

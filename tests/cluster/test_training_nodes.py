@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from clv.train import run
+from clv.train import trainer
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
@@ -59,7 +59,7 @@ def test_a_lost_node_costs_steps_but_changes_nothing_and_the_rest_go_on_without_
     from clv.cluster.training import read_shop
 
     plain = config.with_engine(kind="torch")
-    undisturbed = run.train(read_shop(task.histories), task.phases, plain)
+    undisturbed = trainer.train(read_shop(task.histories), task.phases, plain)
     found = pickle.loads((tmp_path / "result").read_bytes())
     losses = [
         [(row["phase"], row["epoch"], row["loss"]) for row in rows] for rows in (found["history"], undisturbed.history)

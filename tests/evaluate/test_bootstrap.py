@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clv.evaluate import bootstrap, metrics
-from clv.evaluate.prediction import Prediction, hurdle_lognormal
+from clv.forecast.distributions import Prediction, hurdle_lognormal
 
 
 @pytest.fixture

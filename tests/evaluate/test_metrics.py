@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clv.evaluate import metrics
-from clv.evaluate.prediction import Prediction, hurdle_lognormal
+from clv.forecast.distributions import Prediction, hurdle_lognormal
 
 small = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=2, max_size=30)
 

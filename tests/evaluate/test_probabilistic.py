@@ -3,7 +3,8 @@ import pytest
 from scipy import stats
 
 from clv.evaluate import probabilistic
-from clv.evaluate.prediction import LEVELS, Prediction, Quantiles, hurdle_lognormal
+from clv.forecast import distributions
+from clv.forecast.distributions import LEVELS, Prediction, Quantiles, hurdle_lognormal
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_pit_of_the_true_distribution_is_uniform_despite_the_zeros(
     hurdle: tuple[np.ndarray, Quantiles, np.ndarray],
 ) -> None:
     y, quantiles, _ = hurdle
-    u = probabilistic.pit(y, quantiles, seed=1)
+    u = distributions.pit(y, quantiles, seed=1)
     assert stats.kstest(u, "uniform").pvalue > 0.01
     assert probabilistic.pit80(u) == pytest.approx(0.8, abs=0.03)
     # A plain interval covers far too often here, which is why the PIT judges.
@@ -53,7 +54,7 @@ def test_pit_tells_narrow_bands_and_wide_bands(rng: np.random.Generator) -> None
     n = 2000
     y = np.exp(rng.normal(3, 1.0, n))
     shares = [
-        probabilistic.pit80(probabilistic.pit(y, hurdle_lognormal(np.ones(n), np.full(n, 3.0), np.full(n, s))))
+        probabilistic.pit80(distributions.pit(y, hurdle_lognormal(np.ones(n), np.full(n, 3.0), np.full(n, s))))
         for s in (0.4, 1.0, 2.0)
     ]
     assert shares[0] < 0.5 < 0.77 < shares[1] < 0.83 < 0.95 < shares[2]
@@ -61,9 +62,9 @@ def test_pit_tells_narrow_bands_and_wide_bands(rng: np.random.Generator) -> None
 
 def test_pit_is_seeded_and_stays_inside_the_unit_interval(hurdle: tuple[np.ndarray, Quantiles, np.ndarray]) -> None:
     y, quantiles, _ = hurdle
-    assert np.array_equal(probabilistic.pit(y, quantiles, 3), probabilistic.pit(y, quantiles, 3))
+    assert np.array_equal(distributions.pit(y, quantiles, 3), distributions.pit(y, quantiles, 3))
     for values in (y, y * 1000, np.zeros_like(y), -y):
-        u = probabilistic.pit(values, quantiles)
+        u = distributions.pit(values, quantiles)
         assert u.min() >= 0
         assert u.max() <= 1
 
@@ -80,7 +81,7 @@ def test_a_probability_of_zero_or_one_is_fine() -> None:
     q = hurdle_lognormal([0.0, 1.0], [2.0, 2.0], [0.5, 0.5])
     assert np.all(q.values[0] == 0)
     assert np.all(q.values[1] > 0)
-    assert probabilistic.pit([0.0, np.exp(2.0)], q)[1] == pytest.approx(0.5, abs=0.01)
+    assert distributions.pit([0.0, np.exp(2.0)], q)[1] == pytest.approx(0.5, abs=0.01)
 
 
 def test_cells_report_their_own_coverage(hurdle: tuple[np.ndarray, Quantiles, np.ndarray]) -> None:

@@ -7,14 +7,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from clv.data import histories, rfm
+from clv.data import features, histories
 from clv.data.clock import Clock
+from clv.data.cutoff import Cut, cut
 from clv.data.events import stable_hash
 from clv.data.histories import Histories
-from clv.data.synth import simulate
-from clv.data.windows import Cut, cut
-from clv.models.batch import Samples
-from clv.models.features import FeatureSpace, Items
+from clv.models.inputs.batch import Samples
+from clv.models.inputs.feature_space import FeatureSpace, Items
+from clv.simulate.small import simulate
 
 HORIZONS = (30, 90)
 MAX_TOKENS = 12
@@ -56,7 +56,7 @@ def shop() -> Shop:
     h = Histories.from_table(histories.build(events, clock, attributes))
     origins = np.array([clock.parse("2023-10-01"), clock.parse("2024-01-15")])
     past = cut(h, origins, HORIZONS, clock, known_before=clock.parse("2024-03-01"))
-    table = rfm.frame(past, HORIZONS)
+    table = features.frame(past, HORIZONS)
     names = sorted(made.items["category"].unique())
     items = Items(
         keys=stable_hash(pa.array(made.items["item_id"], pa.string())),

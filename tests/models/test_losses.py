@@ -10,8 +10,8 @@ from scipy import stats
 from torch import Tensor
 
 from clv.models import losses
-from clv.models.batch import Targets
 from clv.models.heads import Heads, Outputs, mean_of
+from clv.models.inputs.batch import Targets
 from clv.models.losses import LossConfig, LossName, orders_nll, purchase_nll, tweedie_deviance, value_nll
 
 B, H = 30, 3

@@ -27,11 +27,12 @@ import uvicorn
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import EVENTS, US
 from clv.data.histories import Histories, build
-from clv.serve.backend import LiveBackend, to_us
-from clv.serve.batching import Batching
-from clv.serve.follow import Follower
-from clv.serve.routes import routes
-from clv.serve.store_sqlite import SqliteStore
+from clv.serve.http.routes import routes
+from clv.serve.rollout.follower import Follower
+from clv.serve.scoring.backend import LiveBackend
+from clv.serve.scoring.batching import Batching
+from clv.serve.scoring.scorer import to_us
+from clv.serve.store.sqlite import SqliteStore
 
 CUT = datetime(2011, 6, 1, tzinfo=UTC)
 NUMBERS = [
@@ -294,10 +295,10 @@ def shop_histories() -> pa.Table:
 def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a real bundle, cut 2011-06-12: anchor and feature space fitted, the network's weights drawn by a seed."""
     from clv import bundle as bundles
-    from clv.models.features import Items
-    from clv.predict import Adjustment
+    from clv.forecast.adjustment import Adjustment
+    from clv.models.inputs.feature_space import Items
     from clv.train.config import TrainConfig
-    from clv.train.fit import Shop, prepare
+    from clv.train.fitting import Shop, prepare
 
     h = Histories.from_table(shop_histories)
     clock = Clock("Europe/London")

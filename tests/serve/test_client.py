@@ -14,11 +14,11 @@ import pytest
 import uvicorn
 from pydantic import ValidationError
 
-from clv.serve.backend import LiveBackend
 from clv.serve.client import Client, ClvError
-from clv.serve.routes import routes
-from clv.serve.schemas import Stored
-from clv.serve.security import Keys
+from clv.serve.http.routes import routes
+from clv.serve.http.schemas import Stored
+from clv.serve.http.security import Keys
+from clv.serve.scoring.backend import LiveBackend
 
 KEY = "a-key-of-twenty-char"
 KEYS = Keys.parse([f"admin={KEY}"])

@@ -19,7 +19,7 @@ from ray.serve.schema import (
 )
 
 from clv.serve.deployments import AppArgs
-from clv.serve.security import is_loopback
+from clv.serve.http.security import is_loopback
 
 FILES = sorted((Path(__file__).parents[2] / "serve_configs").glob("*.yaml"))
 SERVE_FILES = [path for path in FILES if "applications" in yaml.safe_load(path.read_text())]

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pytest
 from ray import cloudpickle, serve
 
-from clv.predict import Predictor
+from clv.forecast.predictor import Predictor
 from clv.registry import Registry
 from clv.serve.app import build_app
 from clv.serve.client import Client, ClvError
 from clv.serve.deployments import AppArgs, Replica
-from clv.serve.store_sqlite import SqliteStore
+from clv.serve.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.ray
 

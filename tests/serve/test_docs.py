@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clv.serve.backend import LiveBackend
-from clv.serve.metrics import Metrics
-from clv.serve.routes import routes
+from clv.serve.http.metrics import Metrics
+from clv.serve.http.routes import routes
+from clv.serve.scoring.backend import LiveBackend
 from ray_jobs.refresh import textfile
 
 DOCS = Path(__file__).parents[2] / "docs"

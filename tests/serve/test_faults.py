@@ -22,7 +22,7 @@ from benchmarks.serve_cluster import Cluster, cluster
 from benchmarks.serve_shop import make_shop
 from clv.registry import Registry
 from clv.serve.client import Client
-from clv.serve.store import open_store
+from clv.serve.store.factory import open_store
 from ray_jobs import deploy
 
 pytestmark = pytest.mark.faults

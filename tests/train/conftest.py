@@ -13,16 +13,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from clv.data import histories, synth
+from clv.data import histories
 from clv.data.clock import Clock
+from clv.data.cutoff import Value
 from clv.data.histories import Histories
-from clv.data.windows import Value
-from clv.models import encoders
-from clv.models.encoders import BackboneConfig
-from clv.models.features import Items
+from clv.models.backbones import encoders
+from clv.models.backbones.encoders import BackboneConfig
+from clv.models.inputs.feature_space import Items
 from clv.models.model import ModelConfig
+from clv.simulate import small
 from clv.train.config import EngineConfig, TrainConfig
-from clv.train.fit import Setup, Shop, prepare
+from clv.train.fitting import Setup, Shop, prepare
 
 MakeShop = Callable[..., Shop]
 CLOCK = Clock("Europe/London")
@@ -31,7 +32,7 @@ WORKER = Path(__file__).with_name("engine_worker.py")
 
 @pytest.fixture(scope="session")
 def shop_histories() -> pa.Table:
-    events = synth.simulate(200, "2023-01-01", "2024-07-01", seed=3, timezone="Europe/London").events
+    events = small.simulate(200, "2023-01-01", "2024-07-01", seed=3, timezone="Europe/London").events
     return histories.build(events, CLOCK)
 
 

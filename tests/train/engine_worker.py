@@ -16,14 +16,16 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.plan import held_bytes
-from clv.models import adapters, encoders
-from clv.models.adapters import AdapterConfig
+from clv.models.adapters import methods
+from clv.models.adapters.methods import AdapterConfig
+from clv.models.backbones import encoders
 from clv.models.model import CustomerModel
 from clv.train import loop
 from clv.train.config import TrainConfig
-from clv.train.engine import Engine, make_engine
-from clv.train.feed import Whole, steps_of
-from clv.train.zero import DeepSpeedEngine
+from clv.train.engines.deepspeed_engine import DeepSpeedEngine
+from clv.train.engines.factory import make_engine
+from clv.train.engines.torch_engine import Engine
+from clv.train.examples.loader import Whole, steps_of
 
 
 class Fixed(Whole):
@@ -52,7 +54,7 @@ def build(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> tuple[En
     if config.model.backbone.pretrained:
         encoders.load_pretrained(model.backbone, config.model.backbone.pretrained)
     if config.model.adapters.method:
-        adapters.inject(model, config.model.adapters, config.model.backbone)
+        methods.inject(model, config.model.adapters, config.model.backbone)
     loss = loop.sum_loss(config, case.get("has_value", True))
     # A CPU has nothing to offload from, and says so; the code is DeepSpeed's own, and runs.
     make = DeepSpeedEngine if config.engine.offload_optimizer else make_engine

@@ -10,15 +10,16 @@ import torch
 
 from clv import bundle as bundles
 from clv.bundle import as_json
-from clv.models import adapters, encoders
-from clv.models.adapters import AdapterConfig
+from clv.forecast.predictor import Predictor
+from clv.models.adapters import methods
+from clv.models.adapters.methods import AdapterConfig
+from clv.models.backbones import encoders
 from clv.models.model import CustomerModel, ModelConfig
-from clv.predict import Predictor
-from clv.train import export, fit, loop, plan, run
+from clv.train import estimate, export, fitting, loop, trainer
 from clv.train.config import TrainConfig
-from clv.train.engine import make_engine
-from clv.train.feed import steps_of
-from clv.train.fit import Setup, Shop
+from clv.train.engines.factory import make_engine
+from clv.train.examples.loader import steps_of
+from clv.train.fitting import Setup, Shop
 from clv.train.optimizers import make_optimizer
 
 pytest.importorskip("peft")
@@ -81,7 +82,7 @@ def test_only_adapters_and_what_lies_outside_the_backbone_learn(
     model = trained(config, setup, shop)
     after = model.state_dict()
     backbone = {name for name in after if name.startswith("backbone.")}
-    fresh = {name for name in backbone if adapters.is_adapter(name)}
+    fresh = {name for name in backbone if methods.is_adapter(name)}
     assert fresh
     frozen = {name: found for name in backbone - fresh if (found := name.replace(".base_layer", "")) in before}
     assert set(frozen.values()) == {name for name in before if name.startswith("backbone.")}
@@ -102,7 +103,7 @@ def test_only_adapters_and_what_lies_outside_the_backbone_learn(
         }[method]
     )
     assert all(torch.isfinite(after[name]).all() for name in fresh)
-    assert plan.size_of(config, setup.assembler.space, 2) == plan.Size(
+    assert estimate.size_of(config, setup.assembler.space, 2) == estimate.Size(
         sum(p.numel() for p in model.parameters()), count
     )
 
@@ -118,14 +119,14 @@ def test_the_model_of_a_bundle_says_what_apart_says_and_can_be_kept_apart(
         unmerged, untouched = model(batch), setup.model(replace(config, model=config.model.plain)).eval()(batch)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
 
-    served = run.load_model(setup, config, run.merged(setup, config, weights))
+    served = trainer.load_model(setup, config, trainer.merged(setup, config, weights))
     stays = method in ("prefix", "bottleneck")
-    assert any(adapters.is_adapter(name) for name in served.state_dict()) == stays
-    adapters.save(tmp_path / "adapters", config.model.adapters, config.model.backbone, adapters.apart(weights))
+    assert any(methods.is_adapter(name) for name in served.state_dict()) == stays
+    methods.save(tmp_path / "adapters", config.model.adapters, config.model.backbone, methods.apart(weights))
     restored = setup.model(replace(config, model=config.model.plain, seed=config.seed + 1))
-    adapters.load(restored, tmp_path / "adapters")
+    methods.load(restored, tmp_path / "adapters")
     found = restored.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in adapters.apart(weights).items())
+    assert all(torch.equal(found[name], value) for name, value in methods.apart(weights).items())
     with torch.inference_mode():
         assert torch.equal(restored.eval()(batch).z, unmerged.z)
         torch.testing.assert_close(served.eval()(batch).value, unmerged.value, rtol=1e-5, atol=1e-6)
@@ -139,8 +140,8 @@ def test_a_whole_run_leaves_plain_weights_and_adapters_apart(
     tiny: TrainConfig, source: str, shop: Shop, cutoff: int
 ) -> None:
     config = settings(tiny, source, "lora", epochs=1)
-    phases = fit.plan(shop, cutoff, config)
-    fitted = run.train(shop, phases, config)
+    phases = fitting.plan(shop, cutoff, config)
+    fitted = trainer.train(shop, phases, config)
     plain = phases.final.model(replace(config, model=config.model.plain)).state_dict()
     assert fitted.weights.keys() == plain.keys()
     changed = {
@@ -159,8 +160,8 @@ def test_a_bundle_scores_with_adapters_merged_or_as_a_part_of_it(
     method: str, tiny: TrainConfig, source: str, shop: Shop, cutoff: int, shop_histories: pa.Table, tmp_path: Path
 ) -> None:
     config = settings(tiny, source, method, epochs=1)
-    phases = fit.plan(shop, cutoff, config)
-    fitted = run.train(shop, phases, config)
+    phases = fitting.plan(shop, cutoff, config)
+    fitted = trainer.train(shop, phases, config)
     fitted = replace(fitted, adjustment=replace(fitted.adjustment, gate_purchase=(1.0, 1.0), gate_value=(1.0, 1.0)))
     facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": "gross"}
     facts |= {"horizons": [30, 90], "discount_rate_annual": 0.1}
@@ -168,12 +169,12 @@ def test_a_bundle_scores_with_adapters_merged_or_as_a_part_of_it(
     bundles.save(made, tmp_path / "bundle")
     predictor = Predictor(tmp_path / "bundle")
     samples = phases.final.assembler.at(shop.histories, cutoff).samples
-    model = run.load_model(phases.final, config, fitted.weights).eval()
+    model = trainer.load_model(phases.final, config, fitted.weights).eval()
     with torch.inference_mode():
         batch = samples.batch(torch.arange(24).numpy())
         assert torch.equal(predictor._model(batch).z, model(batch).z)
     scores = predictor.predict(shop_histories, cutoff).to_pandas()
-    stay = [name for name in made.weights if adapters.is_adapter(name)]
+    stay = [name for name in made.weights if methods.is_adapter(name)]
     assert bool(stay) == (method != "lora")
     for name in stay:
         made.weights[name][:] = 1
@@ -183,14 +184,14 @@ def test_a_bundle_scores_with_adapters_merged_or_as_a_part_of_it(
 
 def test_averaged_weights_hold_the_ranks_of_the_budget(tiny: TrainConfig, source: str, shop: Shop, cutoff: int) -> None:
     config = settings(tiny, source, "adalora", epochs=1)
-    phases = fit.plan(shop, cutoff, config)
-    fitted = run.train(shop, phases, config)
+    phases = fitting.plan(shop, cutoff, config)
+    fitted = trainer.train(shop, phases, config)
     values = [t for name, t in fitted.adapters.items() if ".lora_E." in name]
     assert [len(t) for t in values] == [3] * 12
     assert sum(int(t.count_nonzero()) for t in values) == 2 * 12
     model = phases.final.model(config)
     model.load_state_dict(fitted.adapters, strict=False)
-    adapters.merge(model)
+    methods.merge(model)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(fitted.weights[name], value, rtol=1e-5, atol=1e-7, msg=name)
 
@@ -246,7 +247,7 @@ def test_ranks_are_allotted_only_where_gradients_are_whole(tiny: TrainConfig, so
     ):
         make_engine(setup.model(half), loop.sum_loss(half, True), half, torch.device("cpu"))
     whole = config.with_engine(kind="deepspeed", zero_stage=0)
-    assert {tried.engine.stage for tried in plan.candidates(whole)} == {0}
+    assert {tried.engine.stage for tried in estimate.candidates(whole)} == {0}
 
 
 def test_a_backbone_without_such_modules_is_refused(tiny: TrainConfig) -> None:
@@ -254,7 +255,7 @@ def test_a_backbone_without_such_modules_is_refused(tiny: TrainConfig) -> None:
     model.backbone = torch.nn.Module()
     model.backbone.model = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"prefix needs a backbone built like BERT: this one has no \.attention\.self"):
-        adapters.inject(model, AdapterConfig(method="prefix"), tiny.model.backbone)
+        methods.inject(model, AdapterConfig(method="prefix"), tiny.model.backbone)
 
 
 def test_adapters_of_another_shape_are_refused(
@@ -263,6 +264,6 @@ def test_adapters_of_another_shape_are_refused(
     config = settings(tiny, source, "lora")
     model = trained(config, setup, shop)
     other = replace(config.model.adapters, rank=8)
-    adapters.save(tmp_path, other, config.model.backbone, adapters.apart(model.state_dict()))
+    methods.save(tmp_path, other, config.model.backbone, methods.apart(model.state_dict()))
     with pytest.raises(ValueError, match=r"lora_A.default.weight' has shape \(8, 32\) here, \(4, 32\) there"):
-        adapters.load(setup.model(replace(config, model=config.model.plain)), tmp_path)
+        methods.load(setup.model(replace(config, model=config.model.plain)), tmp_path)

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from clv.data.histories import Histories
-from clv.evaluate.leaks import scramble_future
-from clv.models.batch import Batch, Samples
+from clv.evaluate.leakage import scramble_future
+from clv.models.inputs.batch import Batch, Samples
 from clv.train import loop
 from clv.train.config import OptimizerConfig, TrainConfig
-from clv.train.engine import Engine, make_engine
-from clv.train.feed import Whole, ahead, global_batches, steps_of
-from clv.train.fit import Setup, Shop, prepare
+from clv.train.engines.factory import make_engine
+from clv.train.engines.torch_engine import Engine
+from clv.train.examples.in_memory import RandomOrigins, first_days
+from clv.train.examples.loader import Whole, ahead, global_batches, steps_of
+from clv.train.fitting import Setup, Shop, prepare
 from clv.train.loop import Average, Position, Saving, learning_rate
-from clv.train.origins import RandomOrigins, first_days
 
 
 @pytest.fixture(scope="module")

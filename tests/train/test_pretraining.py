@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from clv.data.histories import Histories
-from clv.evaluate.leaks import scramble_future
-from clv.models import transfer
-from clv.models.pretrain import Objectives
-from clv.models.transfer import Seen
-from clv.train import fit, pretraining
+from clv.evaluate.leakage import scramble_future
+from clv.models.pretraining import transfer
+from clv.models.pretraining.pretrainer import Objectives
+from clv.models.pretraining.transfer import Seen
+from clv.train import fitting, pretraining
 from clv.train.config import TrainConfig
-from clv.train.feed import WINDOW
-from clv.train.fit import Shop
+from clv.train.examples.loader import WINDOW
+from clv.train.examples.on_storage import Piece
+from clv.train.fitting import Shop
 from clv.train.pretraining import Plan, ShardPasts
-from clv.train.run import Hooks
-from clv.train.shards import Piece
+from clv.train.trainer import Hooks
 from tests.train.shard_files import write_shards
 
 ALL = Objectives.only("masked", "next_event", "coles", "autoencoder")
@@ -44,7 +44,7 @@ def drawn(plan: Plan, config: TrainConfig) -> dict[str, np.ndarray]:
 
 
 def test_the_past_ends_where_training_holds_its_last_window_out(planned: Plan, shop, cutoff, config) -> None:
-    phases = fit.plan(shop, cutoff, config)
+    phases = fitting.plan(shop, cutoff, config)
     assert phases.trial is not None
     assert planned.grounds[0].cutoff == phases.trial.cutoff < cutoff
 
@@ -122,14 +122,14 @@ def test_training_starts_from_the_encoder_and_refuses_one_that_knows_too_much(
     until = planned.grounds[0].cutoff
     transfer.save(tmp_path / "e", backbone, planned.space, done.weights, [Seen("simulated", until)], {})
     tuned = replace(config, model=replace(config.model, backbone=replace(backbone, pretrained=str(tmp_path / "e"))))
-    phases = fit.plan(named, cutoff, tuned)
+    phases = fitting.plan(named, cutoff, tuned)
     for setup in filter(None, (phases.trial, phases.final)):
         model = setup.model(tuned)
         name = "backbone.model.encoder.layer.0.attention.self.query.weight"
         assert torch.equal(model.state_dict()[name], done.weights[name])
     transfer.save(tmp_path / "e", backbone, planned.space, done.weights, [Seen("simulated", cutoff)], {})
     with pytest.raises(ValueError, match="has seen simulated until 2024-03-31, after 2024-01-02"):
-        fit.plan(named, cutoff, tuned)
+        fitting.plan(named, cutoff, tuned)
 
 
 def test_shops_on_storage_are_pretrained_on_shard_by_shard(

@@ -1,6 +1,6 @@
 import pytest
 
-from clv.evaluate import tuning_report
+from clv.evaluate.report import tuning_page
 from clv.train import search
 from clv.train.config import TrainConfig
 from clv.train.search import Choice, Range
@@ -44,7 +44,7 @@ def test_the_page_shows_every_trial_and_loads_nothing() -> None:
         {"trial": "aa", "learning_rate": 0.1, "size": "2x64", "scores": (0.1, 0.2), "best": 0.2, "failed": ""},
         {"trial": "bb", "learning_rate": 0.001, "size": "4x128", "scores": (), "best": float("-inf"), "failed": "nan"},
     ]
-    page = tuning_report.page(trials, "a search")
+    page = tuning_page.page(trials, "a search")
     own = page.split("</script>")[-2]
     assert '"aa"' in own
     assert "learning_rate" in own

@@ -8,16 +8,16 @@ import pytest
 
 from clv.data.clock import Clock
 from clv.data.histories import Histories, build
-from clv.data.synth import simulate
 from clv.evaluate.metrics import ngini
-from clv.models.encoders import BackboneConfig
-from clv.models.features import Items
-from clv.models.infer import forecast
+from clv.forecast.adjustment import adjust
+from clv.forecast.network import forecast
+from clv.models.backbones.encoders import BackboneConfig
+from clv.models.inputs.feature_space import Items
 from clv.models.model import ModelConfig
-from clv.predict import adjust
+from clv.simulate.small import simulate
 from clv.train.config import TrainConfig
-from clv.train.fit import Shop, plan
-from clv.train.run import load_model, train
+from clv.train.fitting import Shop, plan
+from clv.train.trainer import load_model, train
 
 pytestmark = pytest.mark.slow
 

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from clv import bundle as bundles
-from clv.data import synth
 from clv.data.events import stable_hash
-from clv.evaluate.leaks import scramble_future
-from clv.models import adapters
-from clv.models.features import Items
-from clv.predict import Predictor
-from clv.train import fit, loop, plan
+from clv.evaluate.leakage import scramble_future
+from clv.forecast.predictor import Predictor
+from clv.models.adapters import methods
+from clv.models.inputs.feature_space import Items
+from clv.simulate import small
+from clv.train import estimate, fitting, loop
 from clv.train.config import TrainConfig, overlaid
-from clv.train.engine import make_engine
+from clv.train.engines.factory import make_engine
 from clv.train.export import to_bundle
-from clv.train.fit import Setup, Shop, prepare
-from clv.train.run import train
+from clv.train.fitting import Setup, Shop, prepare
+from clv.train.trainer import train
 from ray_jobs import pretrain
 from ray_jobs.settings import TrainSettings
 
@@ -33,7 +33,7 @@ NUMBERS = ["p_purchase", "orders_mean", "value_mean", "value_p10", "value_p90", 
 @pytest.fixture(scope="module")
 def shop(shop_histories: pa.Table, make_shop: Callable[..., Shop]) -> Shop:
     """The simulated shop with the texts of its items."""
-    made = synth.simulate(200, "2023-01-01", "2024-07-01", seed=3, timezone="Europe/London").items
+    made = small.simulate(200, "2023-01-01", "2024-07-01", seed=3, timezone="Europe/London").items
     keys = stable_hash(pa.array(made["item_id"], pa.string()))
     none = np.zeros((len(keys), 0), np.float32)
     items = Items(keys, none, np.zeros(len(keys), np.int64), (), pa.array(made["text"], pa.string()))
@@ -120,7 +120,7 @@ def test_a_bundle_scores_without_the_checkpoint_that_it_began_with(
 ) -> None:
     backbone = replace(config.model.backbone, pretrained=str(source))
     config = replace(config, model=replace(config.model, backbone=backbone))
-    phases = fit.plan(shop, cutoff, config)
+    phases = fitting.plan(shop, cutoff, config)
     fitted = train(shop, phases, config)
     fitted = replace(fitted, adjustment=replace(fitted.adjustment, gate_purchase=(1.0, 1.0), gate_value=(0.75, 0.75)))
     facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": "gross"}
@@ -151,20 +151,20 @@ def test_a_bundle_scores_without_the_checkpoint_that_it_began_with(
 
 def test_the_plan_counts_the_text_encoder(setup: Setup, config: TrainConfig) -> None:
     model = setup.model(config)
-    size = plan.size_of(config, setup.assembler.space, 2)
+    size = estimate.size_of(config, setup.assembler.space, 2)
     assert size.total == sum(p.numel() for p in model.parameters())
     assert size.trained == size.total
-    assert plan.tokens_of_micro_batch(config, 2) == 32 * 48 / 2
+    assert estimate.tokens_of_micro_batch(config, 2) == 32 * 48 / 2
 
 
-@pytest.mark.parametrize("method", adapters.OPTIONS)
+@pytest.mark.parametrize("method", methods.OPTIONS)
 def test_adapters_fit_into_a_text_encoder(method: str, setup: Setup, config: TrainConfig) -> None:
     pytest.importorskip("peft")
     chosen = overlaid(config, {"model": {"adapters": {"method": method}}}, "test")
     model = setup.model(chosen)
     trained = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
     assert trained
-    assert all(adapters.is_adapter(f".{name}") for name in trained)
+    assert all(methods.is_adapter(f".{name}") for name in trained)
 
 
 def test_the_job_takes_the_encoder_and_its_length(text_checkpoint: str) -> None:

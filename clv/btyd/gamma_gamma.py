@@ -1,0 +1,125 @@
+"""Gamma-Gamma: spend per purchase day (Fader & Hardie 2013, "The Gamma-Gamma Model of Monetary Value").
+
+z | ν ~ Gamma(p, ν) on each purchase day, ν ~ Gamma(q, v); the spend is independent of the number of purchases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import digamma, gammaln
+
+from clv.btyd.likelihood import Floats, maximise
+
+MIN_ROWS = 10
+_MAX_PRIOR_RATIO = 3.0
+_BOUNDS = [(-4.0, 9.0), (-4.0, 9.0), (-9.0, 14.0)]  # log p, log q, log(v / mean spend)
+
+
+@dataclass(frozen=True)
+class GammaGamma:
+    """Parameters p, q (no unit) and v (shop currency).
+
+    `fallback` says why the conditional mean does not use p, q, v: fewer than MIN_ROWS repeat buyers, no finite
+    mean (q <= 1), or a prior mean more than three times the observed one (q barely above 1: the mean of customers
+    without a repeat purchase would be set by a tail nobody has seen). Then the estimate is the customer's own mean
+    and the population's, weighted x : `fallback_weight`.
+    """
+
+    p: float
+    q: float
+    v: float
+    observed_mean: float  # shop currency per repeat purchase day
+    log_likelihood: float
+    stderr: dict[str, float]  # of the log parameters
+    num_rows: float
+    fallback: str | None = None
+    fallback_weight: float = 1.0
+
+    @classmethod
+    def fit(cls, frequency: ArrayLike, monetary: ArrayLike, weights: ArrayLike | None = None) -> GammaGamma:
+        """Fit on the rows with frequency > 0 and monetary > 0 (mean value of the repeat purchase days)."""
+        x, z, weight = _usable(frequency, monetary, weights)
+        num_rows = float(weight.sum())
+        if num_rows < MIN_ROWS:
+            mean = float((weight * x * z).sum() / (weight * x).sum()) if num_rows > 0 else 0.0
+            text = f"{num_rows:g} customers with a repeat purchase of positive value; at least {MIN_ROWS} are needed"
+            return cls(np.nan, np.nan, np.nan, mean, np.nan, {}, num_rows, text)
+        scale = float(np.average(z, weights=weight))
+        loss = _Loss(x, z / scale, weight)
+        starts = [
+            np.log([p, q, v]) for p, q, v in ((1.0, 3.0, 2.0), (6.0, 3.0, 0.4), (2.0, 10.0, 5.0), (20.0, 1.5, 0.05))
+        ]
+        top = maximise(loss, starts, _BOUNDS)
+        p, q, v = np.exp(top.theta) * [1, 1, scale]
+        mean = float((weight * x * z).sum() / (weight * x).sum())
+        return cls(
+            float(p),
+            float(q),
+            float(v),
+            mean,
+            top.log_likelihood - num_rows * float(np.log(scale)),
+            dict(zip(("p", "q", "v"), top.stderr.tolist(), strict=True)),
+            num_rows,
+            _unusable(float(p), float(q), float(v), mean),
+        )
+
+    def expected_value(self, frequency: ArrayLike, monetary: ArrayLike) -> Floats:
+        """E[spend per purchase day | x days of mean z], shape (N,), shop currency; z below 0 counts as 0 (eq. 5)."""
+        x = np.asarray(frequency, np.float64)
+        z = np.maximum(np.asarray(monetary, np.float64), 0.0)
+        if self.fallback:
+            return np.asarray((self.fallback_weight * self.observed_mean + x * z) / (self.fallback_weight + x))
+        return np.asarray(self.p * (self.v + x * z) / (self.p * x + self.q - 1))
+
+
+def _usable(frequency: ArrayLike, monetary: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats, Floats]:
+    x, z = np.asarray(frequency, np.float64), np.asarray(monetary, np.float64)
+    weight = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
+    if not (len(x) == len(z) == len(weight)):
+        raise ValueError(f"frequency, monetary and weights have {len(x)}, {len(z)} and {len(weight)} rows: need equal")
+    if not np.isfinite(z[x > 0]).all():
+        i = int(np.flatnonzero((x > 0) & ~np.isfinite(z))[0])
+        raise ValueError(f"monetary is {z[i]} in row {i}: a customer with repeat purchases needs a finite mean value")
+    keep = (x > 0) & (z > 0) & (weight > 0)
+    return x[keep], z[keep], weight[keep]
+
+
+def _unusable(p: float, q: float, v: float, observed: float) -> str | None:
+    if q <= 1:
+        return f"the mean spend is not finite under the fit (q = {q:.3g} <= 1)"
+    prior = p * v / (q - 1)
+    if prior > _MAX_PRIOR_RATIO * observed:
+        return f"the fitted mean spend {prior:.4g} is more than {_MAX_PRIOR_RATIO:g} times the observed {observed:.4g}"
+    return None
+
+
+class _Loss:
+    """Negative log-likelihood of log (p, q, v) and its gradient (eq. 1a of the note)."""
+
+    def __init__(self, x: Floats, z: Floats, weight: Floats) -> None:
+        self.x, self.z, self.weight = x, z, weight
+        self.log_x, self.log_z = np.log(x), np.log(z)
+        self.distinct, self.place = np.unique(x, return_inverse=True)
+
+    def __call__(self, theta: Floats) -> tuple[float, Floats]:
+        p, q, v = np.exp(theta)
+        x, z, place = self.x, self.z, self.place
+        px = p * self.distinct
+        total = px + q
+        log_rate = np.log(x * z + v)
+        values = (
+            (gammaln(total) - gammaln(px) - gammaln(q))[place]
+            + q * np.log(v)
+            + (p * x - 1) * self.log_z
+            + p * x * self.log_x
+            - total[place] * log_rate
+        )
+        psi = digamma(total)
+        d_p = x * ((psi - digamma(px))[place] + self.log_z + self.log_x - log_rate)
+        d_q = (psi - digamma(q))[place] + np.log(v) - log_rate
+        d_v = q / v - total[place] / (x * z + v)
+        gradient = np.array([self.weight @ d_p * p, self.weight @ d_q * q, self.weight @ d_v * v])
+        return -float(self.weight @ values), -gradient

@@ -1,0 +1,92 @@
+"""Scores by the anchor alone: no network, no bands; for shops so large that the first look must be cheap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clv import bundle as bundles
+from clv.btyd.seasonal import Baseline, levelled
+from clv.data import features
+from clv.data.clock import Clock
+from clv.data.cutoff import cut
+from clv.data.events import US
+from clv.data.histories import TOKEN_FIELDS, Histories
+from clv.forecast.horizons import tail_years
+from clv.forecast.scores import SCORES
+
+# What an anchor looks at; the other columns of a history are not even read.
+COLUMNS = ("customer_id", "time", "known_at", "day", "type", "amount")
+
+
+class AnchorPredictor:
+    """`Predictor.predict` of a bundle whose model is not asked: bands are null, value_mean is anchor_value_mean."""
+
+    def __init__(self, bundle: Path | str) -> None:
+        b = bundles.load(bundle)
+        facts = b.config["dataset_facts"]
+        self.horizons = tuple(int(h) for h in facts["horizons"])
+        self._value, self._discount = facts["value"], float(facts["discount_rate_annual"])
+        self._clock = Clock(facts["timezone"])
+        self._baseline = Baseline.from_json(b.anchor)
+
+    def predict(self, histories: pa.Table, origin: int, horizons: tuple[int, ...] | None = None) -> pa.Table:
+        """SCORES of everybody in `histories` (COLUMNS are enough) known at `origin` (us), per customer and horizon."""
+        wanted = tuple(sorted(set(horizons or self.horizons)))
+        past = cut(_whole(histories), origin, wanted, self._clock, value=self._value)
+        if len(past) == 0:
+            return SCORES.empty_table()
+        table = features.purchases(past)
+        day = int(self._clock.day_of(np.array([origin]))[0])
+        last = self.horizons[-1]
+        tail = tuple(last + 365 * year for year in range(1, tail_years(self._baseline) + 1))
+        ends = tuple(sorted({*wanted, *self.horizons, *tail}))
+        orders_level, value_level, _ = self._baseline.forecast_level(day, ends)
+        curves = levelled(self._baseline.curves(table, ends), orders_level, value_level)
+        life = [ends.index(days) for days in (*self.horizons, *tail)]
+        until = np.array(ends, float)[life]
+        middle = (np.append(0.0, until[:-1]) + until) / 2
+        factor = (1 + self._discount) ** (-middle / 365.0)
+        clv = np.diff(curves.value[:, life], axis=1, prepend=0.0) @ factor
+        place = [ends.index(days) for days in wanted]
+        p, orders, value = (getattr(curves, name)[:, place] for name in ("p_purchase", "orders", "value"))
+        count = len(table)
+        ids = pa.array(table["customer_id"], pa.string()).take(pa.array(np.repeat(np.arange(count), len(wanted))))
+        columns: dict[str, Any] = {
+            "customer_id": ids,
+            "origin": pa.array(np.full(len(ids), origin), pa.int64()).cast(SCORES.field("origin").type),
+            "horizon_days": np.tile(np.array(wanted, np.int32), count),
+            "p_purchase": p.ravel(),
+            "churn_probability": 1 - p.ravel(),
+            "orders_mean": orders.ravel(),
+            "aov": (value / orders).ravel(),
+            "value_mean": value.ravel(),
+            "clv_mean": np.repeat(clv, len(wanted)),
+            "anchor_value_mean": value.ravel(),
+            "extrapolated": np.tile(np.array(wanted) > last, count),
+        }
+        nothing = pa.nulls(len(ids))
+        arrays = [pa.array(columns.get(f.name, nothing)).cast(f.type) for f in SCORES]
+        return pa.table(arrays, schema=SCORES)
+
+
+def _whole(table: pa.Table) -> Histories:
+    """Histories whose unread columns are empty."""
+    columns = {name: table[name].combine_chunks() for name in COLUMNS}
+    offsets = pa.array(_offsets(columns["time"]))
+    count = len(columns["time"].flatten())
+    for name, kind in TOKEN_FIELDS.items():
+        if name not in columns:
+            columns[name] = pa.ListArray.from_arrays(offsets, pa.nulls(count, kind).fill_null(0))
+    empty = pa.ListArray.from_arrays(pa.array(np.zeros(count + 1, np.int32)), pa.array([], pa.int64()))
+    columns["items"] = pa.ListArray.from_arrays(offsets, empty)
+    edges = pa.nulls(len(table), US)
+    return Histories.from_table(pa.table(columns | {"first_time": edges, "last_time": edges}))
+
+
+def _offsets(lists: pa.ListArray) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    offsets = lists.offsets.to_numpy()
+    return np.asarray(offsets - offsets[0], np.int32)

@@ -1,0 +1,100 @@
+"""A prepared dataset: the histories folder that `prepare` writes, opened for reading."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clv.data.clock import DAY_US, Clock
+from clv.data.histories import SCHEMA_VERSION, concat
+from clv.data.spec.models import DatasetSpec
+
+VECTORS = "items/vectors.parquet"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Spec, manifest and shards of one folder; tables are read when asked for."""
+
+    folder: Path
+    spec: DatasetSpec
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Prepared:
+        """Raises ValueError for a folder that is not one of histories, or of another schema version."""
+        folder = Path(folder).absolute()
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            version = manifest["schema_version"]
+        except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
+            raise ValueError(
+                f"{folder} is not a histories folder ({error}); write one with ray_jobs.prepare"
+            ) from error
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"{folder} has schema version {version}, this one reads {SCHEMA_VERSION}; prepare it again"
+            )
+        # After the check: a spec of another version may have keys that this one does not know.
+        return cls(folder, DatasetSpec.load(folder / "spec.yaml"), manifest)
+
+    @property
+    def clock(self) -> Clock:
+        return self.spec.clock
+
+    @property
+    def shards(self) -> list[Path]:
+        return [self.folder / part["file"] for part in self.manifest["shards"]]
+
+    @property
+    def data_through(self) -> int:
+        """us: local midnight after the last event; nothing is known of later."""
+        last = self.clock.parse(self.manifest["last_time"])
+        return int(self.clock.start_of(self.clock.day_of([last]) + 1)[0])
+
+    def histories(self, num_shards: int | None = None) -> pa.Table:
+        """All customers, in the order of the shards; or those of the first few shards, a random share of all, as
+        customers are dealt out by a hash of their id."""
+        self.check_shards()
+        return concat([pq.read_table(path) for path in self.shards[:num_shards]])
+
+    def shards_within(self, num_tokens: int) -> int:
+        """How many of the first shards hold about so many tokens together; at least one."""
+        sizes = np.cumsum([part["customers"] for part in self.manifest["shards"]])
+        share = num_tokens / max(self.manifest["num_tokens"], 1)
+        return max(int(np.searchsorted(sizes, share * sizes[-1], side="right")), 1) if len(sizes) else 0
+
+    def check_shards(self) -> None:
+        """ValueError for a shard that is missing or cut off; reads footers only."""
+        for path in self.shards:
+            try:
+                pq.read_metadata(path)
+            except FileNotFoundError:
+                raise ValueError(f"{path} is missing; restore it, or prepare the histories again") from None
+            except (pa.ArrowInvalid, OSError) as error:
+                what = str(error).splitlines()[0]
+                raise ValueError(f"{path} is damaged ({what}); prepare the histories again") from error
+
+    def items(self) -> tuple[pa.Table, pa.Table | None]:
+        """(items, text vectors or None): see `clv.data.prepare.items.ITEMS`; vectors hold `text_key` and `vector`."""
+        path = self.folder / VECTORS
+        return pq.read_table(self.folder / "items" / "items.parquet"), pq.read_table(path) if path.is_file() else None
+
+    def origin(self, text: str | None) -> int:
+        """us of an origin given as text; by default the day after the last event. ValueError before the log begins."""
+        if text is None:
+            return self.data_through
+        origin = self.clock.parse(text)
+        first = self.clock.parse(self.manifest["first_time"])
+        if origin <= first:
+            raise ValueError(
+                f"origin {text} lies before the log, which runs from {self.clock.format(first)} to "
+                f"{self.clock.format(self.data_through - DAY_US)}; choose one inside it"
+            )
+        return origin

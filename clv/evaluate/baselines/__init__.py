@@ -1,0 +1,1 @@
+"""The models that a back-test must beat, each refitted at the origin."""

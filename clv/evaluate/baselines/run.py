@@ -1,0 +1,69 @@
+"""The models a back-test must beat, each refitted at the origin on the same samples as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pandas as pd
+
+from clv.evaluate.baselines.btyd import bgnbd_gg, mbgnbd_gg
+from clv.evaluate.baselines.inputs import Context, NotRun, population
+from clv.evaluate.baselines.linear import linear, logistic
+from clv.evaluate.baselines.naive import past_spend, seasonal_naive
+from clv.evaluate.baselines.trees import lgbm_btyd_offset, lgbm_hurdle, lgbm_l1, lgbm_tweedie
+from clv.evaluate.baselines.ziln import ziln_mlp
+from clv.forecast.distributions import Prediction
+
+Peer = Callable[[pd.DataFrame, pd.DataFrame, int, int, Context], Prediction]
+
+
+PEERS: dict[str, Peer] = {
+    "past_spend": past_spend,
+    "bgnbd_gg": bgnbd_gg,
+    "mbgnbd_gg": mbgnbd_gg,
+    "lgbm_tweedie": lgbm_tweedie,
+    "lgbm_l1": lgbm_l1,
+    "lgbm_hurdle": lgbm_hurdle,
+    "lgbm_btyd_offset": lgbm_btyd_offset,
+    "ziln_mlp": ziln_mlp,
+    "linear": linear,
+    "logistic": logistic,
+    "seasonal_naive": seasonal_naive,
+}
+
+
+def run_peers(
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    horizon: int,
+    seed: int = 0,
+    names: Iterable[str] = tuple(PEERS),
+    context: Context | None = None,
+) -> dict[str, Prediction | dict[str, str]]:
+    """Every peer's prediction for `population(test)`, in its row order; {"not_run": reason} for one that could not run.
+
+    train: sample frames of matured origins, stacked; rows without a matured label or a purchase are left out here.
+    test: the frame at one origin; its labels are never looked at. horizon in days.
+    """
+    unknown = sorted(set(names) - set(PEERS))
+    if unknown:
+        raise ValueError(f"unknown peers {unknown}; choose from {list(PEERS)}")
+    # Labels of the test origin are dropped, so that no peer can see them by mistake.
+    hidden = [c for c in test if str(c).startswith(("value_", "orders_", "days_", "mature_")) and str(c)[-1].isdigit()]
+    past, now = population(train, horizon), population(test.drop(columns=hidden))
+    if now["origin_day"].nunique() > 1:
+        raise ValueError(f"the test frame mixes {now['origin_day'].nunique()} origins; give one")
+    shared = context or Context()
+    out: dict[str, Prediction | dict[str, str]] = {}
+    for name in names:
+        if not len(now):
+            out[name] = {"not_run": "no customer has a purchase before the origin"}
+            continue
+        try:
+            out[name] = PEERS[name](past, now, horizon, seed, shared)
+        except NotRun as reason:
+            out[name] = {"not_run": str(reason)}
+        except (ValueError, ArithmeticError, ImportError, RuntimeError, IndexError) as error:
+            # A peer that breaks on a strange shop must not take the back-test with it, nor be silent.
+            out[name] = {"not_run": f"{type(error).__name__}: {error}"}
+    return out

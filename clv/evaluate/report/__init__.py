@@ -1,0 +1,1 @@
+"""Card, report and the words in them."""

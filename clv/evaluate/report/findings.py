@@ -1,0 +1,177 @@
+"""All that card, report and details say of one panel, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from clv.evaluate import leakage, metrics, probabilistic
+from clv.evaluate.bootstrap import Interval, bootstrap, interval
+from clv.evaluate.panel import Panel, Visitors
+from clv.evaluate.report import verdict
+from clv.evaluate.report.verdict import Comparison, Replicates, Sufficiency
+from clv.forecast import distributions, portfolio
+from clv.forecast.distributions import Array, Prediction
+
+SURE = 0.9  # only above this chance of a purchase is plain coverage of a central band to be 80 %
+PINBALL_LEVELS = (0.1, 0.5, 0.9)
+MIN_GROUP = 30  # fewer customers or visitors are not judged apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisitorFindings:
+    """Visitors: numbers per model, and what is said of ours against the conversion baseline."""
+
+    visitors: int
+    buyers: int
+    models: Mapping[str, Mapping[str, float | None]]
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Judgement of `model` at one panel; `replicates` are the paired bootstrap's."""
+
+    panel: Panel
+    model: str
+    metrics: Mapping[str, Mapping[str, Any]]
+    replicates: Mapping[str, Replicates]
+    comparisons: tuple[Comparison, ...]
+    advice: str
+    sufficiency: Sufficiency
+    leak: leakage.Verdict | None
+    uncertainty: Mapping[str, Mapping[str, float | None]]
+    cells: Mapping[str, Mapping[str, float]]
+    one_order: Mapping[str, Mapping[str, Any]]
+    one_order_comparisons: tuple[Comparison, ...]
+    visitors: VisitorFindings | None
+
+    def to_json(self) -> dict[str, Any]:
+        """What metrics.json has no place for: plain JSON values."""
+        return {
+            "advice": self.advice,
+            "sufficiency": asdict(self.sufficiency),
+            "against": {c.peer: _plain(c) for c in self.comparisons},
+            "uncertainty": {name: dict(found) for name, found in self.uncertainty.items()},
+            "uncertainty_by_cell": {name: _finite(found) for name, found in self.cells.items()},
+            "one_order": {
+                "customers": int(self.panel.once().sum()),
+                "models": {name: dict(found) for name, found in self.one_order.items()},
+                "against": {c.peer: _plain(c) for c in self.one_order_comparisons},
+            },
+            "visitors": None if self.visitors is None else asdict(self.visitors),
+        }
+
+
+def find(panel: Panel, *, model: str = "clv", draws: int = 1000, seed: int = 0) -> Findings:
+    """Judge one panel. Raises ValueError where `model` did not run."""
+    models = panel.models()
+    if model not in models:
+        raise ValueError(f"origin {panel.origin}, horizon {panel.horizon_days}: no prediction of model {model!r}")
+    y, orders = np.asarray(panel.y, float), np.asarray(panel.orders, float)
+    replicates = bootstrap(y, orders, models, draws, seed)
+    comparisons = _comparisons(model, replicates)
+    found = {
+        name: dict(metrics.evaluate(y, orders, p, seed)) if isinstance(p, Prediction) else dict(p)
+        for name, p in panel.predictions.items()
+    }
+    once = panel.once()
+    few, few_models = once.sum() < MIN_GROUP, {name: p.take(once) for name, p in models.items()}
+    again = None if panel.orders_past is None else int(np.sum(np.asarray(panel.orders_past) > 1))
+    ranking = interval(replicates[model]["ngini"])
+    return Findings(
+        panel=panel,
+        model=model,
+        metrics=found,
+        replicates=replicates,
+        comparisons=comparisons,
+        advice=verdict.recommendation(comparisons),
+        sufficiency=verdict.sufficiency(orders, panel.horizon_days, panel.log_days, ranking, again),
+        leak=leakage.too_good(found, model) if len(models) > 1 else None,
+        uncertainty={name: _uncertainty(y, p, seed) for name, p in models.items() if p.quantiles is not None},
+        cells=_cells(panel, models[model], seed),
+        one_order={} if few else {n: metrics.evaluate(y[once], orders[once], p, seed) for n, p in few_models.items()},
+        one_order_comparisons=()
+        if few
+        else _comparisons(model, bootstrap(y[once], orders[once], few_models, draws, seed)),
+        visitors=None if panel.visitors is None else _visitors(panel.visitors, model, draws, seed),
+    )
+
+
+def over_origins(found: Sequence[Findings]) -> tuple[Comparison, ...]:
+    """Ours against every peer that ran at every origin, mean over the origins."""
+    names = [n for n in found[0].replicates if n != found[0].model and all(n in f.replicates for f in found)]
+    return tuple(verdict.compare(n, [(f.replicates[f.model], f.replicates[n]) for f in found]) for n in names)
+
+
+def _comparisons(model: str, replicates: Mapping[str, Replicates]) -> tuple[Comparison, ...]:
+    return tuple(verdict.compare(n, [(replicates[model], r)]) for n, r in replicates.items() if n != model)
+
+
+def _uncertainty(y: Array, p: Prediction, seed: int) -> dict[str, float | None]:
+    """CRPS, pinball losses and width in currency; shares that should be .8, of so many; None where undefined."""
+    assert p.quantiles is not None
+    q = p.quantiles
+    sure = np.zeros(len(y), bool) if p.p_purchase is None else p.p_purchase > SURE
+    out = {"crps": float(probabilistic.crps(y, q).mean()) if len(y) else float("nan")}
+    for level in PINBALL_LEVELS:
+        out[f"pinball_{level:g}"] = float(probabilistic.pinball(y, q.at(level)[:, 0], level).mean())
+    out["customers"] = float(len(y))
+    out["pit80"] = probabilistic.pit80(distributions.pit(y, q, seed))
+    out["width"] = probabilistic.coverage_and_width(y, q)[1]
+    out["sure_customers"] = float(sure.sum())
+    out["sure_coverage"] = probabilistic.coverage_and_width(y[sure], q.take(sure))[0]
+    out["sums_coverage"] = portfolio.covered(y, p, seed=seed)
+    out["sums_groups"] = float(len(y) // portfolio.GROUP)
+    return {name: value if np.isfinite(value) else None for name, value in out.items()}
+
+
+def _cells(panel: Panel, ours: Prediction, seed: int) -> dict[str, dict[str, float]]:
+    if panel.cell is None or ours.quantiles is None:
+        return {}
+    found = probabilistic.by_cell(panel.y, ours.quantiles, panel.cell, seed)
+    return {name: f for name, f in found.items() if f["customers"] >= MIN_GROUP}
+
+
+def _visitors(v: Visitors, model: str, draws: int, seed: int) -> VisitorFindings | None:
+    if len(v.y) == 0:
+        return None
+    hit = np.asarray(v.orders, float) > 0
+    replicates = bootstrap(v.y, v.orders, v.predictions, draws, seed)
+    numbers = {}
+    for name, p in v.predictions.items():
+        chance = metrics.score_of(p)
+        numbers[name] = _finite(
+            {
+                "auc": metrics.auc(hit, chance),
+                "ngini": metrics.ngini(v.y, p.value),
+                "conversion_bias": metrics.bias(hit.astype(float), chance),
+                "calibration_error": metrics.calibration_error(hit, chance),
+                "bias": metrics.bias(v.y, p.value),
+            }
+        )
+    sentence = f"{int(hit.sum())} of {len(hit):,} visitors bought: too few to tell the models apart."
+    if len(hit) >= MIN_GROUP and 10 <= hit.sum() < len(hit) and "conversion" in replicates:
+        sentence = _against_conversion(verdict.gain("auc", [(replicates[model], replicates["conversion"])]))
+    return VisitorFindings(visitors=len(hit), buyers=int(hit.sum()), models=numbers, sentence=sentence)
+
+
+def _against_conversion(ahead: Interval) -> str:
+    facts = f"{ahead.estimate:+.3f} AUC (95 % interval {ahead.low:+.3f} to {ahead.high:+.3f})"
+    if ahead.low > 0:
+        return f"Who of the visitors will buy is told better by this model than by the conversion baseline: {facts}."
+    if ahead.high < 0:
+        return f"Who of the visitors will buy is told better by the conversion baseline: {facts}."
+    return f"Who of the visitors will buy is told equally well by the conversion baseline: {facts}, too close to call."
+
+
+def _plain(c: Comparison) -> dict[str, Any]:
+    lead = _finite({"estimate": c.lead.estimate, "low": c.lead.low, "high": c.lead.high})
+    return {"outcome": c.outcome, "gains": c.gains, "losses": c.losses, "lead": lead, "sentence": c.sentence}
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: float(value) if np.isfinite(value) else None for name, value in numbers.items()}

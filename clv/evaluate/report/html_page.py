@@ -1,0 +1,219 @@
+"""One self-contained HTML page that tells a marketing person how good the model is, against what, and how sure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from clv.evaluate import metrics
+from clv.evaluate.bootstrap import interval
+from clv.evaluate.report import charts, verdict
+from clv.evaluate.report.findings import Findings, over_origins
+from clv.forecast.distributions import Prediction
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+SYMBOLS = {"GBP": "£", "USD": "$", "EUR": "€", "JPY": "¥", "CNY": "¥", "INR": "₹"}
+COLUMNS = {
+    "ngini": ("nGini", "ranking by value, 1 = perfect"),
+    "spearman": ("Spearman", "rank correlation"),
+    "auc": ("AUC", "who buys again, 1 = perfect"),
+    "mae_over_mean": ("MAE", "mean error ÷ mean spend, 0 = perfect"),
+    "rmse_over_mean": ("RMSE", "like MAE, big misses count more"),
+    "bias": ("Total", "predicted ÷ realised, 1 = right"),
+    "decile_mape": ("Decile MAPE", "level by tenth, 0 = perfect; – where a tenth spent nothing"),
+    "top_decile_capture": ("Top 10 %", "share of spend in the best tenth"),
+    "crps": ("CRPS", "error of the whole forecast, in currency"),
+    "pit80": ("PIT 80 %", "should be 0.80"),
+}
+SURENESS = {
+    "crps": ("CRPS", "error of the whole forecast"),
+    "pinball_0.1": ("Pinball 10 %", "error of the lower end"),
+    "pinball_0.5": ("Pinball 50 %", "of the median"),
+    "pinball_0.9": ("Pinball 90 %", "of the upper end"),
+    "pit80": ("PIT 80 %", "should be 0.80"),
+    "sure_coverage": ("80 % band, sure buyers", "chance of a purchase above .9; should be 0.80"),
+    "sums_coverage": ("80 % band, sums of 100", "should be 0.80"),
+    "width": ("Width", "of the 80 % band, mean"),
+}
+CELLS = {"customers": "customers", "pit80": "PIT 80 %", "coverage": "in the band", "width": "width of the band"}
+VISITORS = {
+    "auc": ("AUC", "who buys, 1 = perfect"),
+    "conversion_bias": ("Buyers", "predicted ÷ realised, 1 = right"),
+    "calibration_error": ("Calibration error", "of the chance to buy, 0 = perfect"),
+    "ngini": ("nGini", "ranking by value"),
+    "bias": ("Total", "predicted ÷ realised, 1 = right"),
+}
+
+
+def metrics_of(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """The content of metrics.json: origin -> horizon -> model -> metric -> number, or {"not_run": reason}."""
+    out: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    for f in found:
+        models = {name: dict(values) for name, values in f.metrics.items()}
+        out.setdefault(f.panel.origin, {})[str(f.panel.horizon_days)] = models
+    return out
+
+
+def details_of(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The content of details.json: origin -> horizon -> advice, sufficiency, uncertainty, one-order customers, ..."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for f in found:
+        out.setdefault(f.panel.origin, {})[str(f.panel.horizon_days)] = f.to_json()
+    return out
+
+
+def money(amount: float, currency: str | None) -> str:
+    """An amount for people: £1,234, 12.5 after the point only under 100; without a currency a plain number."""
+    text = f"{amount:,.2f}" if abs(amount) < 100 else f"{amount:,.0f}"
+    if not currency:
+        return text
+    return f"{SYMBOLS[currency]}{text}" if currency in SYMBOLS else f"{text} {currency}"
+
+
+def render(
+    found: Sequence[Findings],
+    *,
+    title: str,
+    currency: str | None = None,
+    notices: Sequence[str] = (),
+    seed: int = 0,
+    churn_threshold: float = 0.5,
+) -> str:
+    """The page as text. It loads nothing from anywhere; its size is mostly plotly's script, about 5 MB.
+
+    Without findings (nothing could be held out) the page holds the notices alone.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["money"] = lambda amount: money(float(amount), currency)
+    environment.filters["number"] = _number
+    sections = [_section(i, f, currency, seed, churn_threshold) for i, f in enumerate(found)]
+    together = over_origins(found) if len(found) > 1 and len({f.panel.horizon_days for f in found}) == 1 else ()
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return page.render(
+        title=title,
+        sections=sections,
+        together=together,
+        advice=verdict.recommendation(together) if together else "",
+        notices=notices,
+        columns=COLUMNS,
+        sureness=SURENESS,
+        cells=CELLS,
+        visitors=VISITORS,
+        model=found[0].model if found else "",
+        plotly=Markup(get_plotlyjs()) if found else "",
+    )
+
+
+def write(path: Path, found: Sequence[Findings], **options: Any) -> Path:
+    """Write `render(found, **options)` to a file, UTF-8; returns the path."""
+    path.write_text(render(found, **options), encoding="utf-8")
+    return path
+
+
+def _section(number: int, f: Findings, currency: str | None, seed: int, threshold: float) -> dict[str, Any]:
+    panel, model, models = f.panel, f.model, f.panel.models()
+    y, orders, ours = np.asarray(panel.y, float), np.asarray(panel.orders, float), models[model]
+    scores = {name: float(np.nan_to_num(r["ngini"][0], nan=-1.0)) for name, r in f.replicates.items()}
+    unit = currency or "shop currency"
+    shown = charts.chosen(model, scores, ("bgnbd_gg", "past_spend"))
+    cohort = np.repeat("all customers", len(y)) if panel.cohort is None else panel.cohort
+    names = {name: verdict.label(name) for name in panel.predictions}
+    once = panel.once()
+    return {
+        "id": f"s{number}",
+        "origin": panel.origin,
+        "horizon": panel.horizon_days,
+        "customers": len(y),
+        "buyers": int(np.sum(orders > 0)),
+        "realised": float(y.sum()),
+        "predicted": float(ours.value.sum()),
+        "bias": f.metrics[model]["bias"],
+        "capture": f.metrics[model]["top_decile_capture"],
+        "sufficiency": f.sufficiency,
+        "comparisons": f.comparisons,
+        "best": f.advice,
+        "ladder": _ladder(f, scores, names),
+        "leak": f.leak,
+        "churn": metrics.churn_report(orders, ours.p_purchase, threshold) if ours.p_purchase is not None else None,
+        "uncertainty": [(verdict.label(n), n == model, values) for n, values in f.uncertainty.items()],
+        "coverages": verdict.coverages(f.uncertainty[model]) if model in f.uncertainty else "",
+        "cells": f.cells,
+        "once": {
+            "customers": int(once.sum()),
+            "buyers": int(np.sum(orders[once] > 0)),
+            "rows": [(verdict.label(n), n == model, values) for n, values in f.one_order.items()],
+            "comparisons": f.one_order_comparisons,
+        },
+        "visitors": f.visitors,
+        "visitor_rows": []
+        if f.visitors is None
+        else [(verdict.label(n), n == model, values) for n, values in f.visitors.models.items()],
+        "lift": Markup(charts.lift(f"lift{number}", y, {n: models[n] for n in shown}, names)),
+        "deciles": Markup(charts.deciles(f"deciles{number}", y, ours, unit)),
+        "cohorts": Markup(charts.cohorts(f"cohorts{number}", y, ours, cohort, unit)),
+        "cohort_rows": cohort_rows(cohort, y, orders, ours),
+        "distribution": Markup(charts.value_distribution(f"values{number}", y, ours, unit)),
+        "pit": Markup(charts.pit(f"pit{number}", y, ours, seed)),
+    }
+
+
+def cohort_rows(cohort: Any, y: Any, orders: Any, ours: Prediction) -> list[dict[str, Any]]:
+    """Per acquisition cohort, oldest first: customers, and what each was worth and bought again, predicted and real."""
+    rows = []
+    for name in np.unique(cohort):
+        some = np.asarray(cohort) == name
+        chance = None if ours.p_purchase is None else float(np.mean(ours.p_purchase[some]))
+        rows.append(
+            {
+                "name": str(name),
+                "customers": int(some.sum()),
+                "predicted": float(np.mean(ours.value[some])),
+                "realised": float(np.mean(y[some])),
+                "chance": chance,
+                "bought": float(np.mean(orders[some] > 0)),
+            }
+        )
+    return rows
+
+
+def _number(value: float | None) -> str:
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _ladder(f: Findings, scores: Mapping[str, float], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of the table, best nGini first: value, interval and whether it differs from ours; not-run models last."""
+    replicates, model = f.replicates, f.model
+    best: dict[str, str] = {}
+    for metric in COLUMNS:
+        known = {n: float(verdict.distance(metric, r[metric])[0]) for n, r in replicates.items() if metric in r}
+        known = {n: d for n, d in known.items() if np.isfinite(d)}
+        if len(known) > 1:
+            best[metric] = min(known, key=lambda n: known[n])
+    rows: list[dict[str, Any]] = []
+    for name in sorted(replicates, key=lambda n: (-scores[n], n)):
+        cells: list[dict[str, Any] | None] = []
+        for metric in COLUMNS:
+            if metric not in replicates[name] or not np.isfinite(replicates[name][metric][0]):
+                cells.append(None)
+                continue
+            own = interval(replicates[name][metric])
+            mark = ""
+            if name != model and metric in replicates[model]:
+                ahead = verdict.gain(metric, [(replicates[model], replicates[name])])
+                mark = "worse" if ahead.low > 0 else "better" if ahead.high < 0 else ""
+            cells.append({"interval": own, "mark": mark, "best": best.get(metric) == name})
+        rows.append({"model": name, "name": names[name], "cells": cells, "not_run": None})
+    for name, p in f.panel.predictions.items():
+        if not isinstance(p, Prediction):
+            rows.append(
+                {"model": name, "name": names[name], "cells": [], "not_run": p.get("not_run", "no reason given")}
+            )
+    return rows

@@ -1,0 +1,77 @@
+"""Score tables: their schemas, and one row per customer and horizon from an adjusted forecast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clv.forecast.adjustment import Outlook
+
+Floats = NDArray[np.float64]
+
+BAND = np.array([0.1, 0.5, 0.9])
+
+
+SCORES = pa.schema(
+    [
+        pa.field("customer_id", pa.string(), nullable=False),
+        pa.field("origin", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("horizon_days", pa.int32(), nullable=False),
+        *(
+            pa.field(name, pa.float64())
+            for name in ("p_purchase", "churn_probability", "orders_mean", "aov", "value_mean", "value_median")
+        ),
+        *(pa.field(name, pa.float64()) for name in ("value_p10", "value_p90", "clv_mean", "anchor_value_mean")),
+        pa.field("extrapolated", pa.bool_()),
+        pa.field("value_rank", pa.int64()),
+        pa.field("value_decile", pa.int32()),
+    ]
+)
+
+
+PORTFOLIO = pa.schema(
+    [
+        pa.field("horizon_days", pa.int32(), nullable=False),
+        pa.field("customers", pa.int64(), nullable=False),
+        *(pa.field(name, pa.float64()) for name in ("value_mean", "value_p10", "value_median", "value_p90")),
+    ]
+)
+
+
+def score_table(
+    ids: pd.Series[str],
+    origin: int,
+    horizons: tuple[int, ...],
+    outlook: Outlook,
+    clv: Floats,
+    beyond: NDArray[np.bool_],
+) -> pa.Table:
+    f, num = outlook.forecast, len(ids)
+    p, orders, value = f.p_purchase, f.orders, f.value
+    band = outlook.quantiles(BAND)
+    rank = np.empty((num, len(horizons)), np.int64)
+    order = np.lexsort((np.arange(num)[:, None].repeat(len(horizons), 1), -value), axis=0)
+    np.put_along_axis(rank, order, np.arange(1, num + 1)[:, None], 0)
+    columns: dict[str, Any] = {
+        "customer_id": np.repeat(ids.to_numpy(object), len(horizons)),
+        "origin": pa.array(np.full(num * len(horizons), origin), pa.int64()).cast(pa.timestamp("us", tz="UTC")),
+        "horizon_days": np.tile(np.array(horizons, np.int32), num),
+        "p_purchase": p.ravel(),
+        "churn_probability": (1 - p).ravel(),
+        "orders_mean": orders.ravel(),
+        "aov": (value / orders).ravel(),
+        "value_mean": value.ravel(),
+        "value_median": band[..., 1].ravel(),
+        "value_p10": band[..., 0].ravel(),
+        "value_p90": band[..., 2].ravel(),
+        "clv_mean": np.repeat(clv, len(horizons)),
+        "anchor_value_mean": outlook.base.value.ravel(),
+        "extrapolated": np.tile(beyond, num),
+        "value_rank": rank.ravel(),
+        "value_decile": (1 + (rank - 1) * 10 // max(num, 1)).astype(np.int32).ravel(),
+    }
+    return pa.table({f.name: pa.array(columns[f.name]).cast(f.type) for f in SCORES}, schema=SCORES)

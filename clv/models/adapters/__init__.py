@@ -1,0 +1,1 @@
+"""Adapters: few trained weights beside a frozen backbone."""

@@ -1,0 +1,1 @@
+"""Encoders of event and text sequences."""

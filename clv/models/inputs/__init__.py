@@ -1,0 +1,1 @@
+"""From a cut of histories to padded tensors."""

@@ -1,0 +1,1 @@
+"""What an encoder learns without labels, and how a model starts from it."""

@@ -1,0 +1,92 @@
+"""From a request to histories: inline events are built by the same code as prepared data, the rest comes by id."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clv.data import histories
+from clv.data.clock import Clock
+from clv.data.events import EVENTS, US
+from clv.serve.http.middleware import ProblemError
+from clv.serve.http.schemas import MAX_EVENTS, Customer, Event, FieldError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Histories of the customers of one request that are known, and the newest inline event (µs, None without)."""
+
+    histories: pa.Table
+    newest: int | None
+
+
+def gather(customers: Sequence[Customer], stored: Callable[[Sequence[str]], pa.Table], clock: Clock) -> Asked:
+    """Histories in any order; ProblemError 422 for a repeated customer or too many events."""
+    refuse_repeated([customer.customer_id for customer in customers], "customers[{}].customer_id")
+    inline = [customer for customer in customers if customer.events is not None]
+    num_events = sum(len(customer.events or ()) for customer in inline)
+    if num_events > MAX_EVENTS:
+        raise refused("customers", f"hold {num_events} events, more than {MAX_EVENTS}: send fewer per request")
+    tables, newest = [], None
+    ids = [customer.customer_id for customer in customers if customer.events is None]
+    if ids:
+        tables.append(stored(ids))
+    if inline:
+        owners = [customer.customer_id for customer in inline for _ in customer.events or ()]
+        events = events_table(owners, [event for customer in inline for event in customer.events or ()], clock)
+        newest = int(np.max(events["event_time"].cast(pa.int64()).to_numpy()))
+        tables.append(histories.build(events, clock))
+    return Asked(histories.concat(tables), newest)
+
+
+def refuse_repeated(names: Sequence[str], place: str) -> None:
+    """422 for the first name that stands twice; `place` is where, with {} for the position."""
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        places = [place.format(i) for i, name in enumerate(names) if name == repeated[0]]
+        raise refused(places[1], f"stands already in {places[0].removesuffix('.customer_id')}")
+
+
+def events_table(owners: Sequence[str], events: Sequence[Event], clock: Clock) -> pa.Table:
+    """Validated events of these customers as a table of schema EVENTS; naive times are the shop's."""
+    times = to_us([event.event_time for event in events], clock)
+    known = np.maximum(times, to_us([event.known_at or event.event_time for event in events], clock))
+    columns = {
+        "event_id": [event.event_id for event in events],
+        "customer_id": list(owners),
+        "event_time": pa.array(times).cast(US),
+        "known_at": pa.array(known).cast(US),
+        "event_type": [event.event_type for event in events],
+        "order_id": [event.order_id for event in events],
+        "item_id": [event.item_id for event in events],
+        "quantity": [event.quantity for event in events],
+        "amount": [event.amount for event in events],
+        "amount_filled": np.zeros(len(events), bool),
+        "text": [event.text for event in events],
+        "channel": [event.channel for event in events],
+    }
+    return pa.table(columns, schema=EVENTS)
+
+
+def to_us(times: Sequence[datetime], clock: Clock) -> NDArray[np.int64]:
+    """Instants in microseconds UTC; those without an offset are local to the shop (as `Clock.parse` reads them)."""
+    naive = np.fromiter((time.tzinfo is None for time in times), bool, len(times))
+    aware = [time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC) for time in times]
+    us = pa.array(aware, US).cast(pa.int64()).to_numpy().copy()
+    if naive.any() and clock.timezone != "UTC":
+        local = pd.DatetimeIndex(us[naive].view("datetime64[us]"))
+        zoned = local.tz_localize(clock.timezone, ambiguous=np.ones(len(local), bool), nonexistent="shift_forward")
+        us[naive] = zoned.tz_convert("UTC").tz_localize(None).to_numpy().astype("datetime64[us]").view(np.int64)
+    return us
+
+
+def refused(field: str, message: str) -> ProblemError:
+    """422 that names one field."""
+    return ProblemError(422, f"{field} {message}.", errors=[FieldError(field=field, message=message)])

@@ -1,0 +1,83 @@
+"""How often a key may ask: a sliding window over a tenth of a minute, counted in Redis for all replicas together.
+
+Without a Redis store each replica counts for itself, in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from fractions import Fraction
+from typing import Any
+
+from limits import RateLimitItemPerSecond
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.errors import StorageError
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as LostConnectionError
+
+from clv.serve.store.protocol import is_redis
+
+LOG = logging.getLogger(__name__)
+
+WINDOW_S = 6
+CONNECTIONS = 16
+ANSWER_S = 0.5  # Redis has so long to answer
+PAUSE_S = 1.0  # after a failure Redis is not asked again for so long
+
+
+class Limiter:
+    """Counts the requests of each key. `store` is the address of the online store; one event loop uses a limiter.
+
+    A Redis that does not answer must not stop the service: requests then pass uncounted, and a warning is logged.
+    """
+
+    def __init__(self, store: str | None = None) -> None:
+        storage = _redis_storage(store) if store is not None and is_redis(store) else MemoryStorage()
+        self._limiter = SlidingWindowCounterRateLimiter(storage)
+        self._turns = asyncio.Semaphore(CONNECTIONS)
+        self._paused_until = 0.0
+
+    async def wait_s(self, name: str, per_minute: int) -> float:
+        """Count one request of `name` and return 0, or return the seconds until the next request may pass."""
+        limit = window(per_minute)
+        async with self._turns:
+            if time.monotonic() < self._paused_until:
+                return 0.0
+            try:
+                if await self._limiter.hit(limit, name):
+                    return 0.0
+                reset, _ = await self._limiter.get_window_stats(limit, name)
+            except StorageError as error:
+                if time.monotonic() >= self._paused_until:
+                    LOG.warning("requests pass uncounted: the Redis of the rate limits does not answer (%s)", error)
+                self._paused_until = time.monotonic() + PAUSE_S
+                return 0.0
+        return max(reset - time.time(), 0.001)
+
+
+def window(per_minute: int) -> RateLimitItemPerSecond:
+    """Requests in whole seconds: in at most WINDOW_S where that is a whole number, else in the fewest that allow one.
+
+    60 a minute are 6 in 6 seconds, 90 are 9 in 6, 25 are 5 in 12, and 7 are 7 in 60.
+    """
+    pace = Fraction(per_minute, 60)
+    times = max(1, WINDOW_S // pace.denominator)
+    return RateLimitItemPerSecond(times * pace.numerator, times * pace.denominator, namespace="clv")
+
+
+def _redis_storage(address: str) -> RedisStorage:
+    # A pool of our own: the library refuses addresses without a port, and redis-py would retry for seconds.
+    pool: Any = ConnectionPool.from_url(
+        address,
+        socket_timeout=ANSWER_S,
+        socket_connect_timeout=ANSWER_S,
+        retry=Retry(NoBackoff(), 1, (LostConnectionError,)),
+    )
+    return RedisStorage(
+        "redis://", wrap_exceptions=True, implementation="redispy", key_prefix="clv:limit", connection_pool=pool
+    )

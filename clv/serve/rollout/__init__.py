@@ -1,0 +1,1 @@
+"""A new bundle for running replicas: tried, promoted, watched, taken back."""

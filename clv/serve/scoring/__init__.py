@@ -1,0 +1,1 @@
+"""A loaded bundle behind a batcher."""

@@ -1,0 +1,1 @@
+"""The online store: one protocol, SQLite or Redis behind it."""

@@ -1,0 +1,189 @@
+"""What customers do beside ordering: baskets, sessions, returns, ratings, advertisements and coupons.
+
+Every function returns rows with the columns ROWS; `kind` indexes KINDS, days are floats since the start of the shop.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from clv.simulate.catalogue import FADING, GROWING, PLAIN, Catalogue
+from clv.simulate.customers import calendar, leaves_at
+from clv.simulate.settings import Shop
+from clv.simulate.truth import Floats, Ints, Truth
+
+KINDS = ("cart", "click", "impression", "message", "purchase", "rating", "return", "review", "view")
+ROWS = ("customer", "day", "kind", "order", "item", "quantity", "amount", "text")
+TEXTS = ("arrived broken and late", "not what I hoped for", "does what it should", "lovely, will buy again", "a coupon")
+_TURN = 0.8  # share of lines from the category of a life change, once it is announced
+_MINUTE = 1 / 1440
+_STROLL = 0.03  # sessions of a customer who has left, against before
+_VISIT_DAYS = 6.0  # between sessions of a visitor who has not bought yet
+
+
+def code(kind: str) -> int:
+    return KINDS.index(kind)
+
+
+def rows(customer: Ints, day: Floats, kind: Ints | int, **columns: Ints | Floats) -> pd.DataFrame:
+    """Rows of ROWS; what is not given is missing (-1, or NaN for the amount) or one piece."""
+    count = len(customer)
+    plain = {"order": np.full(count, -1), "item": np.full(count, -1), "quantity": np.ones(count)}
+    plain |= {"amount": np.full(count, np.nan), "text": np.full(count, -1)}
+    given = {"customer": customer, "day": day, "kind": np.broadcast_to(np.asarray(kind, np.int8), count)}
+    table = pd.DataFrame(given | plain | columns)
+    return table[list(ROWS)]
+
+
+def lines(
+    rng: np.random.Generator, shop: Shop, truth: Truth, orders: pd.DataFrame, catalogue: Catalogue
+) -> pd.DataFrame:
+    """Split each order into one to four lines; from shortly before a life change, most lines come from its category."""
+    customer, day = orders["customer"].to_numpy(), orders["day"].to_numpy()
+    count = 1 + rng.binomial(3, 0.4, len(orders))
+    order = np.repeat(np.arange(len(orders)), count)
+    part = rng.exponential(1.0, len(order))
+    part /= np.bincount(order, part)[order]
+    category = rng.integers(0, FADING, len(order))
+    if shop.tastes > 0:
+        category = np.where(rng.random(len(order)) < 2 / 3, truth.favourite[customer[order]], category)
+    turned = (day > truth.change[customer] - truth.notice_days)[order] & (rng.random(len(order)) < _TURN)
+    towards = np.where(truth.factor[customer] < 1, FADING, GROWING)[order]
+    category = np.where(turned, towards, category)
+    return rows(
+        customer[order],
+        day[order],
+        code("purchase"),
+        order=order,
+        item=catalogue.pick(rng, category),
+        quantity=np.asarray(1.0 + rng.poisson(0.5, len(order)), np.float64),
+        amount=np.maximum(np.round(orders["value"].to_numpy()[order] * part, 2), 0.01),
+    )
+
+
+def loose_views(
+    rng: np.random.Generator, shop: Shop, bought: pd.DataFrame, num_customers: int, catalogue: Catalogue
+) -> pd.DataFrame:
+    """Single views in the days before a purchase, some of them carts, and idle ones that say nothing."""
+    times = rng.poisson(shop.views_per_purchase, len(bought))
+    seen = bought.loc[np.repeat(np.arange(len(bought)), times), ["customer", "day", "item"]].reset_index(drop=True)
+    day = seen["day"].to_numpy() - rng.exponential(2.0, len(seen))
+    kind = np.where(rng.random(len(seen)) < 0.2, code("cart"), code("view"))
+    idle = rng.poisson(1.0, num_customers)
+    owner = np.repeat(np.arange(num_customers), idle)
+    idle_day = rng.uniform(0, shop.num_days, len(owner))
+    item = rng.integers(0, PLAIN * catalogue.per_category, len(owner))
+    found = pd.concat(
+        [rows(seen["customer"].to_numpy(), day, kind, item=seen["item"].to_numpy()),
+         rows(owner, idle_day, code("view"), item=item)]
+    )  # fmt: skip
+    return found[found["day"] >= 0]
+
+
+def sessions(
+    rng: np.random.Generator, shop: Shop, truth: Truth, bought: pd.DataFrame, catalogue: Catalogue
+) -> pd.DataFrame:
+    """View → cart → purchase: who may still buy keeps browsing, at a rate that follows the rate of purchases.
+
+    Each order ends a session in which its items were seen and laid into the cart; every seventh other session leaves
+    something in the cart. Customers who have left hardly look in; visitors come until they buy or lose interest.
+    """
+    n, end = len(truth.first), float(shop.num_days)
+    until = truth.operational(end)
+    left = np.minimum(leaves_at(truth), until)
+    mean = shop.sessions * (left + _STROLL * (until - left))
+    count = rng.poisson(mean)
+    owner = np.repeat(np.arange(n), count)
+    within = rng.random(len(owner)) * mean[owner] / shop.sessions
+    beyond = np.maximum(within - left[owner], 0) / _STROLL
+    day = calendar(truth, owner, np.minimum(within, left[owner]) + beyond)
+    looking = np.maximum(np.minimum(np.minimum(truth.first, truth.lost), end) - truth.arrival, 0)
+    visits = np.where(looking > 0, rng.poisson(looking / _VISIT_DAYS) + 1, 0)
+    visitor = np.repeat(np.arange(n), visits)
+    visit = truth.arrival[visitor] + rng.random(len(visitor)) * looking[visitor]
+    visit[np.append(0, np.cumsum(visits))[:-1][visits > 0]] = truth.arrival[visits > 0]
+    owner, day = np.concatenate([owner, visitor]), np.concatenate([day, visit])
+
+    seen = 1 + rng.poisson(2.0, len(owner))
+    who = np.repeat(owner, seen)
+    step = np.arange(len(who)) - np.repeat(np.cumsum(seen) - seen, seen)
+    when = np.repeat(day, seen) + (step + rng.random(len(who))) * _MINUTE
+    item = catalogue.by_taste(rng, truth.favourite[who])
+    kept = np.flatnonzero((step == np.repeat(seen, seen) - 1) & (rng.random(len(who)) < 1 / 7))
+    parts = [
+        rows(who, when, code("view"), item=item),
+        rows(who[kept], when[kept] + _MINUTE / 2, code("cart"), item=item[kept]),
+    ]
+    buyer, line_day, line_item = (bought[name].to_numpy() for name in ("customer", "day", "item"))
+    before = (2 + 8 * rng.random(len(bought))) * _MINUTE
+    parts += [
+        rows(buyer, line_day - before, code("view"), item=line_item),
+        rows(buyer, line_day - before / 2, code("cart"), item=line_item),
+    ]
+    found = pd.concat(parts)
+    return found[(found["day"] >= 0) & (found["day"] < end)]
+
+
+def returns(rng: np.random.Generator, shop: Shop, bought: pd.DataFrame) -> pd.DataFrame:
+    """Single lines sent back about two weeks later."""
+    back = bought[rng.random(len(bought)) < shop.return_share].copy()
+    back["day"] += 3 + rng.exponential(11.0, len(back))
+    back["kind"] = np.int8(code("return"))
+    back["amount"] = -back["amount"]
+    return back[back["day"] < shop.num_days]
+
+
+def ratings(rng: np.random.Generator, shop: Shop, truth: Truth, bought: pd.DataFrame) -> pd.DataFrame:
+    """Stars (the quantity of a rating) days after a purchase, few from those who leave easily; some put it in words."""
+    rated = bought[rng.random(len(bought)) < shop.review_share]
+    who = rated["customer"].to_numpy()
+    content = 1.2 - 3 * truth.leave[who] + rng.normal(0, 0.8, len(who))
+    stars = np.clip(np.round(3 + content), 1, 5)
+    day, item = rated["day"].to_numpy() + 1 + rng.exponential(9.0, len(rated)), rated["item"].to_numpy()
+    words = rng.random(len(rated)) < 1 / 3
+    text = np.minimum(np.searchsorted([2, 3, 4], stars[words], side="right"), 3)
+    found = pd.concat(
+        [rows(who, day, code("rating"), item=item, quantity=stars),
+         rows(who[words], day[words] + _MINUTE, code("review"), item=item[words], text=text)]
+    )  # fmt: skip
+    return found[found["day"] < shop.num_days]
+
+
+def advertisements(rng: np.random.Generator, shop: Shop, truth: Truth, catalogue: Catalogue) -> pd.DataFrame:
+    """Impressions at random from the arrival on; clicks mostly by those who have not left."""
+    span = shop.num_days - truth.arrival
+    count = rng.poisson(shop.ads_per_month * span / 30)
+    who = np.repeat(np.arange(len(span)), count)
+    day = truth.arrival[who] + rng.random(len(who)) * span[who]
+    item = catalogue.by_taste(rng, truth.favourite[who])
+    here = active(truth, who, day)
+    clicks = rng.random(len(who)) < np.where(here, 0.08, 0.01)
+    return pd.concat(
+        [rows(who, day, code("impression"), item=item),
+         rows(who[clicks], day[clicks] + _MINUTE / 6, code("click"), item=item[clicks])]
+    )  # fmt: skip
+
+
+def treatments(rng: np.random.Generator, shop: Shop, truth: Truth) -> pd.DataFrame:
+    """Every campaign's customers (who have bought before): day, propensity, treated, effect (the expected number of
+    extra orders that a coupon brings), `extra`: whether it brought one. Effect 0 for those who have left."""
+    found = []
+    for day in truth.campaigns:
+        who = np.flatnonzero(truth.first < day)
+        treated = rng.random(len(who)) < truth.propensity[who]
+        effect = np.where(active(truth, who, np.full(len(who), day)), truth.uplift[who], 0.0)
+        extra = treated & (rng.random(len(who)) < effect)
+        columns = {"customer": who, "day": day, "propensity": truth.propensity[who]}
+        found.append(pd.DataFrame(columns | {"treated": treated, "effect": effect, "extra": extra}))
+    names = ["customer", "day", "propensity", "treated", "effect", "extra"]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=names)
+
+
+def active(truth: Truth, who: Ints, day: Floats) -> Ints:
+    """Whether customer who[i], at day[i], has not left: visitors while they are interested, buyers until they leave."""
+    spent = np.zeros(len(who))
+    for part in np.array_split(np.arange(len(who)), max(1, len(who) // 200_000)):
+        spent[part] = truth.operational_of(who[part], day[part])
+    buyer = truth.first[who] <= day
+    return np.where(buyer, spent < leaves_at(truth)[who], day < truth.lost[who])

@@ -1,0 +1,100 @@
+"""Rows that a real log should not have: each kind planted in known numbers, named by the reason to reject it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clv.data.clock import DAY_US
+from clv.data.events import US
+from clv.simulate.settings import Shop
+from clv.simulate.truth import Ints
+
+MAX_AMOUNT = 100_000
+IGNORED_ITEM, IGNORED_ORDERS = "gift-wrap", "TEST*"
+_FAR_US = 60_000 * DAY_US  # 2134
+_Break = Callable[[pa.Table], pa.Table]
+
+
+def kinds(shop: Shop) -> dict[str, _Break]:
+    """What makes a good purchase line a bad one, by the reason that prepare gives. Each copy has one fault."""
+    start, end = shop.start_us, shop.clock.parse(shop.end)
+    return {
+        "customer_id is missing (anonymous)": _put("customer_id", None),
+        "event_time is missing": _put("event_time", None),
+        "event_time is unreadable or outside 1970 to 2099": _put("event_time", _FAR_US),
+        "known_at is unreadable or outside 1970 to 2099": _put("known_at", _FAR_US),
+        f"event_time before {shop.start}": _put("event_time", start - 3 * DAY_US),
+        f"event_time not before {shop.end}": _put("event_time", end + 3 * DAY_US),
+        "event_type is missing": _put("event_type", None),
+        "event_type is not in the map": _put("event_type", "pruchase"),
+        "quantity is not a finite number": _put("quantity", np.inf),
+        "quantity <= 0": _put("quantity", 0.0),
+        "amount is not a finite number": _put("amount", -np.inf),
+        "amount is missing": _put("amount", None),
+        f"amount > {MAX_AMOUNT:g}": _put("amount", MAX_AMOUNT * 10.0),
+        "item_id is to be ignored": _put("item_id", IGNORED_ITEM),
+        "order_id is to be ignored": _put("order_id", "TEST-1"),
+        "exact duplicate of another row": lambda rows: rows,
+    }
+
+
+def plant(rng: np.random.Generator, shop: Shop, events: pa.Table, each: int) -> tuple[pa.Table, Counter[str]]:
+    """The events with `each` rows of every kind of defect, and lines of as many duplicated orders, among them.
+
+    Also the number of rows per reason. Nothing good is lost: what is bad are copies of good purchase lines.
+    """
+    bought = np.flatnonzero(pc.equal(events["event_type"], "purchase").to_numpy())
+    planted: Counter[str] = Counter()
+    parts, places = [events], [np.arange(len(events)) * 1.0]
+    if not len(bought) or each < 1:
+        return events, planted
+    for reason, spoil in kinds(shop).items():
+        # No line twice: the second exact duplicate of one row would be a third copy, and counted as such all the same.
+        rows = rng.choice(bought, min(each, len(bought)), replace=False)
+        parts.append(spoil(events.take(pa.array(rows))))
+        places.append(rows + 0.5)
+        planted[reason] += len(rows)
+    copies, rows = _orders_again(rng, events, bought, each)
+    parts.append(copies)
+    places.append(rows + 0.5)
+    planted["duplicate of another order"] += len(rows)
+    order = np.argsort(np.concatenate(places), kind="stable")
+    return pa.concat_tables(parts).combine_chunks().take(pa.array(order)), planted
+
+
+def plant_items(items: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
+    """An item without id, one whose price is no number, and one that stands there twice."""
+    bad = items.iloc[[0, 1, 2]].copy()
+    bad["item_id"] = [None, "I-unpriced", items["item_id"].iloc[2]]
+    bad["price"] = [1.0, np.inf, 1.0]
+    reasons = ["item_id is missing", "price is not a finite number", "item_id stands in the table before"]
+    return pd.concat([items, bad], ignore_index=True), Counter(reasons)
+
+
+def _put(name: str, value: object) -> _Break:
+    def spoil(rows: pa.Table) -> pa.Table:
+        kind = rows.schema.field(name).type
+        fill = pa.scalar(value, pa.int64()).cast(US) if kind == US and value is not None else pa.scalar(value, kind)
+        return rows.set_column(rows.column_names.index(name), name, pa.repeat(fill, len(rows)))
+
+    return spoil
+
+
+def _orders_again(rng: np.random.Generator, events: pa.Table, bought: Ints, each: int) -> tuple[pa.Table, Ints]:
+    """Whole orders once more, under ids of their own."""
+    names = events["order_id"].take(pa.array(bought)).combine_chunks().dictionary_encode()
+    codes = names.indices.to_numpy(zero_copy_only=False)
+    count = len(names.dictionary)
+    chosen = rng.choice(count, min(each, count), replace=False)
+    rows = bought[np.isin(codes, chosen)]
+    copies = events.take(pa.array(rows))
+    for name in ("event_id", "order_id"):
+        again = pc.binary_join_element_wise(copies[name], "again", "-")
+        copies = copies.set_column(copies.column_names.index(name), name, again)
+    return copies, rows

@@ -1,0 +1,99 @@
+"""The log as CSV or JSON lines, and in it what only a text can have: broken lines, values of another type."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from clv.data.prepare.accounting import json_rows
+
+Text = Literal["csv", "jsonl"]
+_Break = Callable[[str], bytes]
+
+_TIMES = ("event_time", "known_at")
+# What is written in the place of a number or a time, by column and by the reason that prepare gives.
+_VALUES = (
+    ("amount", "twelve", "amount is not a finite number"),
+    ("amount", "NaN", "amount is missing"),
+    ("quantity", "1.2.3", "quantity is not a finite number"),
+    ("event_time", "yesterday", "event_time is unreadable or outside 1970 to 2099"),
+    ("known_at", "soon", "known_at is unreadable or outside 1970 to 2099"),
+)
+_NOT_UTF8 = b"\xe4\xff"
+_LINES: dict[Text, tuple[tuple[_Break, str], ...]] = {
+    "csv": (
+        (lambda line: line.rpartition(",")[0].encode(), "malformed row"),  # a field less
+        (lambda line: line.encode() + b",", "malformed row"),  # a field more
+        (lambda line: "".join(line.rsplit('"', 1)).encode(), "malformed row"),  # a quote that nobody closes
+        (lambda line: _NOT_UTF8 + line.encode(), "malformed row"),
+    ),
+    "jsonl": (
+        (lambda line: line[: len(line) // 2].encode(), "malformed row"),
+        (lambda line: f"[{line}]".encode(), "malformed row"),
+        (lambda line: line.replace('"customer_id": "', '"customer_id": "\\ud800').encode(), "malformed row"),
+        (lambda line: line.encode()[:-2] + _NOT_UTF8 + b'"}', "malformed row"),
+        (lambda line: _amount(line, "NaN"), "amount is missing"),
+        (lambda line: _amount(line, "-Infinity"), "amount is not a finite number"),
+        (lambda line: _amount(line, '{"eur": 1}'), "amount is not a finite number"),
+        (lambda line: _amount(line, "true"), "amount is not a finite number"),
+    ),
+}
+
+
+def render(
+    rng: np.random.Generator, events: pa.Table, bought: pa.Table, form: Text, each: int
+) -> tuple[bytes, Counter[str]]:
+    """`events` as a text, and at random places in it `each` lines of every kind of defect that only a text has.
+
+    What is bad are copies of the purchase lines `bought`. Also the number of bad lines per reason.
+    """
+    lines = [line.encode() for line in _lines(events, form)]
+    bad: list[bytes] = []
+    planted: Counter[str] = Counter()
+    for spoil, reason in [*_values(form), *((_each(spoil, form), reason) for spoil, reason in _LINES[form])]:
+        rows = rng.choice(len(bought), min(each, len(bought)), replace=False)
+        spoilt = spoil(bought.take(pa.array(rows)))
+        bad += spoilt
+        planted[reason] += len(spoilt)
+    places = np.sort(rng.integers(0, len(lines) + 1, len(bad)))
+    mixed = np.insert(np.array(lines, object), places, np.array(bad, object)[rng.permutation(len(bad))])
+    header = [",".join(events.column_names).encode()] if form == "csv" else []
+    return b"\n".join([*header, *mixed, b""]), +planted
+
+
+def _values(form: Text) -> list[tuple[Callable[[pa.Table], list[bytes]], str]]:
+    def put(name: str, value: str) -> Callable[[pa.Table], list[bytes]]:
+        def spoil(rows: pa.Table) -> list[bytes]:
+            rows = rows.set_column(rows.column_names.index(name), name, pa.repeat(value, len(rows)))
+            return [line.encode() for line in _lines(rows, form)]
+
+        return spoil
+
+    return [(put(name, value), reason) for name, value, reason in _VALUES]
+
+
+def _each(spoil: _Break, form: Text) -> Callable[[pa.Table], list[bytes]]:
+    return lambda rows: [spoil(line) for line in _lines(rows, form)]
+
+
+def _lines(events: pa.Table, form: Text) -> list[str]:
+    for name in _TIMES:
+        if pa.types.is_timestamp(events.schema.field(name).type):
+            text = pc.strftime(events[name], "%Y-%m-%dT%H:%M:%SZ")
+            events = events.set_column(events.column_names.index(name), name, text)
+    if form == "jsonl":
+        return list(json_rows(events).to_pylist())
+    sink = pa.BufferOutputStream()
+    pacsv.write_csv(events, sink, pacsv.WriteOptions(include_header=False))
+    return sink.getvalue().to_pybytes().decode().split("\n")[:-1]
+
+
+def _amount(line: str, value: str) -> bytes:
+    return re.sub(r'"amount": [^,}]+', f'"amount": {value}', line).encode()

@@ -1,0 +1,1 @@
+"""The training back ends: plain torch or DeepSpeed."""

@@ -1,0 +1,1 @@
+"""Training examples: drawn from memory or from storage, and fed to the engine."""

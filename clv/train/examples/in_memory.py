@@ -1,0 +1,91 @@
+"""What training draws: random (customer, origin) pairs of past origins, from memory or shard by shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clv.data.clock import Clock
+from clv.data.histories import Histories
+from clv.models.inputs.assemble import Assembler
+from clv.models.inputs.batch import Samples
+from clv.train.examples.loader import Whole
+from clv.train.examples.on_storage import Piece, Sharded, read_shard
+
+Ints = NDArray[np.int64]
+SEASON_DAYS = 30
+
+
+@dataclass(frozen=True)
+class RandomOrigins(Whole):
+    """Random (customer, origin) pairs of the grid; the season of the cut, a year earlier, is drawn more often."""
+
+    assembler: Assembler
+    histories: Histories
+    days: NDArray[np.int32]
+    cutoff: int
+    num_samples: int
+    seed: int
+    season_bonus: float = 1.0
+
+    def epoch(self, epoch: int) -> Samples:
+        rng = np.random.default_rng((self.seed, epoch))
+        pairs = draw(
+            self.histories, self.days, self.cutoff, self.assembler.clock, rng, self.num_samples, self.season_bonus
+        )
+        return samples_of(self.assembler, self.histories, self.days, self.cutoff, np.unique(pairs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOrigins(Sharded):
+    """The same of histories that stay on storage."""
+
+    assembler: Assembler
+    days: NDArray[np.int32]
+    cutoff: int
+    season_bonus: float = 1.0
+
+    def assemble(self, piece: Piece) -> Samples:
+        """Exactly `piece.num` samples; a shard in which nobody is known at any origin raises ValueError."""
+        histories, rng = read_shard(piece.shard), np.random.default_rng(piece.seed)
+        pairs = draw(histories, self.days, self.cutoff, self.assembler.clock, rng, piece.num, self.season_bonus)
+        return samples_of(self.assembler, histories, self.days, self.cutoff, np.sort(pairs))
+
+
+def draw(
+    h: Histories,
+    days: NDArray[np.int32],
+    cutoff: int,
+    clock: Clock,
+    rng: np.random.Generator,
+    num: int,
+    season_bonus: float,
+) -> Ints:
+    """`num` pairs, customer * len(days) + index of the day: an origin by how many customers are known there, then one
+    of them."""
+    first = first_days(h, cutoff)
+    by_first = np.argsort(first, kind="stable")
+    known = np.searchsorted(first[by_first], days)  # customers known at each origin
+    cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
+    off_season = np.abs((cutoff_day - days + 182) % 365 - 182)
+    weight = known * (1 + season_bonus * (off_season <= SEASON_DAYS))
+    if weight.sum() == 0:
+        raise ValueError("no past origin has a matured label: the log is too short for the horizons of the spec")
+    origin = rng.choice(len(days), num, p=weight / weight.sum())
+    customer = by_first[(rng.random(num) * known[origin]).astype(np.int64)]
+    return np.asarray(customer * len(days) + origin)
+
+
+def samples_of(assembler: Assembler, h: Histories, days: NDArray[np.int32], cutoff: int, pairs: Ints) -> Samples:
+    """Rows of pairs as `draw` codes them, in their order, with labels known before `cutoff` (us)."""
+    return assembler.train(h, pairs // len(days), days[pairs % len(days)], cutoff)
+
+
+def first_days(h: Histories, cutoff: int) -> Ints:
+    """Local day of each customer's first event known before `cutoff` (us); far in the future where there is none."""
+    seen = np.flatnonzero((h.time < cutoff) & (h.known_at < cutoff))
+    place = np.searchsorted(seen, h.offsets[:-1])
+    token = np.append(seen, len(h.time))[place]
+    return np.where(token < h.offsets[1:], np.append(h.day, 0)[token].astype(np.int64), np.iinfo(np.int64).max)

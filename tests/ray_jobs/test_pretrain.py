@@ -1,0 +1,69 @@
+"""An encoder from a job, and a training that starts from it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clv import bundle as bundles
+from clv.models.pretraining import transfer
+from ray_jobs import pretrain, train
+
+pytestmark = pytest.mark.ray
+
+CUT = "2024-01-01"
+SMALL = {"architecture": "gru", "epochs": 1, "samples_per_epoch": 128, "batch_size": 64, "seed": 5}
+
+
+def test_an_encoder_is_pretrained_and_training_starts_from_it(
+    histories: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    out, text = tmp_path / "encoder", StringIO()
+    with redirect_stdout(text):
+        pretrain.run(pretrain.Options(histories=(histories,), out=out, origin=CUT, workers=2, **SMALL))
+    facts = transfer.facts_of(out)
+    assert [one["dataset"] for one in facts["seen"]] == ["simulated"]
+    assert f"wrote encoder {facts['sha256'][:12]}" in text.getvalue()
+    (row,) = facts["history"]
+    assert {"masked", "next_event", "coles"} <= set(row)
+    assert json.loads((tmp_path / "encoder.run" / "run.json").read_text())["encoder"] == facts["sha256"]
+
+    with redirect_stdout(text := StringIO()):
+        # At a rate of nothing the weights of the bundle are those that training started from.
+        options = train.Options(
+            histories=histories, out=tmp_path / "bundle", origin=CUT, workers=1, pretrained=str(out),
+            learning_rate=1e-30, **SMALL,
+        )  # fmt: skip
+        train.run(options)
+    assert f"pretrained encoder {facts['sha256'][:12]}: backbone whole; known to it 4 of 4 types" in text.getvalue()
+    weights = bundles.load(tmp_path / "bundle").weights
+    taught = load_file(out / transfer.WEIGHTS)
+    names = [name for name in taught if name.startswith("backbone.")]
+    assert len(names) > 5
+    for name in names:
+        assert torch.allclose(torch.as_tensor(weights[name]), taught[name], atol=1e-7), name
+
+
+def test_an_encoder_that_has_seen_the_held_out_window_is_refused(histories: Path, tmp_path: Path) -> None:
+    from clv.cluster.training import read_shop
+    from clv.data.dataset import Prepared
+    from clv.models.pretraining.pretrainer import Objectives
+    from clv.train import pretraining
+
+    options = pretrain.Options(histories=(histories,), out=tmp_path / "encoder", **SMALL)
+    config = options.settings()
+    plan = pretraining.plan([read_shop(histories)], [Prepared.open(histories).origin(None)], Objectives(), config)
+    seen = [transfer.Seen("simulated", plan.grounds[0].cutoff)]
+    transfer.save(tmp_path / "encoder", config.model.backbone, plan.space, plan.model(config).state_dict(), seen, {})
+    with pytest.raises(ValueError, match=r"has seen simulated until 2024-04-01, after .*run ray_jobs.pretrain with"):
+        train.run(
+            train.Options(
+                histories=histories, out=tmp_path / "b", origin=CUT, pretrained=str(tmp_path / "encoder"), **SMALL
+            )
+        )

@@ -1,0 +1,199 @@
+"""A replica serves what its registry names, and says so in the roll call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clv.registry import Registry, Trial
+from clv.serve.rollout.canary import Canary, Shadow
+from clv.serve.rollout.follower import Follower
+from clv.serve.rollout.heartbeat import Entry, Served, Watch, entries, sign
+from clv.serve.scoring.backend import LiveBackend
+
+
+class NamedRegistry(Registry):
+    """A registry whose bundles are empty folders: what they hold is not what is tested here."""
+
+    def name(self, production: str, trial: Trial | None = None) -> None:
+        for version in {production, trial.version if trial else production}:
+            (self.root / "versions" / version).mkdir(parents=True, exist_ok=True)
+        self._point([production])
+        if trial:
+            self._replace(self._trial, {"version": trial.version, "share": trial.share, "shadow": trial.shadow})
+        else:
+            self._trial.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> NamedRegistry:
+    made = NamedRegistry(tmp_path / "registry")
+    made.root.mkdir()
+    return made
+
+
+@pytest.fixture
+def follower(backend: LiveBackend, registry: NamedRegistry, make_predictor: Callable[..., Any]) -> Follower:
+    """v1 is in service; loads a predictor of the folder's name, unless that is `broken`."""
+    loads: list[str] = []
+
+    def load(bundle: Path) -> Any:
+        loads.append(bundle.name)
+        if bundle.name == "broken":
+            raise ValueError("damaged")
+        return make_predictor(bundle.name)
+
+    made = Follower(backend, registry, load, "replica-1", 0.02)
+    made.loads = loads  # type: ignore[attr-defined]
+    return made
+
+
+def looks(follower: Follower, registry: NamedRegistry, *named: tuple[str, Trial | None]) -> list[Entry]:
+    """What the replica says after each look at a registry that names these."""
+
+    async def go() -> list[Entry]:
+        found = []
+        for one in named:
+            registry.name(*one)
+            await follower.follow()
+            found.append(follower.entry())
+        return found
+
+    return asyncio.run(go())
+
+
+def test_a_new_bundle_takes_over_and_a_broken_one_does_not(follower: Any, registry: NamedRegistry) -> None:
+    names = ["v1", "v2", "broken", "broken", "v3", "broken"]
+    found = looks(follower, registry, *((name, None) for name in names))
+    assert [entry.in_service for entry in found] == ["v1", "v2", "v2", "v2", "v3", "v3"]
+    assert [bool(entry.failed) for entry in found] == [False, False, True, True, False, True]
+    assert found[2].failed == {"broken": "ValueError: damaged"}
+    assert follower.loads == ["v2", "broken", "v3", "broken"], "once while it is named"
+    assert follower.backend.metrics.registry.get_sample_value("clv_failed_bundles") == 1
+
+
+def test_a_trial_is_loaded_beside_production_and_promoted_without_loading_again(
+    follower: Any, registry: NamedRegistry
+) -> None:
+    canary, shadow = Trial("v2", 1.0, shadow=False), Trial("v2", 1.0, shadow=True)
+    backend = follower.backend
+    found = looks(follower, registry, ("v1", canary))
+    assert (found[0].in_service, found[0].trial) == ("v1", "v2")
+    assert isinstance(backend.scorer(), Canary)
+    looks(follower, registry, ("v1", shadow))
+    assert isinstance(backend.scorer(), Shadow)
+    assert [backend.scorer(name).facts.version for name in ("v1", "v2", "v9")] == ["v1", "v2", "v1"]
+    found = looks(follower, registry, ("v2", shadow))
+    assert (found[0].in_service, found[0].trial, backend.trial) == ("v2", None, None)
+    assert follower.loads == ["v2"]
+    assert looks(follower, registry, ("v1", Trial("broken", 0.5, shadow=False)))[0].failed == {
+        "broken": "ValueError: damaged"
+    }
+    assert backend.scorer().facts.version == "v1"
+
+
+def test_a_replica_goes_on_signing_while_a_bundle_loads(
+    backend: LiveBackend, registry: NamedRegistry, make_predictor: Callable[..., Any]
+) -> None:
+    release = threading.Event()
+
+    def load(bundle: Path) -> Any:
+        release.wait(10)
+        return make_predictor(bundle.name)
+
+    async def go() -> None:
+        registry.name("v2")
+        running = asyncio.create_task(Follower(backend, registry, load, "slow", 0.01).run())
+        while not (found := entries(registry.root)) or found[0].beat < 5:
+            await asyncio.sleep(0.01)
+        assert found[0].in_service == "v1"
+        release.set()
+        while entries(registry.root)[0].in_service != "v2":
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(go(), 20))
+
+
+def test_a_registry_that_cannot_be_read_for_a_moment_stops_nothing(follower: Follower, registry: NamedRegistry) -> None:
+    async def go() -> None:
+        running = asyncio.create_task(follower.run())
+        await asyncio.sleep(0.1)  # no pointer yet
+        registry.name("v2")
+        while follower.backend.scorer().facts.version != "v2":
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(go(), 20))
+
+
+def test_what_each_version_answered_and_failed_is_signed(
+    follower: Any, registry: NamedRegistry, store: Any, make_predictor: Callable[..., Any]
+) -> None:
+    looks(follower, registry, ("v1", None))
+    backend = follower.backend
+
+    def fail(histories: object) -> None:
+        raise RuntimeError("no")
+
+    bad = make_predictor("v2")
+    backend.put_in_service(backend.prepare(bad))
+    bad.before = fail
+
+    async def go() -> None:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="no"):
+                await backend.scorer().score(store.get(["A"]), 1_307_836_800_000_000, (30,))
+        await follower.sign()
+
+    asyncio.run(go())
+    (entry,) = entries(registry.root)
+    assert (entry.served["v2"].answered, entry.served["v2"].errors) == (3, 3)
+
+
+def test_whoever_stops_signing_is_gone_and_whoever_never_signed_while_watched_was_not_there(tmp_path: Path) -> None:
+    clock = [0.0]
+    watch = Watch(tmp_path, now=lambda: clock[0])
+
+    def at(second: float, **beats: int) -> list[str]:
+        clock[0] = second
+        for name, beat in beats.items():
+            sign(
+                tmp_path,
+                Entry(replica=name, beat=beat, every_s=2, in_service="v1", served={"v1": Served(answered=beat)}),
+            )
+        return [entry.replica for entry in watch.alive()]
+
+    assert at(0, a=1, dead=7) == []
+    assert at(1, a=2, b=1) == ["a"]
+    assert at(2, a=3, b=2) == ["a", "b"]
+    assert at(9, b=3) == ["a", "b"]
+    assert at(13) == ["b"]
+    assert at(14, a=4) == ["a", "b"]
+
+
+def test_lines_of_replicas_that_are_long_gone_are_removed(tmp_path: Path) -> None:
+    sign(tmp_path, Entry(replica="old", beat=1, every_s=1, in_service="v1"))
+    sign(tmp_path, Entry(replica="new", beat=1, every_s=1, in_service="v1"))
+    an_hour_ago = time.time() - 4_000
+    os.utime(tmp_path / "serving/old.json", (an_hour_ago, an_hour_ago))
+    assert [entry.replica for entry in entries(tmp_path)] == ["new"]
+    assert not (tmp_path / "serving/old.json").exists()
+    assert json.loads((tmp_path / "serving/new.json").read_text())["beat"] == 1
+
+
+def test_an_entry_is_written_as_it_is_read(tmp_path: Path) -> None:
+    more = {"trial": "v2", "failed": {"v3": "x"}, "served": {"v1": Served(errors=1)}, "http_answers": 5}
+    entry = Entry(replica="r", beat=3, every_s=1.5, in_service="v1", comparison={"skipped": 0}, **more)
+    sign(tmp_path, entry)
+    assert entries(tmp_path) == [entry]

@@ -1,0 +1,177 @@
+"""The simulator: its truth is the mean of what it simulates, and it is as hard or as easy for BG/NBD as it says."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clv.btyd.models import BGNBD, Anchor
+from clv.data.events import EVENTS
+from clv.simulate.small import Simulation, simulate
+from clv.simulate.truth import mean_orders
+
+ORIGIN, HORIZON = "2024-06-01", 180
+
+
+def purchases(shop: Simulation) -> pd.DataFrame:
+    table = shop.events.to_pandas()
+    table = table[table["event_type"] == "purchase"]
+    table["day"] = (table["event_time"] - pd.Timestamp(ORIGIN, tz="UTC")).dt.total_seconds() / 86_400
+    return table
+
+
+def outcome(shop: Simulation, horizon: int = HORIZON) -> pd.DataFrame:
+    """What happened in [ORIGIN, + horizon) beside what was expected, one row per customer known before."""
+    bought = purchases(shop)
+    inside = bought[(bought["day"] >= 0) & (bought["day"] < horizon)].groupby("customer_id")
+    table = shop.truth.expected(ORIGIN, horizon).set_index("customer_id")
+    table["orders_real"] = inside["order_id"].nunique().reindex(table.index).fillna(0)
+    table["value_real"] = inside["amount"].sum().reindex(table.index).fillna(0)
+    return table
+
+
+def sample_frame(shop: Simulation) -> pd.DataFrame:
+    past = purchases(shop)
+    past = past[past["day"] < 0].assign(day=lambda t: np.floor(t["day"]))
+    days = past.groupby(["customer_id", "day"])["amount"].sum().reset_index().groupby("customer_id")
+    first, last, x = days["day"].min(), days["day"].max(), days.size() - 1
+    repeat = days["amount"].sum() - days["amount"].first()
+    return pd.DataFrame(
+        {
+            "frequency": x.astype(float), "recency": last - first, "T": -first, "has_purchase": True,
+            "monetary": np.where(x > 0, repeat / np.maximum(x, 1), 0.0),
+        }
+    )  # fmt: skip
+
+
+def ngini(y: np.ndarray, score: np.ndarray) -> float:
+    def gini(order: np.ndarray) -> float:
+        share = np.cumsum(y[order]) / y.sum()
+        return float(2 * (share - y[order] / y.sum() / 2).mean() - 1)
+
+    return gini(np.argsort(-score, kind="stable")) / gini(np.argsort(-y))
+
+
+def test_events_have_the_schema_and_orders_are_whole() -> None:
+    shop = simulate(300, return_share=0.2)
+    assert shop.events.schema == EVENTS
+    assert shop.events["event_id"].to_pandas().is_unique
+    table = shop.events.to_pandas()
+    assert table["event_time"].is_monotonic_increasing
+    assert set(table["event_type"]) == {"purchase", "return", "view", "cart"}
+    assert table["order_id"].notna().equals(table["event_type"].isin(["purchase", "return"]))
+    assert (table.loc[table["event_type"] == "purchase", "amount"] > 0).all()
+    assert (table.loc[table["event_type"] == "return", "amount"] < 0).all()
+    assert (table.groupby("order_id")["event_time"].nunique()[lambda s: s.index.str.startswith("O")] == 1).all()
+    assert set(table["item_id"]) <= set(shop.items["item_id"])
+    assert set(table["customer_id"]) <= set(shop.customers["customer_id"])
+
+
+def test_same_seed_same_shop_and_another_seed_another() -> None:
+    assert simulate(100, seed=3).events.equals(simulate(100, seed=3).events)
+    assert not simulate(100, seed=3).events.equals(simulate(100, seed=4).events)
+
+
+def test_local_dates_bound_the_log() -> None:
+    shop = simulate(500, "2023-03-01", "2023-09-01", timezone="Europe/London")
+    local = shop.events["event_time"].to_pandas().dt.tz_convert("Europe/London")
+    assert local.min() >= pd.Timestamp("2023-03-01", tz="Europe/London")
+    assert local.max() < pd.Timestamp("2023-09-01", tz="Europe/London")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"exact_btyd": True},
+        {"dropout": None},
+        {"regularity": 1, "season": 0.8},
+        {"drift": 0.5, "changes_per_year": 0.0},
+        {"visitors": 0.7, "sessions": 1.0, "tastes": 0.3, "promotion": 0.5},
+        {"visitors": 0.3, "coupons": (40, 0.4, 0.5)},
+    ],
+    ids=["default", "exact", "nobody leaves", "poisson", "drift", "visitors", "coupons"],
+)
+def test_expected_orders_and_value_are_the_mean_of_what_happens(options: dict[str, object]) -> None:
+    table = pd.concat([outcome(simulate(3_000, seed=seed, **options)) for seed in range(4)])  # type: ignore[arg-type]
+    for name in ("orders", "value"):
+        gap = table[f"{name}_real"] - table[name]
+        assert abs(gap.sum()) < 4 * np.sqrt((gap**2).sum())
+        bucket = pd.qcut(table[name].rank(method="first"), [0.7, 0.8, 0.9, 1.0])
+        real, want = table.groupby(bucket, observed=True)[[f"{name}_real", name]].sum().to_numpy().T
+        np.testing.assert_allclose(real, want, rtol=0.12)
+
+
+@pytest.mark.parametrize("leave", [0.0, 0.15])
+def test_mean_orders_agrees_with_brute_force(leave: float) -> None:
+    rng, k, u, phase, n = np.random.default_rng(0), 3, 2.2, 2, 400_000
+    count = (phase + rng.poisson(k * u, n)) // k
+    if leave > 0:
+        count = np.minimum(count, rng.geometric(leave, n))
+    mean = mean_orders(np.array([u]), np.array([phase]), np.array([leave]), k)[0]
+    assert mean == pytest.approx(count.mean(), abs=4 * count.std() / np.sqrt(n))
+
+
+def test_exact_shop_gives_bgnbd_back_its_parameters_and_totals() -> None:
+    shop = simulate(8_000, seed=1, exact_btyd=True, rate=(0.8, 60.0), dropout=(1.0, 4.0))
+    frame = sample_frame(shop)
+    anchor = Anchor.fit(frame)
+    counts = anchor.counts
+    assert isinstance(counts, BGNBD)
+    for name, truth in (("r", 0.8), ("alpha", 60.0), ("a", 1.0), ("b", 4.0)):
+        assert abs(np.log(getattr(counts, name) / truth)) < max(4 * counts.stderr[name], 0.1)
+    table, predicted = outcome(shop), anchor.predict(frame, HORIZON)
+    assert (table.index == frame.index).all()
+    assert predicted["orders"].sum() == pytest.approx(table["orders"].sum(), rel=0.05)
+    assert predicted["value"].sum() == pytest.approx(table["value"].sum(), rel=0.06)
+
+
+def gain_from_baskets(shop: Simulation) -> tuple[float, float, dict[str, float]]:
+    """nGini of the anchor and of the anchor × its error per category of the newest item, learned on other customers."""
+    table, frame = outcome(shop), sample_frame(shop)
+    past = purchases(shop)
+    newest = past[past["day"] < 0].groupby("customer_id")["item_id"].last()
+    category = newest.map(shop.items.set_index("item_id")["category"]).reindex(frame.index)
+    anchor, real = Anchor.fit(frame).predict(frame, HORIZON)["value"], table["value_real"]
+    learn = np.arange(len(frame)) % 2 == 0
+    error = real[learn].groupby(category[learn]).sum() / anchor[learn].groupby(category[learn]).sum()
+    y, plain, corrected = real[~learn], anchor[~learn], (anchor * category.map(error))[~learn]
+    return ngini(y.to_numpy(), plain.to_numpy()), ngini(y.to_numpy(), corrected.to_numpy()), error.to_dict()
+
+
+def test_baskets_tell_what_the_anchor_cannot_know() -> None:
+    plain, corrected, error = gain_from_baskets(simulate(8_000, seed=2))
+    assert corrected > plain + 0.005
+    assert error["Club / Refill"] > 2 * error["Clearance / Last chance"]
+
+
+def test_baskets_tell_nothing_where_bgnbd_is_exact() -> None:
+    plain, corrected, _ = gain_from_baskets(simulate(8_000, seed=2, exact_btyd=True))
+    assert corrected < plain + 0.001
+
+
+def test_anchor_ranks_clearly_below_the_oracle_by_default() -> None:
+    shop = simulate(6_000, seed=2)
+    table, frame = outcome(shop), sample_frame(shop)
+    y = table["value_real"].to_numpy()
+    oracle, anchor = (ngini(y, s["value"].to_numpy()) for s in (table, Anchor.fit(frame).predict(frame, HORIZON)))
+    assert anchor > 0.3
+    assert oracle > anchor + 0.05
+
+
+def test_two_thousand_customers_over_two_years_take_under_two_seconds() -> None:
+    start = time.process_time()
+    simulate(2_000)
+    assert time.process_time() - start < 2
+
+
+def test_impossible_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"leaves the simulation: stay within the 731 days"):
+        simulate(10).truth.expected("2024-12-01", 90)
+    with pytest.raises(ValueError, match="num_customers 0"):
+        simulate(0)
+    with pytest.raises(ValueError, match="2023-01-01 to 2023-01-02 are 1 days"):
+        simulate(10, "2023-01-01", "2023-01-02")
