@@ -1,4 +1,4 @@
-"""Parts replaced for `benchmarks.ablations`: no level, no anchor, other odds of being drawn, pretrained starts."""
+"""Parts replaced for `benchmarks.ablations`: no level, no BTYD model, other odds of being drawn, pretrained starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clv.btyd.seasonal import Baseline
+from clv.btyd.seasonal import SeasonalBTYD
 from clv.data.histories import ranges
 from clv.models.inputs.assemble import Assembled, Assembler
 from clv.models.inputs.batch import Samples
@@ -22,47 +22,47 @@ from clv.train import pretraining
 from clv.train.config import TrainConfig
 from clv.train.examples.in_memory import RandomOrigins
 from clv.train.examples.loader import Whole
-from clv.train.fitting import Setup, Shop
+from clv.train.fitting import Dataset, Setup
 
 Floats = NDArray[np.float64]
 
 
-class WithoutLevel(Baseline):
-    """Totals are what the anchor says, in training and after it."""
+class WithoutFactor(SeasonalBTYD):
+    """Totals are what the BTYD model says, in training and after it."""
 
-    def realised_level(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
+    def realised_factor(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
         ones = np.ones((len(origin_day), len(self.horizons)))
         return ones, ones
 
-    def forecast_level(self, origin_day: int, horizons: Any = None) -> tuple[Floats, Floats, Floats]:
+    def forecast_factor(self, origin_day: int, horizons: Any = None) -> tuple[Floats, Floats, Floats]:
         ones = np.ones(len(horizons or self.horizons))
         return ones, ones, 0 * ones
 
 
-class WithoutAnchor(Assembler):
-    """Everybody starts from the typical customer, and the features do not hold the anchor's curves."""
+class WithoutBTYD(Assembler):
+    """Everybody starts from the population average, and the features do not hold the BTYD model's curves."""
 
     def _assemble(self, *arguments: Any) -> Assembled:
         found = super()._assemble(*arguments)
         s, curves = found.samples, 3 * len(self.horizons)
-        hazard, repeats, value = (np.ascontiguousarray(s.typical[:, i]) for i in range(3))
+        hazard, repeats, value = (np.ascontiguousarray(s.population_average[:, i]) for i in range(3))
         wide = s.wide.copy()
         wide[:, -curves:] = 0.0
         samples = replace(s, base_hazard=hazard, base_repeats=repeats, base_value=value, wide=wide)
         return replace(found, samples=samples)
 
 
-def without_level(setup: Setup) -> Setup:
-    baseline = WithoutLevel(**vars(setup.assembler.baseline))
-    return replace(setup, assembler=replace(setup.assembler, baseline=baseline))
+def without_factor(setup: Setup) -> Setup:
+    btyd = WithoutFactor(**vars(setup.assembler.btyd))
+    return replace(setup, assembler=replace(setup.assembler, btyd=btyd))
 
 
-def without_anchor(setup: Setup) -> Setup:
-    return replace(setup, assembler=WithoutAnchor(**vars(setup.assembler)))
+def without_btyd(setup: Setup) -> Setup:
+    return replace(setup, assembler=WithoutBTYD(**vars(setup.assembler)))
 
 
 def buyers(samples: Samples) -> NDArray[np.bool_]:
-    """Rows with a purchase in the longest horizon that has matured for them."""
+    """Rows with a purchase in the longest horizon that has fully observed for them."""
     assert samples.orders is not None
     return samples.orders.max(axis=1) > 0
 
@@ -98,7 +98,16 @@ class Resampled(Whole):
 def taken(samples: Samples, rows: NDArray[np.int64]) -> Samples:
     changes = {
         name: getattr(samples, name)[rows]
-        for name in ("wide", "base_hazard", "base_repeats", "base_value", "typical", "value", "orders", "mature")
+        for name in (
+            "wide",
+            "base_hazard",
+            "base_repeats",
+            "base_value",
+            "population_average",
+            "value",
+            "orders",
+            "observed",
+        )
     }
     t = samples.tokens
     assert isinstance(t, TokenArrays), "events, not texts, are drawn anew"
@@ -111,7 +120,9 @@ def corrected(p: Floats, odds: float) -> Floats:
     return p / (p + (1 - p) * odds)
 
 
-def pretrained(shop: Shop, setup: Setup, config: TrainConfig, objectives: tuple[str, ...], epochs: int) -> TrainConfig:
+def pretrained(
+    shop: Dataset, setup: Setup, config: TrainConfig, objectives: tuple[str, ...], epochs: int
+) -> TrainConfig:
     """`config` with a backbone that learned the objectives on the same past."""
     ground = pretraining.Ground(shop, setup.cutoff, setup.assembler.space)
     planned = pretraining.Plan((ground,), setup.assembler.space, Objectives.only(*objectives))

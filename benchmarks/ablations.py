@@ -2,7 +2,7 @@
 
 `python -m benchmarks.ablations [--only "default; loss: ZILN"] [--seeds 2]`: Online Retail II at 2010-08-18 and
 2010-09-15 (label windows of 90 days that end before the first scoreboard origin), the final fit of `train` without a
-trial, so that every change is judged at the same gate: the mean of half, three quarters and all of the model. Results
+trial, so that every change is judged at the same blend weight: the mean of half, three quarters and all of the model. Results
 go one by one into --out, and a run that was interrupted goes on there. Prints a Markdown table.
 """
 
@@ -25,7 +25,7 @@ from benchmarks import ablation_parts as parts
 from benchmarks.output import reserve
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster import embedding
-from clv.cluster.training import read_shop
+from clv.cluster.training import read_dataset
 from clv.evaluate import metrics
 from clv.forecast.network import forecast
 from clv.models.backbones.text_encoder import DEFAULT_ENCODER
@@ -35,13 +35,13 @@ from clv.train import fitting, loop
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
 from clv.train.examples.in_memory import RandomOrigins
-from clv.train.fitting import Setup, Shop
+from clv.train.fitting import Dataset, Setup
 from clv.train.held_out import HeldOut, score
 from clv.train.trainer import load_model
 
 ORIGINS = ("2010-08-18", "2010-09-15")
 HORIZON = 90
-GATES = (0.5, 0.75, 1.0)
+BLEND_WEIGHTS = (0.5, 0.75, 1.0)
 
 Change = Callable[[TrainConfig], TrainConfig]
 
@@ -78,7 +78,7 @@ class Variant:
     setup: Callable[[Setup], Setup] = unchanged
     drawn: tuple[Callable[[Samples], NDArray[np.bool_]], float] | None = None
     pretrain: tuple[str, ...] = ()
-    gates: tuple[float, ...] = GATES
+    blend_weights: tuple[float, ...] = BLEND_WEIGHTS
 
 
 VARIANTS = {
@@ -90,11 +90,11 @@ VARIANTS = {
     "encoder: MLP": Variant(config=backbone(architecture="mlp")),
     "without the sequence": Variant(config=model(use_sequence=False)),
     "without the features": Variant(config=model(use_wide=False)),
-    "head on the anchor alone": Variant(config=model(starts="anchor")),
-    "head on the typical customer alone": Variant(config=model(starts="typical")),
-    "without the anchor (all of the model)": Variant(setup=parts.without_anchor, gates=(1.0,)),
-    "all of the model": Variant(gates=(1.0,)),
-    "without the level": Variant(setup=parts.without_level),
+    "head on the BTYD model alone": Variant(config=model(starts="btyd")),
+    "head on the population average alone": Variant(config=model(starts="population_average")),
+    "without the BTYD model (all of the model)": Variant(setup=parts.without_btyd, blend_weights=(1.0,)),
+    "all of the model": Variant(blend_weights=(1.0,)),
+    "without the level": Variant(setup=parts.without_factor),
     "loss: ZILN": Variant(config=loss(name="ziln")),
     "loss: Tweedie": Variant(config=loss(name="tweedie")),
     "loss: squared error": Variant(config=loss(name="mse")),
@@ -133,7 +133,7 @@ def main() -> None:
     folder = histories("online_retail_ii", options.cache)
     if ITEM_TEXT in names:
         embedding.embed(folder, DEFAULT_ENCODER, run=embedding.encode_here, say=print)
-    shop = read_shop(folder)
+    shop = read_dataset(folder)
     done: dict[str, dict[str, float]] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in names:
         chosen = shop if name == ITEM_TEXT else replace(shop, items=Items.empty())
@@ -149,9 +149,9 @@ def main() -> None:
     print(table(done))
 
 
-def judged(shop: Shop, origin: str, config: TrainConfig, variant: Variant) -> dict[str, float]:
-    """Score and metrics, means over the gates, of a fit at the origin on everybody who had bought before it; the score
-    is against the anchor with its level."""
+def judged(shop: Dataset, origin: str, config: TrainConfig, variant: Variant) -> dict[str, float]:
+    """Score and metrics, means over the blend weights, of a fit at the origin on everybody who had bought before it; the score
+    is against the BTYD model with its level."""
     begun, cutoff = time.process_time(), shop.clock.parse(origin)
     plain = fitting.prepare(shop, cutoff, config, HORIZON)
     setup = variant.setup(plain)
@@ -167,14 +167,14 @@ def judged(shop: Shop, origin: str, config: TrainConfig, variant: Variant) -> di
     seconds = time.process_time() - begun
     rows = setup.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
     i = shop.horizons.index(HORIZON)
-    raw = forecast(load_model(setup, config, weights), rows.samples, setup.assembler.money)
+    raw = forecast(load_model(setup, config, weights), rows.samples, setup.assembler.value_scale)
     base = plain.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
     held_out = HeldOut(base, i, np.zeros(len(shop.horizons)))
     keep, (value, orders) = held_out.buyers, held_out.labels(i)
     found = []
-    for gate in variant.gates:
-        ours = gate * raw.value[:, i] + (1 - gate) * base.base.value[:, i]
-        p = gate * parts.corrected(raw.p_purchase[:, i], odds) + (1 - gate) * base.base.p_purchase[:, i]
+    for blend_weight in variant.blend_weights:
+        ours = blend_weight * raw.value[:, i] + (1 - blend_weight) * base.base.value[:, i]
+        p = blend_weight * parts.corrected(raw.p_purchase[:, i], odds) + (1 - blend_weight) * base.base.p_purchase[:, i]
         found.append(
             {
                 "score": score(held_out, ours, p),

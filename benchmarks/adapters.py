@@ -3,7 +3,7 @@
 At a development origin of a shop (see `benchmarks.pretraining`) the tiny encoder, pretrained there by masked events, is
 tuned whole, left as it is, and tuned by every kind of adapter, at the same rates and with the same samples. Memory:
 bytes of all tensors that live at once within a step (see `benchmarks.plan`); time: CPU seconds of a step of one thread,
-median of blocks. Score: mean log ratio to the anchor's metrics, of the model alone; 0 is the anchor, higher is better.
+median of blocks. Score: mean log ratio to the BTYD model's metrics, of the model alone; 0 is the BTYD model, higher is better.
 Rows that stand in the output already are not run again.
 """
 
@@ -27,14 +27,14 @@ from benchmarks import plan, pretraining
 from benchmarks.output import reserve
 from benchmarks.pretraining import ROWS
 from benchmarks.scoreboard.__main__ import ROOT, histories
-from clv.cluster.training import read_shop
+from clv.cluster.training import read_dataset
 from clv.models.adapters import methods
 from clv.models.adapters.methods import OPTIONS, AdapterConfig
 from clv.train import fitting, loop
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
 from clv.train.engines.torch_engine import Engine
-from clv.train.fitting import Setup, Shop
+from clv.train.fitting import Dataset, Setup
 
 WHOLE, HEADS = "all weights", "all but the backbone"
 MIB = 2**20
@@ -58,7 +58,7 @@ def main() -> None:
     os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
-    shop, (origin, horizon) = read_shop(histories(options.shop, options.cache)), ROWS[options.shop]
+    shop, (origin, horizon) = read_dataset(histories(options.shop, options.cache)), ROWS[options.shop]
     config = replace(
         TrainConfig.preset("tiny").with_engine(kind="torch"), samples_per_epoch=options.samples, epochs=options.epochs
     )
@@ -78,7 +78,7 @@ def main() -> None:
     print(table(rows))
 
 
-def pretrained(shop: Shop, setup: Setup, config: TrainConfig, options: Options) -> str:
+def pretrained(shop: Dataset, setup: Setup, config: TrainConfig, options: Options) -> str:
     """Folder of an encoder that was pretrained on what is known at the cut of `setup`."""
     folder = options.cache / f"{options.shop}-{config.seed}"
     if not folder.exists():
@@ -98,7 +98,7 @@ def variants(config: TrainConfig, encoder: str) -> dict[str, TrainConfig]:
     return {WHOLE: whole, HEADS: heads, **kinds}
 
 
-def cost(shop: Shop, setup: Setup, config: TrainConfig) -> dict[str, Any]:
+def cost(shop: Dataset, setup: Setup, config: TrainConfig) -> dict[str, Any]:
     """What is trained, held, needed and saved, and CPU seconds of a step on the longest histories."""
     samples = setup.source(shop, config).epoch(0)
     batch = samples.batch(np.argsort(-samples.lengths)[: config.batch_size])

@@ -25,7 +25,7 @@ from clv.models.inputs.feature_space import Items
 from clv.simulate.small import simulate
 from clv.train import backtest
 from clv.train.config import TrainConfig
-from clv.train.fitting import Shop
+from clv.train.fitting import Dataset
 
 START, END, HORIZON = "2022-01-01", "2025-01-01", 90
 ORIGINS = ("2023-09-20", "2024-03-18")
@@ -53,7 +53,7 @@ def main() -> None:
     print(f"| mean | | | | {mean[1]:.2f} | {mean[2]:.2f} |")
 
 
-def make(seed: int, customers: int) -> tuple[Shop, str]:
+def make(seed: int, customers: int) -> tuple[Dataset, str]:
     """A shop drawn at random, and what it is in words."""
     rng, clock = np.random.default_rng((seed, 11)), Clock("UTC")
     season, drift = rng.uniform(0, 0.5), rng.normal(0, 0.25)
@@ -67,17 +67,17 @@ def make(seed: int, customers: int) -> tuple[Shop, str]:
     }
     events = simulate(customers, START, END, seed, **settings).events
     histories = Histories.from_table(build(events, clock))
-    shop = Shop(histories, clock, "gross", (30, HORIZON), Items.empty(), clock.parse(END))
+    shop = Dataset(histories, clock, "gross", (30, HORIZON), Items.empty(), clock.parse(END))
     return shop, f"{season:.2f}, {drift:+.2f}"
 
 
-def judged(shop: Shop, origin: str, seed: int) -> tuple[float, float, float]:
+def judged(shop: Dataset, origin: str, seed: int) -> tuple[float, float, float]:
     """(predicted ÷ realised total, share of persons, share of sums) in their bands."""
     backbone = BackboneConfig(architecture="gru", width=64, num_layers=1, max_tokens=48)
     config = TrainConfig(samples_per_epoch=6_000, epochs=4, seed=seed).with_engine(kind="torch")
     config = replace(config, model=replace(config.model, backbone=backbone))
     at = shop.clock.parse(origin)
-    real = backtest.truth(shop, at, HORIZON).value
+    real = backtest.outcomes(shop, at, HORIZON).value
     ours = backtest.refit(shop, at, HORIZON, config)[0].customers
     assert ours.quantiles is not None
     persons = probabilistic.pit80(distributions.pit(real, ours.quantiles, seed))

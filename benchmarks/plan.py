@@ -25,7 +25,7 @@ from clv.simulate.small import simulate
 from clv.train import estimate
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
-from clv.train.fitting import Setup, Shop, prepare
+from clv.train.fitting import Dataset, Setup, prepare
 from clv.train.loop import Average, sum_loss
 
 
@@ -147,11 +147,11 @@ def compared(cases: Sequence[Case] = CASES) -> list[tuple[Case, estimate.Memory,
     return found
 
 
-def shop(case: Case) -> tuple[Setup, Shop]:
+def shop(case: Case) -> tuple[Setup, Dataset]:
     clock = Clock("UTC")
     table = build(simulate(300, "2020-01-01", "2023-12-31", seed=0).events, clock)
     end = clock.parse("2024-01-01")
-    made = Shop(Histories.from_table(table), clock, "gross", (30, 90), Items.empty(), end)
+    made = Dataset(Histories.from_table(table), clock, "gross", (30, 90), Items.empty(), end)
     backbone = BackboneConfig(max_tokens=case.tokens)
     return prepare(made, end, TrainConfig(model=ModelConfig(backbone=backbone)), 30), made
 

@@ -172,12 +172,12 @@ def compare(out: Path, theirs: Path) -> str:
         pl.col("lines").list.len().cast(pl.Int64).alias("tokens"),
         *(pl.col(name).list.eval(pl.element().cast(pl.Float64)).list.sum().alias(name) for name in fields),
     )
-    peer = pl.scan_parquet(theirs).select(
+    baseline = pl.scan_parquet(theirs).select(
         "customer",
         pl.col("lines").list.len().cast(pl.Int64).alias("tokens"),
         *(pl.col(name).list.eval(pl.element().cast(pl.Float64)).list.sum().alias(name) for name in fields),
     )
-    left, right = ours.sort("customer").collect(), peer.sort("customer").collect()
+    left, right = ours.sort("customer").collect(), baseline.sort("customer").collect()
     assert left.select("customer", "tokens", "lines", "quantity").equals(
         right.select("customer", "tokens", "lines", "quantity")
     ), "prepare and polars disagree"
@@ -256,19 +256,19 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     for x in range(low, high + 1):
         px, py = at(x, bottom)
         parts.append(f'<line x1="{px}" y1="{py}" x2="{px}" y2="{edge}" stroke="#ddd"/>')
-        parts.append(f'<text x="{px}" y="{py + 16}" text-anchor="middle">10^{x}</text>')
+        parts.append(f'<text x="{px}" y="{py + 16}" text-BTYD model="middle">10^{x}</text>')
     for y in range(bottom, top + 1):
         px, py = at(low, y)
         parts.append(f'<line x1="{px}" y1="{py}" x2="{width - edge}" y2="{py}" stroke="#ddd"/>')
-        parts.append(f'<text x="{px - 6}" y="{py + 4}" text-anchor="end">10^{y}</text>')
+        parts.append(f'<text x="{px - 6}" y="{py + 4}" text-BTYD model="end">10^{y}</text>')
     for (name, line), colour in zip(lines.items(), ("#c0392b", "#2c3e50"), strict=True):
         points = [at(x, y) for x, y in line]
         parts.append(f'<polyline fill="none" stroke="{colour}" points="{" ".join(f"{x},{y}" for x, y in points)}"/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in points]
         parts.append(
-            f'<text x="{points[-1][0] - 8}" y="{points[-1][1] - 8}" text-anchor="end" fill="{colour}">{name}</text>'
+            f'<text x="{points[-1][0] - 8}" y="{points[-1][1] - 8}" text-BTYD model="end" fill="{colour}">{name}</text>'
         )
-    parts.append(f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">events</text>')
+    parts.append(f'<text x="{width / 2}" y="{height - 8}" text-BTYD model="middle">events</text>')
     parts.append(f'<text x="12" y="{edge - 16}">CPU seconds beyond start-up</text></svg>')
     path.write_text("\n".join(parts) + "\n")
 

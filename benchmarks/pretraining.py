@@ -1,8 +1,8 @@
 """Does pretraining help? `python -m benchmarks.pretraining [--rows cdnow] [--variants none,masked]`.
 
 At development origins the model is trained as `train` does, without and with an encoder pretrained on what was known at
-the origin, in one process. Score: mean log ratio of nGini, Spearman, AUC, MAE, RMSE and decile MAPE to the anchor's, of
-the model alone (no gate, the anchor's total), after each epoch; the best epoch is printed. `transfer` pretrains on the
+the origin, in one process. Score: mean log ratio of nGini, Spearman, AUC, MAE, RMSE and decile MAPE to the BTYD model's, of
+the model alone (no blend weight, the BTYD model's total), after each epoch; the best epoch is printed. `transfer` pretrains on the
 two other shops (leave one shop out).
 """
 
@@ -19,16 +19,16 @@ import torch
 import tyro
 
 from benchmarks.scoreboard.__main__ import ROOT, histories
-from clv.cluster.training import read_shop
+from clv.cluster.training import read_dataset
 from clv.forecast.network import forecast
 from clv.models.pretraining import transfer
 from clv.models.pretraining.pretrainer import Objectives, joint_space, scaled_as
 from clv.train import fitting, loop, pretraining
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
-from clv.train.fitting import Setup, Shop
+from clv.train.fitting import Dataset, Setup
 from clv.train.held_out import HeldOut, score
-from clv.train.pretraining import Ground, Plan
+from clv.train.pretraining import Ground, PretrainingPlan
 from clv.train.trainer import load_model, merged
 
 ROWS = {"cdnow": ("1997-10-02", 90), "complete_journey": ("2017-06-01", 30), "online_retail_ii": ("2010-09-15", 90)}
@@ -62,7 +62,7 @@ def main() -> None:
     os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
-    shops = {name: read_shop(histories(name, options.cache)) for name in ROWS}
+    shops = {name: read_dataset(histories(name, options.cache)) for name in ROWS}
     config = replace(TrainConfig.preset("tiny").with_engine(kind="torch"), samples_per_epoch=options.samples)
     for name in options.rows.split(","):
         for variant in options.variants.split(","):
@@ -70,7 +70,7 @@ def main() -> None:
                 one_run(name, variant, shops, replace(config, seed=seed), options)
 
 
-def one_run(name: str, variant: str, shops: dict[str, Shop], config: TrainConfig, options: Options) -> None:
+def one_run(name: str, variant: str, shops: dict[str, Dataset], config: TrainConfig, options: Options) -> None:
     setups = {}
     for shop_name in shops if variant == "transfer" else [name]:
         shop, (origin, horizon) = shops[shop_name], ROWS[shop_name]
@@ -90,7 +90,7 @@ def one_run(name: str, variant: str, shops: dict[str, Shop], config: TrainConfig
 def pretrain(
     seen: list[str],
     setups: dict[str, Setup],
-    shops: dict[str, Shop],
+    shops: dict[str, Dataset],
     config: TrainConfig,
     options: Options,
     variant: str,
@@ -100,14 +100,16 @@ def pretrain(
     grounds = tuple(
         Ground(shops[n], setups[n].cutoff, scaled_as(joint, space)) for n, space in zip(seen, spaces, strict=True)
     )
-    planned = Plan(grounds, joint, Objectives.only(*VARIANTS[variant]))
+    planned = PretrainingPlan(grounds, joint, Objectives.only(*VARIANTS[variant]))
     done = pretraining.train(planned, replace(config, epochs=options.pretrain_epochs))
     folder = options.cache / f"encoder-{os.getpid()}"
     transfer.save(folder, config.model.backbone, joint, done.weights, [], {})
     return {part: [round(float(row[part]), 3) for row in done.history] for part in VARIANTS[variant]}
 
 
-def scores(shop: Shop, setup: Setup, config: TrainConfig, options: Options, origin: str, horizon: int) -> list[float]:
+def scores(
+    shop: Dataset, setup: Setup, config: TrainConfig, options: Options, origin: str, horizon: int
+) -> list[float]:
     rows = setup.assembler.at(shop.histories, setup.cutoff, known_before=shop.data_through)
     held_out = HeldOut(rows, shop.horizons.index(horizon), np.zeros(len(shop.horizons)))
     config = replace(config, samples_per_epoch=int(options.samples * options.labelled), epochs=options.epochs)
@@ -116,7 +118,7 @@ def scores(shop: Shop, setup: Setup, config: TrainConfig, options: Options, orig
 
     def on_epoch(end: loop.EpochEnd, average: loop.Average) -> bool:
         model = load_model(setup, config, merged(setup, config, end.weights))
-        raw = forecast(model, rows.samples, setup.assembler.money)
+        raw = forecast(model, rows.samples, setup.assembler.value_scale)
         i = held_out.horizon
         found.append(round(score(held_out, raw.value[:, i], raw.p_purchase[:, i]), 4))
         return True

@@ -1,12 +1,12 @@
 """Batch scoring: customers per CPU second and core, and the memory of the job as the number of customers grows.
 
-    python -m benchmarks.score --anchor 1000000 10000000 --tiny 100000 1000000 --out benchmarks/score/score.json
+    python -m benchmarks.score --BTYD model 1000000 10000000 --tiny 100000 1000000 --out benchmarks/score/score.json
 
-The log is a simulated shop of `Shop.full` over one year, prepared once and then copied under new customer ids. Each
+The log is a simulated shop of `Dataset.full` over one year, prepared once and then copied under new customer ids. Each
 run is `python -m ray_jobs.score` by two actors; CPU seconds are those of the whole process tree beyond those of a run
 over a hundred customers, memory is proportional (each page, shared ones included, counts once). One more line is the
 actor alone, one thread in one process, on customers who all have 32 tokens and more.
-Targets: 20,000 customers per CPU second by the anchor, 500 by `tiny` at 32 tokens; memory that does not grow.
+Targets: 20,000 customers per CPU second by the BTYD model, 500 by `tiny` at 32 tokens; memory that does not grow.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ TOKENS = 32
 BASE = 20_000  # customers of the simulated log: one shard, which is then copied
 SMALL = 1_000  # customers that the bundle learns from
 FEW = 100  # customers of the run that shows what starting costs: half of them for each of two actors
-Model = Literal["anchor", "clv"]
+Model = Literal["btyd", "clv"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    anchor: tuple[int, ...] = (100_000,)
-    """Customers that the anchor alone scores."""
+    btyd: tuple[int, ...] = (100_000,)
+    """Customers that the BTYD model alone scores."""
     tiny: tuple[int, ...] = (40_000,)
     """Customers that the network scores; at least two shards, or one of the two actors whose start is subtracted has
     nothing to do."""
@@ -61,9 +61,9 @@ def prepare(folder: Path, **settings: Any) -> Path:
     from clv.cluster import preparing, work_units
     from clv.data.spec.models import DatasetSpec
     from clv.simulate import files, log
-    from clv.simulate.settings import Shop
+    from clv.simulate.settings import Dataset
 
-    shop = Shop.full(start="2024-01-01", **settings)
+    shop = Dataset.full(start="2024-01-01", **settings)
     plan = files.Plan(shop, (), (30, 90))
     blocks = [files.write_block(plan, folder / "log", number) for number in range(log.num_blocks(shop))]
     files.write_shop(plan, folder / "log", blocks, folder / "log", lambda line: None)
@@ -76,14 +76,14 @@ def train(histories: Path, folder: Path) -> Path:
     """A bundle of `tiny` over 32 tokens that has hardly learned anything: the cost of scoring does not depend on it."""
     from clv import bundle
     from clv.cluster import training
-    from clv.data.dataset import Prepared
+    from clv.data.dataset import PreparedDataset
     from clv.train import export, fitting, trainer
     from clv.train.config import TrainConfig
 
     config = TrainConfig.preset("tiny").with_engine(kind="torch")
     model = replace(config.model, backbone=replace(config.model.backbone, max_tokens=TOKENS))
     config = replace(config, model=model, epochs=1, samples_per_epoch=64, batch_size=64, num_origins=3)
-    read, prepared = training.read_shop(histories), Prepared.open(histories)
+    read, prepared = training.read_dataset(histories), PreparedDataset.open(histories)
     phases = fitting.plan(read, prepared.origin(CUT), config)
     fitted = trainer.train(read, phases, config)
     bundle.save(export.to_bundle(read, phases, config, fitted, training.dataset_facts(prepared), []), folder)
@@ -152,14 +152,14 @@ def measure(model: Model, histories: Path, bundle: Path, folder: Path, start: Tr
 def alone(folder: Path, histories: Path, bundle: Path) -> None:
     """Prints what one actor does in this process with one thread."""
     from clv.cluster.scoring import Scorer
-    from clv.data.dataset import Prepared
+    from clv.data.dataset import PreparedDataset
     from clv.data.histories import Histories
 
-    prepared = Prepared.open(histories)
+    prepared = PreparedDataset.open(histories)
     origin = prepared.origin(CUT)
     read = Histories.from_table(pq.read_table(prepared.shards[0]))
     before = np.add.reduceat((read.time < origin).astype(np.int64), read.offsets[:-1])
-    for model in ("anchor", "clv"):
+    for model in ("btyd", "clv"):
         scorer = Scorer(str(bundle), origin, None, model, str(folder / "alone"))
         scorer.score(0, str(prepared.shards[0]))
         begun = time.process_time()
@@ -210,8 +210,8 @@ def main() -> None:
             for line in said.splitlines():
                 note(json.loads(line))
         few = multiply(base, folder / "few", FEW, FEW // 2)
-        models: dict[Model, tuple[int, ...]] = {"anchor": options.anchor, "clv": options.tiny}
-        many = multiply(base, folder / "many", max(options.anchor + options.tiny))
+        models: dict[Model, tuple[int, ...]] = {"btyd": options.btyd, "clv": options.tiny}
+        many = multiply(base, folder / "many", max(options.btyd + options.tiny))
         for model, sizes in models.items():
             # The first run also reads the packages from disk; what starting costs is seen in the second.
             _, start = (job(few, bundle, folder / f"scores-{model}-{turn}", model) for turn in range(2))

@@ -15,7 +15,7 @@ from clv.models.inputs.feature_space import Items
 from clv.serve.store.sqlite import SqliteStore
 from clv.simulate.small import simulate
 from clv.train.config import TrainConfig
-from clv.train.fitting import Shop, prepare
+from clv.train.fitting import Dataset, prepare
 
 CUT = "2024-12-01"
 HORIZONS = (30, 90)
@@ -33,7 +33,7 @@ def make_shop(folder: Path, num_customers: int, bundles_too: int = 0) -> list[st
     store.close()
     h = Histories.from_table(histories)
     config = dataclasses.replace(TrainConfig.preset("tiny"), num_origins=4)
-    setup = prepare(Shop(h, clock, "gross", HORIZONS, Items.empty(), end), end, config, HORIZONS[0])
+    setup = prepare(Dataset(h, clock, "gross", HORIZONS, Items.empty(), end), end, config, HORIZONS[0])
     vocab, items = setup.assembler.space.to_arrays()
     facts = {"currency": "EUR", "timezone": "UTC", "horizons": list(HORIZONS), "value": "gross"}
     for number in range(bundles_too + 1):
@@ -43,12 +43,12 @@ def make_shop(folder: Path, num_customers: int, bundles_too: int = 0) -> list[st
                 "cut_us": end,
                 "data_through_us": int(h.time.max()),
                 "model": bundles.as_json(config.model),
-                "money": setup.assembler.money,
-                "typical": setup.assembler.typical.tolist(),
+                "value_scale": setup.assembler.value_scale,
+                "population_average": setup.assembler.population_average.tolist(),
                 "dataset_facts": {**facts, "discount_rate_annual": 0.1},
             },
             vocab=vocab,
-            anchor=setup.assembler.baseline.to_json(),
+            btyd=setup.assembler.btyd.to_json(),
             calibration=Adjustment.none(len(HORIZONS)).to_json(),
             metrics={},
             weights={

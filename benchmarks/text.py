@@ -21,13 +21,13 @@ import tyro
 
 from benchmarks.output import reserve
 from benchmarks.scoreboard.__main__ import ROOT, histories
-from clv.cluster.training import read_shop
+from clv.cluster.training import read_dataset
 from clv.evaluate import metrics
 from clv.forecast.network import forecast
 from clv.train import fitting, loop
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
-from clv.train.fitting import Shop
+from clv.train.fitting import Dataset
 from clv.train.held_out import HeldOut
 from clv.train.trainer import load_model
 
@@ -67,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("CLV_DATA", str(ROOT.parent / "shared/data"))
     options.cache.mkdir(parents=True, exist_ok=True)
-    shop = read_shop(histories("complete_journey", options.cache))
+    shop = read_dataset(histories("complete_journey", options.cache))
     known = rows(options)
     names = [name.strip() for name in options.only.split(";") if name.strip()] or list(known)
     done: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
@@ -79,8 +79,8 @@ def main() -> None:
     print(table(done))
 
 
-def judged(shop: Shop, name: str, config: TrainConfig) -> dict[str, dict[str, float]]:
-    """Metrics of a fit at the origin, and of the anchor that it starts from."""
+def judged(shop: Dataset, name: str, config: TrainConfig) -> dict[str, dict[str, float]]:
+    """Metrics of a fit at the origin, and of the BTYD model that it starts from."""
     begun, cutoff = time.process_time(), shop.clock.parse(ORIGIN)
     setup = fitting.prepare(shop, cutoff, config, HORIZON)
     engine = make_engine(setup.model(config), loop.sum_loss(config, True), config, torch.device("cpu"))
@@ -95,18 +95,18 @@ def judged(shop: Shop, name: str, config: TrainConfig) -> dict[str, dict[str, fl
     i = shop.horizons.index(HORIZON)
     held_out = HeldOut(held, i, np.zeros(len(shop.horizons)))
     begun = time.process_time()
-    raw = forecast(load_model(setup, config, weights), held.samples, setup.assembler.money)
+    raw = forecast(load_model(setup, config, weights), held.samples, setup.assembler.value_scale)
     scored = time.process_time() - begun
     keep, (value, orders) = held_out.buyers, held_out.labels(i)
-    truth = value[keep], orders[keep]
-    base = measures(*truth, held.base.value[keep, i], held.base.p_purchase[keep, i])
-    ours = measures(*truth, raw.value[keep, i], raw.p_purchase[keep, i])
+    outcomes = value[keep], orders[keep]
+    base = measures(*outcomes, held.base.value[keep, i], held.base.p_purchase[keep, i])
+    ours = measures(*outcomes, raw.value[keep, i], raw.p_purchase[keep, i])
     cost = {
         "cpu_s": trained,
         "customers_per_s": len(held.table) / scored,
         "pasts": config.samples_per_epoch * config.epochs,
     }
-    return {"anchor": base, name: ours | cost}
+    return {"btyd": base, name: ours | cost}
 
 
 def measures(value: np.ndarray, orders: np.ndarray, said: np.ndarray, p_purchase: np.ndarray) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """CPU seconds per training step: the engine (plain torch and DeepSpeed) against a bare torch loop, in the same run.
 
-`python -m benchmarks.train_step [--preset minilm] [--zero-stage 1]`. One process; blocks of steps of the rivals are
+`python -m benchmarks.train_step [--preset minilm] [--zero-stage 1]`. One process; blocks of steps of the baselines are
 interleaved, so that a busy machine slows all of them; medians of the blocks and their ratios are printed.
 Then two workers of one thread each against one such worker, DeepSpeed and plain torch, in turns (read it on an idle
 machine of two cores or more); then what Ray Train takes to start and end two workers that do nothing.
@@ -30,7 +30,7 @@ from clv.models.inputs.feature_space import Items
 from clv.simulate.small import simulate
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
-from clv.train.fitting import Setup, Shop, prepare
+from clv.train.fitting import Dataset, Setup, prepare
 from clv.train.loop import sum_loss
 from clv.train.optimizers import make_optimizer
 
@@ -68,11 +68,11 @@ def main() -> None:
             for _ in range(options.steps):
                 step()
             seconds[name].append((time.process_time() - start) / options.steps)
-    rival = statistics.median(seconds["plain loop"])
+    baseline = statistics.median(seconds["plain loop"])
     print(f"{options.preset}, batch {len(batch)} x {batch.mask.shape[1]} tokens, {options.threads} thread(s)")
     for name, taken in seconds.items():
         print(
-            f"{name:28} {statistics.median(taken):7.3f} CPU-s per step, {statistics.median(taken) / rival:5.2f} x plain"
+            f"{name:28} {statistics.median(taken):7.3f} CPU-s per step, {statistics.median(taken) / baseline:5.2f} x plain"
         )
     dist.destroy_process_group()
     if options.rounds:
@@ -140,7 +140,7 @@ def example(config: TrainConfig, part: tuple[int, int] | None = None) -> tuple[S
     """A setup and one full batch, or a worker's part of it, of long histories of a simulated shop."""
     clock = Clock("UTC")
     table = build(simulate(400, "2022-01-01", "2023-12-31", seed=0).events, clock)
-    shop = Shop(Histories.from_table(table), clock, "gross", (30, 90), Items.empty(), clock.parse("2024-01-01"))
+    shop = Dataset(Histories.from_table(table), clock, "gross", (30, 90), Items.empty(), clock.parse("2024-01-01"))
     setup = prepare(shop, shop.data_through, config, 30)
     samples = setup.source(shop, config).epoch(0)
     return setup, samples.batch(np.argsort(-samples.lengths)[: config.batch_size], part=part)

@@ -1,4 +1,4 @@
-"""Customer lifetime value: histories, an anchored BERT-style model, honest evaluation and serving, on Ray.
+"""Customer lifetime value: histories, an BTYD-based BERT-style model, honest evaluation and serving, on Ray.
 
 `clv.fit(events, columns)` and `clv.load(folder)` are the way in from a notebook.
 """

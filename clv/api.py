@@ -18,13 +18,13 @@ from clv.data import histories
 from clv.data.clock import Clock
 from clv.data.prepare import cleaning, items, mapping
 from clv.data.prepare.partition import whole_events
-from clv.data.sources.reading import Block
+from clv.data.sources.reading import SourceBlock
 from clv.data.spec.models import DatasetSpec
 from clv.forecast.predictor import Predictor
 from clv.models.inputs.feature_space import Items
 from clv.train import export
 from clv.train.config import TrainConfig
-from clv.train.fitting import Shop, plan
+from clv.train.fitting import Dataset, plan
 from clv.train.trainer import Hooks, Row, train
 
 PLACE = "the data frame"
@@ -92,7 +92,7 @@ def fit(
     horizons_days: Sequence[int] = (30, 90, 180, 365),
     origin: str | datetime | None = None,
     config: TrainConfig | None = None,
-    name: str = "shop",
+    name: str = "dataset",
     on_epoch: Callable[[Row], None] | None = None,
     **rules: Any,
 ) -> Model:
@@ -109,7 +109,7 @@ def fit(
     kept = _events(events, spec)
     table = histories.build(whole_events(kept), spec.clock)
     catalogue = items.from_events(items.seen_in_events(kept)) if items.described(spec.events[0]) else None
-    shop = Shop(
+    dataset = Dataset(
         histories=histories.Histories.from_table(table),
         clock=spec.clock,
         value=spec.value,
@@ -119,9 +119,9 @@ def fit(
         name=spec.name,
     )
     config = (config or TrainConfig()).with_engine(kind="torch")
-    phases = plan(shop, shop.data_through if origin is None else spec.clock.parse(origin), config)
+    phases = plan(dataset, dataset.data_through if origin is None else spec.clock.parse(origin), config)
     hooks = Hooks() if on_epoch is None else Hooks(on_epoch=lambda row, save: on_epoch(row))
-    fitted = train(shop, phases, config, hooks=hooks)
+    fitted = train(dataset, phases, config, hooks=hooks)
     facts = {
         "name": name,
         "currency": spec.currency,
@@ -131,7 +131,7 @@ def fit(
         "discount_rate_annual": spec.discount_rate_annual,
         "spec": spec.model_dump(mode="json"),
     }
-    result = export.to_bundle(shop, phases, config, fitted, facts, list(phases.notices))
+    result = export.to_bundle(dataset, phases, config, fitted, facts, list(phases.notices))
     return Model(result, Predictor(result), spec)
 
 
@@ -167,10 +167,10 @@ def _events(frame: pd.DataFrame, spec: DatasetSpec) -> pa.Table:
     rows = pa.Table.from_pandas(frame, preserve_index=False)
     types = {field.name: field.type for field in rows.schema}
     mapping.check_columns(spec.events[0], types, "events", PLACE, "the frame")
-    taken = mapping.take(Block(rows, 0), spec.events[0], spec, PLACE)
+    taken = mapping.take(SourceBlock(rows, 0), spec.events[0], spec, PLACE)
     verdict = cleaning.customer_rules(taken.events.combine_chunks(), spec)
     kept = taken.events.filter(pa.array(verdict.accepted))
-    reasons = taken.books.rejected + verdict.counts()
+    reasons = taken.accounting.rejected + verdict.counts()
     if len(kept) == 0 or sum(reasons.values()) > spec.max_rejected_share * len(rows):
         raise ValueError(
             f"{PLACE}: {len(rows) - len(kept):,} of {len(rows):,} rows rejected ({dict(reasons)}), the limit is "

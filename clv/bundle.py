@@ -21,7 +21,7 @@ from clv.version import __version__
 
 FORMAT = 3
 MANIFEST = "manifest.json"
-JSON_PARTS = ("config", "vocab", "anchor", "calibration", "metrics")
+JSON_PARTS = ("config", "vocab", "btyd", "calibration", "metrics")
 
 
 class BundleError(ValueError):
@@ -34,7 +34,7 @@ class Bundle:
 
     config: dict[str, Any]
     vocab: dict[str, Any]
-    anchor: dict[str, Any]
+    btyd: dict[str, Any]
     calibration: dict[str, Any]
     metrics: dict[str, Any]
     weights: dict[str, NDArray[Any]]

@@ -37,7 +37,7 @@ class RegistryError(ValueError):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BundleComparison:
     """Two bundles on the same held-out customers. Differences are candidate minus current, with 95 % bounds.
 
     Ranking is judged by the normalised Gini (higher is better), level by |log bias| (lower is better).
@@ -52,14 +52,14 @@ class Comparison:
     ngini_difference: float
     ngini_low: float
     ngini_high: float
-    level_difference: float
-    level_low: float
-    level_high: float
+    total_ratio_difference: float
+    total_ratio_low: float
+    total_ratio_high: float
 
     @property
     def worse(self) -> tuple[str, ...]:
         """What the candidate does significantly worse: "ranking", "level", both or nothing."""
-        found = (("ranking", self.ngini_high < 0), ("level", self.level_low > 0))
+        found = (("ranking", self.ngini_high < 0), ("level", self.total_ratio_low > 0))
         return tuple(name for name, is_worse in found if is_worse)
 
 
@@ -73,7 +73,7 @@ def compare(
     origin: str,
     horizon_days: int,
     seed: int = 0,
-) -> Comparison:
+) -> BundleComparison:
     """Paired bootstrap over the customers of `realised` (customer_id, value in shop currency over the horizon).
 
     `scores[version]` holds customer_id and value_mean of that bundle at `origin` (ISO time, UTC) and `horizon_days`;
@@ -93,14 +93,14 @@ def compare(
         level = {version: np.abs(np.log(found[version]["bias"])) for version in predictions}
     rank = interval(found[candidate]["ngini"] - found[current]["ngini"])
     off = interval(level[candidate] - level[current])
-    return Comparison(
+    return BundleComparison(
         candidate, current, dataset, origin, horizon_days, len(y),
         rank.estimate, rank.low, rank.high, off.estimate, off.low, off.high,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Trial:
+class Candidate:
     """A version tried beside the one in production on a share of the requests: it answers them (canary), or only
     computes them too, to be compared (shadow)."""
 
@@ -169,14 +169,14 @@ class Registry:
             raise RegistryError(f"nothing is in production in {self.root}: promote a version first")
         return self.path(version)
 
-    def trial(self) -> Trial | None:
+    def trial(self) -> Candidate | None:
         """What is tried beside production at the moment."""
         try:
-            return Trial(**json.loads(self._trial.read_text(encoding="utf-8")))
+            return Candidate(**json.loads(self._trial.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
 
-    def start_trial(self, trial: Trial) -> None:
+    def start_trial(self, trial: Candidate) -> None:
         """Try a published version beside production, instead of what is tried now."""
         inspect(self.path(trial.version))
         with self._lock():
@@ -216,7 +216,12 @@ class Registry:
         return info.version
 
     def promote(
-        self, version: str, *, comparison: Comparison | None = None, force: bool = False, reason: str | None = None
+        self,
+        version: str,
+        *,
+        comparison: BundleComparison | None = None,
+        force: bool = False,
+        reason: str | None = None,
     ) -> None:
         """Point production at `version`.
 
@@ -264,7 +269,7 @@ class Registry:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def _objection(
-        self, info: BundleInfo, current: str | None, comparison: Comparison | None, reason: str | None
+        self, info: BundleInfo, current: str | None, comparison: BundleComparison | None, reason: str | None
     ) -> str | None:
         if current is None:
             return None
@@ -284,7 +289,7 @@ class Registry:
             return (
                 f"its {' and '.join(c.worse)} is significantly worse than that of {current} "
                 f"(nGini {c.ngini_difference:+.4f} [{c.ngini_low:+.4f}, {c.ngini_high:+.4f}], "
-                f"|log bias| {c.level_difference:+.4f} [{c.level_low:+.4f}, {c.level_high:+.4f}])"
+                f"|log bias| {c.total_ratio_difference:+.4f} [{c.total_ratio_low:+.4f}, {c.total_ratio_high:+.4f}])"
             )
         return None
 

@@ -17,8 +17,8 @@ from ray_jobs.settings import TrainSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainSettings):
-    """Writes metrics.json, report.html, card.md (a sentence per peer) and details.json (bands, visitors, customers with
-    one order): our model against every peer, with bootstrap intervals."""
+    """Writes metrics.json, report.html, card.md (a sentence per baseline) and details.json (bands, visitors, customers with
+    one order): our model against every baseline, with bootstrap intervals."""
 
     histories: Path
     """Folder that ray_jobs.prepare wrote."""
@@ -39,13 +39,13 @@ def run(options: Options) -> None:
     """Raises ValueError for an origin outside the log or without a future to judge by."""
     begun = datetime.now(UTC)
     from clv.cluster import backtesting, session, training
-    from clv.data.dataset import Prepared
+    from clv.data.dataset import PreparedDataset
     from clv.evaluate.report import html_page
     from clv.evaluate.report.card import judgement
     from clv.evaluate.report.findings import find, over_origins
     from clv.train import backtest as arithmetic
 
-    prepared = Prepared.open(options.histories)
+    prepared = PreparedDataset.open(options.histories)
     origins = [prepared.origin(text.strip()) for text in options.origins.split(",") if text.strip()]
     if not origins:
         raise ValueError("--origins names no date; write for example --origins 2011-03-14,2011-06-12")
@@ -53,14 +53,14 @@ def run(options: Options) -> None:
         raise ValueError(f"--horizon-days {options.horizon_days} and --seeds {options.seeds} must be at least 1")
     config = options.settings()
     # Everything that a wrong argument can cause is found before Ray starts.
-    shop = training.read_shop(options.histories)
-    facts = {origin: arithmetic.truth(shop, origin, options.horizon_days) for origin in origins}
+    dataset = training.read_dataset(options.histories)
+    facts = {origin: arithmetic.truth(dataset, origin, options.horizon_days) for origin in origins}
     if options.bundle:
         arithmetic.check_bundle(options.bundle, origins)
     options.out.mkdir(parents=True, exist_ok=True)
     with session.ray_session(num_cpus=options.workers, object_store_mb=options.object_store_mb):
         panels = backtesting.run(
-            shop,
+            dataset,
             facts,
             options.horizon_days,
             config,
@@ -92,7 +92,9 @@ def of_model(bundle: Path | None) -> str:
     from clv import bundle as bundles
 
     known = bundles.verify(bundle)
-    return f"This model is bundle {known['version']}, cut at {known['cut']}; every peer was refitted at every origin."
+    return (
+        f"This model is bundle {known['version']}, cut at {known['cut']}; every baseline was refitted at every origin."
+    )
 
 
 LADDER = ("ngini", "spearman", "auc", "mae_over_mean", "rmse_over_mean", "bias", "decile_mape", "crps", "pit80")

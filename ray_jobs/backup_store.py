@@ -52,9 +52,9 @@ def run(options: Options) -> None:
             customers += len(part)
             events += sum(map(len, part["lines"].to_pylist()))
         pq.write_table(store.erasures(), aside / ERASURES)
-        books = {"customers": customers, "events": events, "format": FORMAT}
+        accounting = {"customers": customers, "events": events, "format": FORMAT}
         files = {path.name: digest(path) for path in sorted(aside.iterdir())}
-        manifest = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **books, "sha256": files}
+        manifest = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **accounting, "sha256": files}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         os.chmod(aside, 0o700)
         aside.rename(out)

@@ -52,7 +52,7 @@ def run(options: Options) -> None:
         took[name] = time.monotonic() - start
         return text
 
-    books = step("prepare", "--dataset", str(SPEC), "--out", str(histories), "--overwrite")
+    accounting = step("prepare", "--dataset", str(SPEC), "--out", str(histories), "--overwrite")
     check(histories)
     step("embed", "--histories", str(histories))
     step("train", "--histories", str(histories), "--origin", ORIGIN, "--preset", "tiny", "--workers", "2",
@@ -68,7 +68,7 @@ def run(options: Options) -> None:
     took["serve"] = time.monotonic() - start
 
     say("\n" + "=" * 100)
-    say("\n".join(line for line in books.splitlines() if "rows read" in line or line.startswith("histories:")))
+    say("\n".join(line for line in accounting.splitlines() if "rows read" in line or line.startswith("histories:")))
     say("\n".join(comparison(out / "backtest")))
     say(f"\nthree answers of POST /v1/predict ({HORIZON_DAYS} days):")
     for result in answers["results"]:
@@ -103,7 +103,7 @@ def job(name: str, *arguments: str) -> str:
 def check(histories: Path) -> None:
     """The dataset is whole, or what follows means nothing."""
     manifest = json.loads((histories / "manifest.json").read_text())
-    found = manifest["books"]["events"]["read"], manifest["num_customers"]
+    found = manifest["accounting"]["events"]["read"], manifest["num_customers"]
     if found != (EXPECTED_LINES, EXPECTED_CUSTOMERS):
         raise RuntimeError(f"read {found[0]:,} lines of {found[1]:,} customers, expected {EXPECTED_LINES:,} of "
                            f"{EXPECTED_CUSTOMERS:,}")  # fmt: skip

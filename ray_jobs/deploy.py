@@ -34,7 +34,7 @@ class Options:
     """A version published before; instead of --bundle."""
     reason: str | None = None
     """Why; kept in the registry's log."""
-    probe: Path | None = None
+    smoke_test: Path | None = None
     """JSON of a prediction request with as_of and the events of its customers; by default invented customers."""
     canary_share: float = 0.0
     """Share of requests that the new bundle answers first, for --trial-s."""
@@ -57,14 +57,14 @@ def run(options: Options) -> None:
     """Raises ValueError (RolloutError, ProbeError, BundleError) when the bundle is not in service in the end."""
     from clv.forecast.predictor import Predictor
     from clv.registry import Registry
-    from clv.serve.rollout.controller import Plan, Rollout
-    from clv.serve.rollout.smoke_test import Probe
+    from clv.serve.rollout.controller import Rollout, RolloutPolicy
+    from clv.serve.rollout.smoke_test import SmokeTest
 
     if (options.bundle is None) == (options.version is None):
         raise ValueError("give either --bundle or --version")
     registry = Registry(options.registry)
     version = options.version or registry.publish(options.bundle or Path())
-    plan = Plan(
+    plan = RolloutPolicy(
         version=version,
         reason=options.reason,
         canary_share=options.canary_share,
@@ -76,8 +76,8 @@ def run(options: Options) -> None:
         max_total_change=options.max_total_change,
     )
     predictor = Predictor(registry.path(version))
-    probe = Probe.of(predictor, options.url, os.environ.get("CLV_KEY"), options.probe)
-    rollout = Rollout(registry, plan, probe, say)
+    smoke_test = SmokeTest.of(predictor, options.url, os.environ.get("CLV_KEY"), options.smoke_test)
+    rollout = Rollout(registry, plan, smoke_test, say)
     try:
         rollout.run()
     finally:

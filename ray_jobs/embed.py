@@ -48,7 +48,7 @@ def run(options: Options) -> None:
 
     embedding.check_target(options.histories)
     text_encoder.resolve(options.encoder)
-    books = embedding.embed(
+    accounting = embedding.embed(
         options.histories.absolute(),
         options.encoder,
         run=partial(encode, options),
@@ -56,7 +56,7 @@ def run(options: Options) -> None:
         say=say,
     )
     # The folder's own run.json is that of prepare.
-    record.write(options.histories / "items", options, begun, books=asdict(books))
+    record.write(options.histories / "items", options, begun, accounting=asdict(accounting))
 
 
 def encode(options: Options, chunks: Iterable[Any], source: str, sha256: str) -> Iterator[Any]:

@@ -35,9 +35,9 @@ def run(options: Options) -> None:
     begun = datetime.now(UTC)
     from clv.cluster import work_units
     from clv.data import indicators
-    from clv.data.dataset import Prepared
+    from clv.data.dataset import PreparedDataset
 
-    prepared = Prepared.open(options.histories)
+    prepared = PreparedDataset.open(options.histories)
     prepared.check_shards()
     origin = prepared.origin(options.origin)
     scored = None

@@ -62,8 +62,8 @@ def run(options: Options) -> None:
         f"{each:,} bytes per customer, data through {newest}"
     )
     if is_folder(options.store):
-        books = {"read": read, "added": added, "replaced": replaced, "erased": erased, "stored": after}
-        record.write(Path(options.store), options, begun, **books, bytes_per_customer=each)
+        accounting = {"read": read, "added": added, "replaced": replaced, "erased": erased, "stored": after}
+        record.write(Path(options.store), options, begun, **accounting, bytes_per_customer=each)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from ray_jobs.command import execute, run_tasks, say
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Reads a dataset, cleans it and writes one row per customer (histories), with the books of every row."""
+    """Reads a dataset, cleans it and writes one row per customer (histories), with the row accounting of every row."""
 
     dataset: Path
     """Dataset file (YAML), such as ray_jobs/datasets/cdnow.yaml."""
@@ -24,7 +24,7 @@ class Options:
     append: bool = False
     """Add the files that the sources hold by now and --out has not read yet: only shards that change are made anew."""
     check: bool = False
-    """Only try the first 10,000 rows of each table, without Ray, and print the books."""
+    """Only try the first 10,000 rows of each table, without Ray, and print the row accounting."""
     partitions: int | None = None
     """Number of shards; by default one for about 500,000 events."""
     engine: Literal["auto", "ray", "here"] = "auto"

@@ -34,7 +34,7 @@ def run(options: Options) -> None:
     """Raises ValueError for an impossible origin or setting, RuntimeError when the workers fail for good."""
     begun = datetime.now(UTC)
     from clv.cluster import pretraining, session, training
-    from clv.data.dataset import Prepared
+    from clv.data.dataset import PreparedDataset
     from clv.models.pretraining import transfer
     from clv.models.pretraining.pretrainer import Objectives
     from clv.train import pretraining as plans
@@ -56,19 +56,19 @@ def run(options: Options) -> None:
     transfer.check_target(out)
     config, objectives = options.settings(), Objectives.only(*options.objectives)
     deepspeed_engine.deepspeed_config(config, "fp32", options.workers)
-    shops = pretraining.read_shops(options.histories, config)
-    origins = [Prepared.open(folder).origin(options.origin) for folder in options.histories]
-    planned = plans.plan(shops, origins, objectives, config)
-    training.check_feed(planned.source(config), config, options.workers)
+    datasets = pretraining.read_datasets(options.histories, config)
+    origins = [PreparedDataset.open(folder).origin(options.origin) for folder in options.histories]
+    planned = plans.plan(datasets, origins, objectives, config)
+    training.check_loader(planned.source(config), config, options.workers)
     for ground in planned.grounds:
-        shop = ground.shop
-        say(f"{shop.name}: {len(shop.histories):,} customers, known until {shop.clock.format(ground.cutoff)}")
-        if shop.shards:
-            say(f"{shop.name}: others stay on storage and are read shard by shard")
+        dataset = ground.dataset
+        say(f"{dataset.name}: {len(dataset.histories):,} customers, known until {dataset.clock.format(ground.cutoff)}")
+        if dataset.shards:
+            say(f"{dataset.name}: others stay on storage and are read shard by shard")
     board = options.tracking(aside, begun, config)
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
         done = pretraining.pretrain(planned, config, cluster, board, say)
-    seen = [transfer.Seen(ground.shop.name, ground.cutoff) for ground in planned.grounds]
+    seen = [transfer.Seen(ground.dataset.name, ground.cutoff) for ground in planned.grounds]
     facts = plans.facts(planned, config, done.history)
     sha256 = transfer.save(out, config.model.backbone, planned.space, done.weights, seen, facts)
     aside.mkdir(parents=True, exist_ok=True)

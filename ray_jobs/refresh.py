@@ -43,7 +43,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Raises ValueError while another refresh runs, and what its parts raise; what they had done by then stays."""
-    from clv.data.dataset import Prepared
+    from clv.data.dataset import PreparedDataset
     from clv.registry import Registry
     from ray_jobs import load_store, prepare, score
 
@@ -63,7 +63,7 @@ def run(options: Options) -> None:
         )
         if options.store is not None:
             load_store.run(load_store.Options(histories=options.histories, store=options.store))
-        through = Prepared.open(options.histories).data_through
+        through = PreparedDataset.open(options.histories).data_through
         facts = {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "data_through": datetime.fromtimestamp(through / 1e6, UTC).isoformat(timespec="seconds"),

@@ -57,8 +57,8 @@ def run(options: Options) -> None:
     finally:
         store.close()
     left = manifest["customers"] - restored
-    books = f"{manifest['customers']:,} customers = {restored:,} restored + {left:,} erased"
-    say(f"backup of {manifest['at']}: {books}; {after:,} stored")
+    accounting = f"{manifest['customers']:,} customers = {restored:,} restored + {left:,} erased"
+    say(f"backup of {manifest['at']}: {accounting}; {after:,} stored")
 
 
 def main() -> None:

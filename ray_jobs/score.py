@@ -24,8 +24,8 @@ class Options:
     horizons_days: tuple[int, ...] = ()
     """By default those the bundle has learned."""
     workers: int = 2
-    model: Literal["clv", "anchor"] = "clv"
-    """anchor: the bundle's BG/NBD, conversion and level alone, without bands; no network runs."""
+    model: Literal["clv", "btyd"] = "clv"
+    """BTYD model: the bundle's BG/NBD, conversion and level alone, without bands; no network runs."""
     csv: bool = True
     """Also write scores.csv and valuable_and_leaving.csv."""
     object_store_mb: int = 512
@@ -35,9 +35,9 @@ def run(options: Options) -> None:
     """Raises ValueError for a damaged bundle, another shop's histories or an impossible origin."""
     begun = datetime.now(UTC)
     from clv.cluster import scoring, session
-    from clv.data.dataset import Prepared
+    from clv.data.dataset import PreparedDataset
 
-    prepared = Prepared.open(options.histories)
+    prepared = PreparedDataset.open(options.histories)
     origin = prepared.origin(options.origin)
     out = options.out.absolute()
     # Everything that a wrong argument can cause is found before Ray starts.

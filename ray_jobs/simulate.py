@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from clv.simulate.settings import Shop
+from clv.simulate.settings import ShopSettings
 from ray_jobs import record
 from ray_jobs.command import execute, say
 
@@ -21,7 +21,7 @@ class Options:
 
     out: Path
     """Folder to write; one that holds a simulated shop is replaced."""
-    shop: Shop = field(default_factory=Shop.full)
+    shop: ShopSettings = field(default_factory=ShopSettings.full)
     origins: tuple[str, ...] = ()
     """Dates at which the truth is wanted; by default the one from which the longest horizon reaches to the end."""
     horizons_days: tuple[int, ...] = (30, 90)
@@ -41,7 +41,7 @@ def run(options: Options) -> None:
     """Raises ValueError for an impossible shop, an origin outside the log, or a folder that holds something else."""
     begun = datetime.now(UTC)
     from clv.cluster import session, work_units
-    from clv.data.workdir import JOURNAL, publish, workshop
+    from clv.data.workdir import JOURNAL, publish, staging_directory
     from clv.simulate import files, log
 
     shop = options.shop.exact_btyd() if options.plain else options.shop
@@ -49,12 +49,12 @@ def run(options: Options) -> None:
     if longest < 1 or min(options.horizons_days) < 1:
         raise ValueError(f"--horizons-days {list(options.horizons_days)} must be positive")
     origins = options.origins or (str(date.fromisoformat(shop.end) - timedelta(days=longest)),)
-    plan = files.Plan(shop, origins, tuple(sorted(options.horizons_days)), options.defects, options.format)
+    plan = files.SimulationPlan(shop, origins, tuple(sorted(options.horizons_days)), options.defects, options.format)
     plan.check()
     out = options.out.absolute()
     if out.exists() and any(out.iterdir()) and not (out / "truth").is_dir():
         raise ValueError(f"--out {out} exists and is not a simulated shop; choose another folder")
-    with workshop(out, {"plan": repr(plan)}, say) as folder:
+    with staging_directory(out, {"plan": repr(plan)}, say) as folder:
         task = partial(files.write_block, plan, folder)
         numbers = range(log.num_blocks(shop))
         blocks = partial(work_units.remembered, task=task, numbers=numbers, journal=folder / JOURNAL / "blocks")

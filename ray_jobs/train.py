@@ -13,7 +13,7 @@ from ray_jobs.settings import ClusterSettings, TrainSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainSettings, ClusterSettings):
-    """Fits anchor, level and model on what was known before the origin; the bundle holds everything to score with."""
+    """Fits BTYD model, level and model on what was known before the origin; the bundle holds everything to score with."""
 
     histories: Path
     """Folder that ray_jobs.prepare wrote."""
@@ -32,7 +32,7 @@ def run(options: Options) -> None:
     begun = datetime.now(UTC)
     from clv import bundle
     from clv.cluster import session, training
-    from clv.data.dataset import Prepared
+    from clv.data.dataset import PreparedDataset
     from clv.models.adapters import methods
     from clv.models.pretraining import transfer
     from clv.train import estimate, export, fitting, tracking
@@ -44,31 +44,31 @@ def run(options: Options) -> None:
     if options.gpu_memory_gib is not None and not options.plan:
         raise ValueError("--gpu-memory-gib belongs to --plan: a run takes what it needs")
     tracking.check(options.track)
-    prepared = Prepared.open(options.histories)
+    prepared = PreparedDataset.open(options.histories)
     cutoff = prepared.origin(options.origin)
     config = options.settings()
     # Everything that a wrong argument can cause is found before Ray starts.
     deepspeed_engine.deepspeed_config(config, "fp32", options.workers)
     bundle.check_target(out)
-    shop = training.read_shop(options.histories, config=config)
-    say(f"{prepared.spec.name}: {len(shop.histories):,} customers, cut at {prepared.clock.format(cutoff)}")
-    if shop.shards:
+    dataset = training.read_dataset(options.histories, config=config)
+    say(f"{prepared.spec.name}: {len(dataset.histories):,} customers, cut at {prepared.clock.format(cutoff)}")
+    if dataset.shards:
         say(
             f"notice: {prepared.manifest['num_customers']:,} customers stay on storage: the network is fed from "
-            f"{len(shop.shards)} shards in turn; anchor, features and the held-out judgement rest on those above"
+            f"{len(dataset.shards)} shards in turn; BTYD model, features and the held-out judgement rest on those above"
         )
-    phases = fitting.plan(shop, cutoff, config)
-    training.check_feed(phases.final.source(shop, config), config, options.workers)
+    phases = fitting.plan(dataset, cutoff, config)
+    training.check_loader(phases.final.source(dataset, config), config, options.workers)
     for notice in phases.notices:
         say(f"notice: {notice}")
     if source := config.model.backbone.pretrained:
         say(transfer.describe(phases.final.assembler.space, config.model.backbone, source))
     if options.plan:
-        say(training.describe_feed(prepared, config))
+        say(training.describe_loader(prepared, config))
         for line in estimate.report(
             config,
             phases.final.assembler.space,
-            len(shop.horizons),
+            len(dataset.horizons),
             options.workers,
             gpu=options.gpu or options.gpu_memory_gib is not None,
             gpu_gib=options.gpu_memory_gib,
@@ -79,7 +79,7 @@ def run(options: Options) -> None:
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
         fitted = training.train(options.histories.absolute(), phases, config, cluster, board, say)
     facts = training.dataset_facts(prepared)
-    result = export.to_bundle(shop, phases, config, fitted, facts, list(phases.notices))
+    result = export.to_bundle(dataset, phases, config, fitted, facts, list(phases.notices))
     version = bundle.save(result, out)
     aside.mkdir(parents=True, exist_ok=True)
     if fitted.adapters:

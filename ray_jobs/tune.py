@@ -48,7 +48,7 @@ def run(options: Options) -> None:
 
     from clv.bundle import as_json
     from clv.cluster import session, training, tuning
-    from clv.data.dataset import Prepared
+    from clv.data.dataset import PreparedDataset
     from clv.evaluate.report import tuning_page
     from clv.train import fitting, search, tracking
     from clv.train.engines import deepspeed_engine
@@ -61,20 +61,20 @@ def run(options: Options) -> None:
     tracking.check(options.track)
     deepspeed_engine.deepspeed_config(base, "fp32", options.workers)
     space = search.space(options.search, base)
-    prepared = Prepared.open(options.histories)
-    shop, clock = training.read_shop(options.histories, config=base), prepared.clock
-    judged = fitting.plan(shop, prepared.origin(options.origin), base)
-    phases = fitting.plan(shop, (judged.trial or judged.final).cutoff, base)
-    training.check_feed(phases.final.source(shop, base), base, options.workers)
+    prepared = PreparedDataset.open(options.histories)
+    dataset, clock = training.read_dataset(options.histories, config=base), prepared.clock
+    judged = fitting.plan(dataset, prepared.origin(options.origin), base)
+    phases = fitting.plan(dataset, (judged.trial or judged.final).cutoff, base)
+    training.check_loader(phases.final.source(dataset, base), base, options.workers)
     if judged.trial is None or phases.trial is None:
         raise ValueError(
             f"the log is too short to tune by: it must hold out two windows of {judged.primary} days, one to choose "
             "settings by and one for training to judge itself; choose a later --origin, or train with the preset"
         )
     place = f"{clock.format(phases.trial.cutoff)}, {phases.primary} days"
-    say(f"{shop.name}: {len(shop.histories):,} customers; {options.trials} trials, judged at {place}")
+    say(f"{dataset.name}: {len(dataset.histories):,} customers; {options.trials} trials, judged at {place}")
     out.mkdir(parents=True, exist_ok=True)
-    plan = tuning.Plan(
+    plan = tuning.TuningOptions(
         space=space, trials=options.trials, concurrent=options.concurrent, seed=options.seed, track=options.track
     )
     cpus = options.workers * options.concurrent + 1
@@ -85,12 +85,12 @@ def run(options: Options) -> None:
     settings = yaml.safe_dump(as_json(search.chosen(base, best.setting)), sort_keys=False)
     (out / "best.yaml").write_text(header + settings, encoding="utf-8")
     rows = [{"trial": t.name, **t.setting, "scores": t.scores, "best": t.best, "failed": t.failed} for t in found]
-    tuning_page.write(out, rows, title=f"{shop.name}: settings judged at {place}")
+    tuning_page.write(out, rows, title=f"{dataset.name}: settings judged at {place}")
     record.write(out, options, begun, seed=options.seed, best=best.setting, score=best.best)
     told = ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in best.setting.items()
     )
-    say(f"best of {len(found)} trials: {told}; held-out score {best.best:+.4f} against the anchor")
+    say(f"best of {len(found)} trials: {told}; held-out score {best.best:+.4f} against the BTYD model")
     say(f"wrote {options.out / 'best.yaml'} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")
 
 

@@ -13,17 +13,17 @@ from clv import bundle as bundles
 from clv.bundle import Bundle, BundleError
 from clv.train.config import TrainConfig
 
-FILES = ["anchor.json", "calibration.json", "card.md", "config.json", "items.safetensors", "metrics.json"]
+FILES = ["btyd.json", "calibration.json", "card.md", "config.json", "items.safetensors", "metrics.json"]
 FILES += ["report.html", "vocab.json", "weights.safetensors"]
 
 
 def small(seed: int = 0) -> Bundle:
     rng = np.random.default_rng(seed)
     return Bundle(
-        config={"dataset": "shop", "cut": "2011-06-12T00:00:00+00:00", "money": 1 / 3},
+        config={"dataset": "shop", "cut": "2011-06-12T00:00:00+00:00", "value_scale": 1 / 3},
         vocab={"numeric": ["f_recency"], "words": ["Ünïcode", ""]},
-        anchor={"horizons": [30, 90], "r": 0.1 + 0.2},
-        calibration={"gate_value": [0.5, 0.25]},
+        btyd_model={"horizons": [30, 90], "r": 0.1 + 0.2},
+        calibration={"blend_value": [0.5, 0.25]},
         metrics={"held_out": None},
         weights={"a.weight": rng.normal(size=(3, 4)).astype(np.float32), "b": np.float32(rng.normal(size=5))[::-1]},
         items={"item_keys": rng.integers(-(2**60), 2**60, 7), "text_vectors": np.zeros((8, 0), np.float32)},

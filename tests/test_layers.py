@@ -369,7 +369,7 @@ def test_importing_the_package_loads_neither_ray_nor_torch(tmp_path: Path) -> No
     assert {"ray", "torch", "transformers", "deepspeed"}.isdisjoint(loaded["modules"])
 
 
-def test_tables_and_anchors_import_without_ray_and_torch_and_leave_no_trace(tmp_path: Path) -> None:
+def test_tables_and_btyd_models_import_without_ray_and_torch_and_leave_no_trace(tmp_path: Path) -> None:
     modules = sorted(m for m in SIBLINGS if within(m, NO_TORCH))
     loaded = loaded_by(f"import {', '.join(modules)}", tmp_path)
     assert {"ray", "torch", "transformers", "deepspeed"}.isdisjoint(loaded["modules"])

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from clv import bundle as bundles
-from clv.registry import Comparison, Registry, RegistryError, Trial, compare
+from clv.registry import BundleComparison, Candidate, Registry, RegistryError, compare
 
 MakeBundle = Callable[..., Path]
 
@@ -29,7 +29,7 @@ def make_bundle(tmp_path: Path) -> MakeBundle:
 
     def make(version: str, cut: str = "2011-03-01T00:00:00+00:00", content: float = 0.0) -> Path:
         folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "bundle"
-        empty: dict[str, Any] = {"vocab": {}, "anchor": {}, "calibration": {}, "metrics": {}, "items": {}}
+        empty: dict[str, Any] = {"vocab": {}, "btyd": {}, "calibration": {}, "metrics": {}, "items": {}}
         config = {"cut_us": int(datetime.fromisoformat(cut).timestamp() * 1e6), "dataset": "shop"}
         bundles.save(bundles.Bundle(config=config, weights={"w": np.array([content])}, **empty), folder)
         manifest = json.loads((folder / bundles.MANIFEST).read_text())
@@ -46,15 +46,15 @@ def registry(tmp_path: Path) -> Registry:
 
 def comparison(
     candidate: str, current: str, *, level: float = 0.0, noise: float = 0.1, origin: str = "2011-06-12"
-) -> Comparison:
+) -> BundleComparison:
     """600 customers; the current one predicts with a little noise, the candidate with `noise` and a wrong `level`."""
     rng = np.random.default_rng(1)
     ids = [f"c{i}" for i in range(600)]
     rate = rng.lognormal(0, 1, 600)
     value = rng.poisson(rate) * 20.0
     blurred = rate * np.exp(rng.normal(0, noise, 600))
-    level_kept = blurred * rate.mean() / blurred.mean()
-    guess = {current: rate * np.exp(rng.normal(0, 0.1, 600)), candidate: level_kept * np.exp(level)}
+    total_ratio_kept = blurred * rate.mean() / blurred.mean()
+    guess = {current: rate * np.exp(rng.normal(0, 0.1, 600)), candidate: total_ratio_kept * np.exp(level)}
     scores = {
         v: pd.DataFrame({"customer_id": ids, "value_mean": g * 20}).sample(frac=1, random_state=3)
         for v, g in guess.items()
@@ -166,8 +166,8 @@ def test_a_better_bundle_is_promoted_and_its_reverse_is_not(with_two: Registry) 
         ngini_difference=-worse.ngini_difference,
         ngini_low=-worse.ngini_high,
         ngini_high=-worse.ngini_low,
-        level_low=-worse.level_high,
-        level_high=-worse.level_low,
+        total_ratio_low=-worse.total_ratio_high,
+        total_ratio_high=-worse.total_ratio_low,
     )
     assert better.worse == ()
     with_two.promote("v2", comparison=better)
@@ -229,10 +229,10 @@ def test_promoting_what_is_in_production_changes_nothing(with_two: Registry) -> 
 def test_a_trial_names_a_published_version_until_it_ends_and_is_logged(with_two: Registry) -> None:
     assert with_two.trial() is None
     with pytest.raises(RegistryError, match="v9' is not in"):
-        with_two.start_trial(Trial("v9", 0.1, shadow=False))
-    with_two.start_trial(Trial("v2", 0.1, shadow=False))
-    with_two.start_trial(Trial("v2", 0.5, shadow=True))
-    assert with_two.trial() == Trial("v2", 0.5, shadow=True)
+        with_two.start_trial(Candidate("v9", 0.1, shadow=False))
+    with_two.start_trial(Candidate("v2", 0.1, shadow=False))
+    with_two.start_trial(Candidate("v2", 0.5, shadow=True))
+    assert with_two.trial() == Candidate("v2", 0.5, shadow=True)
     assert with_two.current() == "v1"
     with_two.end_trial(reason="enough seen")
     with_two.end_trial()
@@ -245,7 +245,7 @@ def test_a_trial_names_a_published_version_until_it_ends_and_is_logged(with_two:
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
 def test_a_share_of_a_trial_is_a_share(share: float) -> None:
     with pytest.raises(ValueError, match="must lie above 0"):
-        Trial("v2", share, shadow=False)
+        Candidate("v2", share, shadow=False)
 
 
 def test_readers_always_find_a_whole_pointer(with_two: Registry) -> None:

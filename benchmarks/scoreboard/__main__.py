@@ -1,6 +1,6 @@
 """The scoreboard: `python -m benchmarks.scoreboard [--seeds 3] [--rows online_retail_ii,cdnow]`.
 
-Every model and peer at every origin of the protocol, as Ray tasks of one CPU; each result is cached under --cache by a
+Every model and baseline at every origin of the protocol, as Ray tasks of one CPU; each result is cached under --cache by a
 hash of the library's source, the pins, the dataset and its origin and seed, so an interrupted run goes on where it
 stopped. Writes scoreboard.json and README.md's table (scoreboard.md) beside this file.
 """
@@ -21,8 +21,8 @@ import tyro
 
 from benchmarks.scoreboard.table import markdown, row_of
 from clv.cluster import preparing, session
-from clv.cluster.training import read_shop
-from clv.data.dataset import Prepared
+from clv.cluster.training import read_dataset
+from clv.data.dataset import PreparedDataset
 from clv.data.spec.models import DatasetSpec
 from clv.train.config import TrainConfig
 
@@ -56,34 +56,34 @@ def main() -> None:
     wanted = options.rows.split(",")
     config = TrainConfig.preset("tiny")
     with session.ray_session(num_cpus=options.workers, object_store_mb=1024):
-        peers, ours = ray.remote(cached("peers")), ray.remote(cached("ours"))
+        baselines, ours = ray.remote(cached("baselines")), ray.remote(cached("ours"))
         jobs: list[tuple[str, int, str, Any, list[Any]]] = []
         for name, horizon, origins in PROTOCOL:
             if name not in wanted:
                 continue
             folder = histories(name, options.cache)
-            shop = ray.put(read_shop(folder))
-            clock = Prepared.open(folder).clock
+            shop = ray.put(read_dataset(folder))
+            clock = PreparedDataset.open(folder).clock
             for origin in origins:
-                key = f"{source_hash()}-{Prepared.open(folder).manifest['spec_sha256'][:8]}-{origin}-{horizon}"
+                key = f"{source_hash()}-{PreparedDataset.open(folder).manifest['spec_sha256'][:8]}-{origin}-{horizon}"
                 at = clock.parse(origin)
                 path = options.cache / f"{name}-{key}"
                 fits = [ours.remote(f"{path}-ours-{s}.pkl", shop, at, horizon, config, s) for s in range(options.seeds)]
                 jobs.append(
-                    (name, horizon, origin, peers.remote(f"{path}-peers.pkl", shop, at, horizon, config, 0), fits)
+                    (name, horizon, origin, baselines.remote(f"{path}-peers.pkl", shop, at, horizon, config, 0), fits)
                 )
         rows = []
-        for name, horizon, origin, peer, fits in jobs:
-            known, found = ray.get(peer)
+        for name, horizon, origin, baseline, fits in jobs:
+            known, found = ray.get(baseline)
             rows.append(row_of(name, horizon, origin, known, found, ray.get(fits)))
             print(f"{name} {origin} {horizon} d: {time.monotonic() - begun:.0f} s", flush=True)
     (HERE / "scoreboard.json").write_text(json.dumps(rows, indent=1) + "\n")
     text = markdown(rows)
     (HERE / "scoreboard.md").write_text(text)
     print(text)
-    weak = [f"{r['dataset']} {r['origin']}: {name}" for r in rows for name in r["weak_peers"]]
+    weak = [f"{r['dataset']} {r['origin']}: {name}" for r in rows for name in r["weak_baselines"]]
     if weak:
-        raise SystemExit("peers more than 2 % nGini below their published rows: " + "; ".join(weak))
+        raise SystemExit("baselines more than 2 % nGini below their published rows: " + "; ".join(weak))
 
 
 def histories(name: str, cache: Path) -> Path:

@@ -1,4 +1,4 @@
-"""From predictions to a verdict: metrics, paired bootstrap against every peer, the composite fixed beforehand."""
+"""From predictions to a verdict: metrics, paired bootstrap against every baseline, the composite fixed beforehand."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from clv.evaluate import metrics
 from clv.evaluate.bootstrap import bootstrap, interval
 from clv.forecast.distributions import Prediction
-from clv.train.backtest import Truth
+from clv.train.backtest import Outcomes
 
 SHOWN = ("ngini", "spearman", "auc", "mae_over_mean", "rmse_over_mean", "bias", "decile_mape", "crps", "pit80")
 HIGHER = ("ngini", "spearman", "auc")
-CORE = ("ngini", "auc", "decile_mape")  # against every peer
-LEVELLED = ("spearman", "mae_over_mean", "rmse_over_mean")  # against peers that keep the money
+CORE = ("ngini", "auc", "decile_mape")  # against every baseline
+FACTOR_APPLIED = ("spearman", "mae_over_mean", "rmse_over_mean")  # against baselines that keep the money
 COMPOSITE = ("ngini", "spearman", "auc", "mae_over_mean", "rmse_over_mean", "decile_mape", "bias")
-LEVEL_LIMIT = 0.22
+TOTAL_LIMIT = 0.22
 WEAK_SHARE = 0.02
-# nGini of good peers on these rows, (past_spend, bgnbd_gg, lgbm_tweedie, lgbm_l1, lgbm_hurdle, lgbm_btyd_offset).
+# nGini of good baselines on these rows, (past_spend, bgnbd_gg, lgbm_tweedie, lgbm_l1, lgbm_hurdle, lgbm_btyd_offset).
 PUBLISHED = {
     ("online_retail_ii", "2011-06-12", 90): (0.841, 0.855, 0.861, 0.851, 0.863, 0.860),
     ("online_retail_ii", "2011-03-14", 90): (0.802, 0.802, 0.817, 0.809, 0.815, 0.810),
@@ -29,22 +29,22 @@ PUBLISHED = {
     ("complete_journey", "2017-10-04", 90): (0.856, 0.845, 0.869, 0.867, 0.866, 0.860),
     ("complete_journey", "2017-07-06", 90): (0.871, 0.866, 0.877, 0.878, 0.875, 0.873),
 }
-PUBLISHED_PEERS = ("past_spend", "bgnbd_gg", "lgbm_tweedie", "lgbm_l1", "lgbm_hurdle", "lgbm_btyd_offset")
+PUBLISHED_BASELINES = ("past_spend", "bgnbd_gg", "lgbm_tweedie", "lgbm_l1", "lgbm_hurdle", "lgbm_btyd_offset")
 
 
 def row_of(
-    dataset: str, horizon: int, origin: str, known: Truth, found: dict[str, Any], ours: Sequence[Prediction]
+    dataset: str, horizon: int, origin: str, known: Outcomes, found: dict[str, Any], ours: Sequence[Prediction]
 ) -> dict[str, Any]:
-    """One origin: metrics of every model (ours: mean over seeds), and where a peer is significantly better."""
-    peers = {name: p for name, p in found.items() if isinstance(p, Prediction)}
-    table, seeds, losses = judged(known.value, known.orders, peers, ours)
+    """One origin: metrics of every model (ours: mean over seeds), and where a baseline is significantly better."""
+    baselines = {name: p for name, p in found.items() if isinstance(p, Prediction)}
+    table, seeds, losses = judged(known.value, known.orders, baselines, ours)
     once = known.orders_past == 1
-    apart = {name: p.take(once) for name, p in peers.items()}, [p.take(once) for p in ours]
+    apart = {name: p.take(once) for name, p in baselines.items()}, [p.take(once) for p in ours]
     table_once, _, losses_once = judged(known.value[once], known.orders[once], *apart)
     published = PUBLISHED.get((dataset, origin, horizon))
     weak = [
         name
-        for name, wanted in zip(PUBLISHED_PEERS, published or (), strict=bool(published))
+        for name, wanted in zip(PUBLISHED_BASELINES, published or (), strict=bool(published))
         if name in table and (table[name]["ngini"] or 0) < wanted * (1 - WEAK_SHARE)
     ]
     return {
@@ -58,18 +58,18 @@ def row_of(
         "significantly_worse": losses,
         "composite": {name: composite(name, table) for name in table},
         "one_order": {"customers": int(once.sum()), "models": table_once, "significantly_worse": losses_once},
-        "weak_peers": weak,
+        "weak_baselines": weak,
     }
 
 
 def judged(
-    y: Any, orders: Any, peers: dict[str, Prediction], ours: Sequence[Prediction]
+    y: Any, orders: Any, baselines: dict[str, Prediction], ours: Sequence[Prediction]
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], list[str]]:
-    """(metrics of every model, `clv` the mean over seeds; those of each seed; where a peer is significantly better)."""
-    table = {name: metrics.evaluate(y, orders, p) for name, p in peers.items()}
+    """(metrics of every model, `clv` the mean over seeds; those of each seed; where a baseline is significantly better)."""
+    table = {name: metrics.evaluate(y, orders, p) for name, p in baselines.items()}
     seeds = [metrics.evaluate(y, orders, p) for p in ours]
     table["clv"] = {m: _mean([s[m] for s in seeds]) for m in seeds[0]}
-    return table, seeds, _losses(y, orders, peers, ours, table)
+    return table, seeds, _losses(y, orders, baselines, ours, table)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -78,17 +78,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def composite(name: str, table: dict[str, dict[str, Any]]) -> float:
-    """Mean over metrics of the log ratio to the best peer's, 0 = as good as the best of every column; higher is better.
+    """Mean over metrics of the log ratio to the best baseline's, 0 = as good as the best of every column; higher is better.
 
     bias enters as |log bias| + 0.05 and decile MAPE as itself + 0.05, so that a lucky zero does not decide. Decile MAPE
     is left out where it is undefined: a model that ranks so well that a tenth spends nothing is not worse for it.
     """
     total = []
     for metric in COMPOSITE:
-        peers = [_loss(metric, m[metric]) for other, m in table.items() if other != "clv" and m[metric] is not None]
-        if metric == "decile_mape" and (not peers or table[name][metric] is None):
+        baselines = [_loss(metric, m[metric]) for other, m in table.items() if other != "clv" and m[metric] is not None]
+        if metric == "decile_mape" and (not baselines or table[name][metric] is None):
             continue
-        total.append(np.log(min(peers)) - np.log(_loss(metric, table[name][metric])))
+        total.append(np.log(min(baselines)) - np.log(_loss(metric, table[name][metric])))
     return float(np.mean(total))
 
 
@@ -104,16 +104,16 @@ def _loss(metric: str, value: float | None) -> float:
 
 
 def _losses(
-    y: Any, orders: Any, peers: dict[str, Prediction], ours: Sequence[Prediction], table: dict[str, dict[str, Any]]
+    y: Any, orders: Any, baselines: dict[str, Prediction], ours: Sequence[Prediction], table: dict[str, dict[str, Any]]
 ) -> list[str]:
-    """ "peer: metric" for every metric of the rule on which a peer beats the mean of our seeds at 95 %."""
+    """ "baseline: metric" for every metric of the rule on which a baseline beats the mean of our seeds at 95 %."""
     mine = [bootstrap(y, orders, {"clv": p})["clv"] for p in ours]
     mean = {metric: np.mean([m[metric] for m in mine], axis=0) for metric in mine[0]}
     distance = {name: abs(float(np.log(max(m["bias"] or 1e-6, 1e-6)))) for name, m in table.items() if name != "clv"}
-    level = {name for name, d in distance.items() if d <= LEVEL_LIMIT} or {min(distance, key=lambda n: distance[n])}
+    level = {name for name, d in distance.items() if d <= TOTAL_LIMIT} or {min(distance, key=lambda n: distance[n])}
     out = []
-    for name, theirs in bootstrap(y, orders, peers).items():
-        for metric in (*CORE, *(LEVELLED if name in level else ())):
+    for name, theirs in bootstrap(y, orders, baselines).items():
+        for metric in (*CORE, *(FACTOR_APPLIED if name in level else ())):
             gap = interval((mean[metric] - theirs[metric]) * (1 if metric in HIGHER else -1))
             if gap.high < 0:
                 out.append(f"{name}: {metric} ({gap.estimate:+.3f}, {gap.low:+.3f} to {gap.high:+.3f})")
@@ -135,7 +135,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             shown = f"**{name}**" if name == "clv" else name
             lines.append(f"| {shown} | " + " | ".join(cells) + f" | {row['composite'][name]:+.3f} |")
         once = row["one_order"]
-        lines += ["", f"A peer significantly better: {_listed(row)}.", ""]
+        lines += ["", f"A baseline significantly better: {_listed(row)}.", ""]
         lines += [f"Among the {once['customers']:,} customers with one order: {_listed(once)}.", ""]
     return "\n".join([*lines, *by_shop(rows)]) + "\n"
 

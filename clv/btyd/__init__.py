@@ -1,1 +1,1 @@
-"""The anchor: buy-till-you-die counts and spend, their sentinel, and the seasonal level."""
+"""The BTYD model: buy-till-you-die counts and spend, their degenerate-fit check, and the seasonal level."""

@@ -28,28 +28,28 @@ class Conversion:
 
     @classmethod
     def fit(cls, table: pd.DataFrame, horizons: Sequence[int]) -> Self:
-        """`table`: sample frame rows without a purchase, of any origins; immature horizons are skipped."""
+        """`table`: sample frame rows without a purchase, of any origins; not fully observed horizons are skipped."""
         horizons = tuple(horizons)
         shape = ((len(RECENCY_EDGES) + 1) * (len(EVENTS_EDGES) + 1), len(horizons))
         hazard, orders, value = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         cells = _cell(table) if len(table) else np.zeros(0, np.int64)
         for i, days in enumerate(horizons):
-            ripe = table[f"mature_{days}"].to_numpy(bool) if len(table) else np.zeros(0, bool)
-            if not ripe.any():
+            is_observed = table[f"observed_{days}"].to_numpy(bool) if len(table) else np.zeros(0, bool)
+            if not is_observed.any():
                 continue
-            count = np.bincount(cells[ripe], minlength=shape[0])
+            count = np.bincount(cells[is_observed], minlength=shape[0])
             outcome = {
-                "p": (table[f"orders_{days}"].to_numpy()[ripe] > 0).astype(float),
-                "orders": table[f"orders_{days}"].to_numpy()[ripe],
-                "value": table[f"value_{days}"].to_numpy()[ripe],
+                "p": (table[f"orders_{days}"].to_numpy()[is_observed] > 0).astype(float),
+                "orders": table[f"orders_{days}"].to_numpy()[is_observed],
+                "value": table[f"value_{days}"].to_numpy()[is_observed],
             }
             rates = {}
             for name, values in outcome.items():
-                total = np.bincount(cells[ripe], weights=values, minlength=shape[0])
+                total = np.bincount(cells[is_observed], weights=values, minlength=shape[0])
                 rates[name] = (total + PRIOR_VISITORS * values.mean()) / (count + PRIOR_VISITORS)
             hazard[:, i] = -np.log1p(-np.clip(rates["p"], 0, 1 - 1e-9))
             orders[:, i], value[:, i] = rates["orders"], rates["value"]
-        return cls(horizons, *(_fill_immature(a, horizons) for a in (hazard, orders, value)))
+        return cls(horizons, *(_fill_unobserved(a, horizons) for a in (hazard, orders, value)))
 
     def curves(self, table: pd.DataFrame, horizons: Sequence[int]) -> tuple[Floats, Floats, Floats]:
         """(hazard, orders, value), (S, H): linear between the fitted horizons and in proportion beyond them."""
@@ -83,8 +83,8 @@ def _cell(table: pd.DataFrame) -> NDArray[np.int64]:
     return np.asarray(recency * (len(EVENTS_EDGES) + 1) + events)
 
 
-def _fill_immature(rates: Floats, horizons: tuple[int, ...]) -> Floats:
-    """A horizon that has never matured grows with the length of the last that has."""
+def _fill_unobserved(rates: Floats, horizons: tuple[int, ...]) -> Floats:
+    """A horizon that has never fully observed grows with the length of the last that has."""
     out = rates.copy()
     for i in range(1, len(horizons)):
         if not out[:, i].any():

@@ -1,4 +1,4 @@
-"""What the anchor's fits share: rows checked and grouped, the likelihood climbed from several starts, its curvature."""
+"""What the BTYD model's fits share: rows checked and grouped, the likelihood climbed from several starts, its curvature."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HESSIAN_STEP = 1e-4  # in log parameters; of an analytic gradient, so that erro
 
 
 @dataclass(frozen=True)
-class Histories:
+class PurchaseHistories:
     """Distinct (x, t_x, T) rows with their counts, and the distinct x, on which special functions are evaluated."""
 
     x: Floats  # (G,) repeat purchases
@@ -27,7 +27,9 @@ class Histories:
     place: NDArray[np.int64]  # (G,) where each row's x is in `distinct`
 
 
-def group(frequency: ArrayLike, recency: ArrayLike, T: ArrayLike, weights: ArrayLike | None = None) -> Histories:
+def group(
+    frequency: ArrayLike, recency: ArrayLike, T: ArrayLike, weights: ArrayLike | None = None
+) -> PurchaseHistories:
     """Check the rows of a count model and add up the weights of equal ones.
 
     Raises ValueError at the first row that is no history: negative or not finite, t_x > T, or t_x > 0 without a
@@ -44,7 +46,7 @@ def group(frequency: ArrayLike, recency: ArrayLike, T: ArrayLike, weights: Array
     new = np.append(True, (np.diff(x) != 0) | (np.diff(t_x) != 0) | (np.diff(t) != 0))
     start = np.flatnonzero(new)
     distinct, place = np.unique(x[start], return_inverse=True)
-    return Histories(x[start], t_x[start], t[start], np.add.reduceat(weight, start), distinct, place)
+    return PurchaseHistories(x[start], t_x[start], t[start], np.add.reduceat(weight, start), distinct, place)
 
 
 def check_history(frequency: ArrayLike, recency: ArrayLike, T: ArrayLike) -> tuple[Floats, Floats, Floats]:

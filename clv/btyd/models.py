@@ -1,4 +1,4 @@
-"""Buy-till-you-die counts, unit days: BG/NBD, MBG/NBD and NBD; and the anchor, which joins one of them with spend.
+"""Buy-till-you-die counts, unit days: BG/NBD, MBG/NBD and NBD; and the BTYD model, which joins one of them with spend.
 
 A customer buys as a Poisson process of rate λ ~ Gamma(r, rate α) and leaves for good after a purchase with
 probability p ~ Beta(a, b). In BG/NBD (Fader, Hardie & Lee 2005) the first purchase cannot be the last, so a customer
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betainc, betaincinv, betaln, digamma, expit, gammaln
 
 from clv.btyd.gamma_gamma import GammaGamma
-from clv.btyd.likelihood import Floats, Histories, Loss, Maximum, check_history, group, maximise
+from clv.btyd.likelihood import Floats, Loss, Maximum, PurchaseHistories, check_history, group, maximise
 
 Kind = Literal["bgnbd", "mbgnbd", "nbd"]
 
@@ -174,7 +174,7 @@ _MODELS: dict[str, type[NBD] | type[BGNBD] | type[MBGNBD]] = {"bgnbd": BGNBD, "m
 
 
 @dataclass(frozen=True)
-class Anchor:
+class BTYDModel:
     """Expected purchase days, orders and value of each customer; a transaction is a distinct day with a purchase.
 
     `spend` is None where the dataset has no prices; value is then 0.
@@ -192,15 +192,17 @@ class Anchor:
         `orders_per_day` (orders per purchase day) comes from `orders_past` unless given, and is 1 without that column.
         """
         if kind not in _MODELS:
-            raise ValueError(f"anchor kind {kind!r} is unknown: use one of {', '.join(_MODELS)}")
+            raise ValueError(f"BTYD model kind {kind!r} is unknown: use one of {', '.join(_MODELS)}")
         if "origin_day" in frame and frame["origin_day"].nunique() > 1:
             days = frame["origin_day"]
             raise ValueError(
-                f"the frame holds {days.nunique()} origins ({days.min()}..{days.max()}): an anchor is fitted at one"
+                f"the frame holds {days.nunique()} origins ({days.min()}..{days.max()}): an BTYD model is fitted at one"
             )
         rows = frame[frame["has_purchase"].to_numpy(bool)]
         if rows.empty:
-            raise ValueError(f"none of the {len(frame)} rows has a purchase before the origin: the anchor needs some")
+            raise ValueError(
+                f"none of the {len(frame)} rows has a purchase before the origin: the BTYD model needs some"
+            )
         frequency = rows["frequency"].to_numpy(np.float64)
         counts = _MODELS[kind].fit(frequency, rows["recency"].to_numpy(), rows["T"].to_numpy())
         monetary = rows["monetary"].to_numpy(np.float64)
@@ -240,7 +242,7 @@ class Anchor:
             spend = GammaGamma(**_with_nan(fields["spend"])) if fields["spend"] is not None else None
             return cls(fields["kind"], counts, spend, fields["orders_per_day"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no anchor written by to_json: {error!r}") from error
+            raise ValueError(f"this is no BTYD model written by to_json: {error!r}") from error
 
 
 def _horizon(days: float) -> float:
@@ -249,12 +251,12 @@ def _horizon(days: float) -> float:
     return float(days)
 
 
-def _scale(rows: Histories) -> float:
+def _scale(rows: PurchaseHistories) -> float:
     """Mean age: the fit runs in this unit so that its starts and bounds suit any unit of time."""
     return max(float(np.average(rows.T, weights=rows.weight)), 1e-9)
 
 
-def _fields(top: Maximum, rows: Histories, scale: float) -> dict[str, Any]:
+def _fields(top: Maximum, rows: PurchaseHistories, scale: float) -> dict[str, Any]:
     """The fitted parameters in days; densities of purchase times per unit of scale become densities per day."""
     names = ("r", "alpha", "a", "b")
     fields: dict[str, Any] = dict(zip(names, np.exp(top.theta).tolist(), strict=False))
@@ -264,7 +266,7 @@ def _fields(top: Maximum, rows: Histories, scale: float) -> dict[str, Any]:
     return fields | {"num_customers": float(rows.weight.sum())}
 
 
-def _nbd_start(rows: Histories) -> Floats:
+def _nbd_start(rows: PurchaseHistories) -> Floats:
     """Moments: the mean rate, and r from how far the counts spread beyond a Poisson's."""
     mean = np.average(rows.x, weights=rows.weight)
     variance = np.average((rows.x - mean) ** 2, weights=rows.weight)
@@ -272,7 +274,7 @@ def _nbd_start(rows: Histories) -> Floats:
     return np.log([r, r / max(mean, 1e-4)])
 
 
-def _nbd_loss(rows: Histories, scale: float) -> Loss:
+def _nbd_loss(rows: PurchaseHistories, scale: float) -> Loss:
     T = rows.T / scale
 
     def loss(theta: Floats) -> tuple[float, Floats]:
@@ -287,7 +289,7 @@ def _nbd_loss(rows: Histories, scale: float) -> Loss:
     return loss
 
 
-def _dropout_loss(rows: Histories, scale: float, first_can_be_last: int) -> Loss:
+def _dropout_loss(rows: PurchaseHistories, scale: float, first_can_be_last: int) -> Loss:
     """L = B(a,b')/B(a,b)·Γ(r+x)α^r/Γ(r)·[(α+T)^−(r+x) + a/(b'−1)·(α+t_x)^−(r+x)], the last if one could leave."""
     T, t_x = rows.T / scale, rows.t_x / scale
     could_leave = (rows.x > 0) | bool(first_can_be_last)

@@ -1,4 +1,4 @@
-"""The baseline of every prediction: anchors fitted at past origins, times a level learned from their errors."""
+"""The baseline of every prediction: BTYD models fitted at past origins, times a level learned from their errors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from clv.btyd import diagnostics
 from clv.btyd.conversion import Conversion
-from clv.btyd.models import NBD, Anchor, Kind
-from clv.btyd.seasonality import SeasonalIndex, log_error
+from clv.btyd.models import NBD, BTYDModel, Kind
+from clv.btyd.seasonality import SeasonalFactor, log_error
 from clv.data.clock import Clock
 from clv.data.cutoff import Value, cut
 from clv.data.features import purchases
@@ -53,17 +53,17 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """Anchors by fit day, the level of every past origin of the grid, and the index that forecasts the level."""
+class SeasonalBTYD:
+    """BTYD models by fit day, the level of every past origin of the grid, and the index that forecasts the level."""
 
     horizons: tuple[int, ...]
     cutoff_day: int
-    fits: dict[int, Anchor]
+    fits: dict[int, BTYDModel]
     conversion: Conversion
-    past: pd.DataFrame  # ERROR_COLUMNS: what the anchors of past origins expected and what came
-    orders_index: SeasonalIndex
-    value_index: SeasonalIndex
-    warning: str | None = None  # what the sentinel says of a degenerate fit at the cutoff
+    past: pd.DataFrame  # ERROR_COLUMNS: what the BTYD models of past origins expected and what came
+    orders_factor_model: SeasonalFactor
+    value_factor_model: SeasonalFactor
+    warning: str | None = None  # what the degenerate-fit check says of a degenerate fit at the cutoff
 
     @classmethod
     def fit(
@@ -85,7 +85,7 @@ class Baseline:
         cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
         visible = (histories.time < cutoff) & (histories.known_at < cutoff)
         first_day = int(histories.day[visible].min(initial=cutoff_day))
-        fits: dict[int, Anchor] = {}
+        fits: dict[int, BTYDModel] = {}
         rows: list[dict[str, float]] = []
         visitors: list[pd.DataFrame] = []
         days = [int(day) for day in origin_days if day < cutoff_day] + [cutoff_day]
@@ -98,12 +98,14 @@ class Baseline:
             if len(buyers) == 0:
                 continue
             if newest is None or day - newest >= REFIT_DAYS or day == cutoff_day:
-                fits[day] = Anchor.fit(buyers, kind=kind)
+                fits[day] = BTYDModel.fit(buyers, kind=kind)
                 newest = day
             visitors.append(table[~table["has_purchase"].to_numpy()])
             rows += _errors(fits[newest], buyers, horizons, day, day - first_day)
         if not fits:
-            raise ValueError("nobody has bought before the origin: an anchor needs purchases; choose a later origin")
+            raise ValueError(
+                "nobody has bought before the origin: an BTYD model needs purchases; choose a later origin"
+            )
         past_table = pd.DataFrame(rows, columns=list(ERROR_COLUMNS), dtype=np.float64)
         return cls(
             horizons=horizons,
@@ -111,13 +113,13 @@ class Baseline:
             fits=fits,
             conversion=Conversion.fit(pd.concat(visitors, ignore_index=True), horizons),
             past=past_table,
-            orders_index=_index(past_table, "orders", cutoff_day),
-            value_index=_index(past_table, "value", cutoff_day),
+            orders_factor_model=_index(past_table, "orders", cutoff_day),
+            value_factor_model=_index(past_table, "value", cutoff_day),
             warning=_warning(fits[max(fits)], buyers),
         )
 
     def curves(self, table: pd.DataFrame, horizons: Sequence[int] | None = None) -> Curves:
-        """What the anchor alone expects of each row, without season; each row uses the newest anchor not after it."""
+        """What the BTYD model alone expects of each row, without season; each row uses the newest BTYD model not after it."""
         horizons = tuple(horizons or self.horizons)
         hazard, orders, value = (np.full((len(table), len(horizons)), SMALLEST) for _ in range(3))
         buys = table["has_purchase"].to_numpy()
@@ -136,15 +138,15 @@ class Baseline:
             hazard[rows], orders[rows], value[rows] = self.conversion.curves(table.iloc[rows], horizons)
         return _monotone(hazard, orders, value)
 
-    def realised_level(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
-        """(orders, value) level of each past origin, (S, H): realised / expected; 1 where it has not matured."""
+    def realised_factor(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
+        """(orders, value) level of each past origin, (S, H): realised / expected; 1 where it has not fully observed."""
         return self._lookup(origin_day, "orders"), self._lookup(origin_day, "value")
 
-    def forecast_level(self, origin_day: int, horizons: Sequence[int] | None = None) -> tuple[Floats, Floats, Floats]:
+    def forecast_factor(self, origin_day: int, horizons: Sequence[int] | None = None) -> tuple[Floats, Floats, Floats]:
         """(orders level, value level, log standard error of the value level), each (H,)."""
         horizons = tuple(horizons or self.horizons)
-        orders, _ = self.orders_index.levels(origin_day, horizons)
-        value, error = self.value_index.levels(origin_day, horizons)
+        orders, _ = self.orders_factor_model.levels(origin_day, horizons)
+        value, error = self.value_factor_model.levels(origin_day, horizons)
         return orders, value, error
 
     def _lookup(self, origin_day: NDArray[np.int32], what: str) -> Floats:
@@ -166,11 +168,11 @@ class Baseline:
         return {
             "horizons": list(self.horizons),
             "cutoff_day": self.cutoff_day,
-            "fits": {str(day): json.loads(anchor.to_json()) for day, anchor in self.fits.items()},
+            "fits": {str(day): json.loads(btyd_model.to_json()) for day, btyd_model in self.fits.items()},
             "conversion": self.conversion.to_json(),
             "past": past.to_dict(orient="list"),
-            "orders_index": json.loads(self.orders_index.to_json()),
-            "value_index": json.loads(self.value_index.to_json()),
+            "orders_factor_model": json.loads(self.orders_factor_model.to_json()),
+            "value_factor_model": json.loads(self.value_factor_model.to_json()),
             "warning": self.warning,
         }
 
@@ -179,18 +181,18 @@ class Baseline:
         return cls(
             horizons=tuple(plain["horizons"]),
             cutoff_day=int(plain["cutoff_day"]),
-            fits={int(day): Anchor.from_json(json.dumps(anchor)) for day, anchor in plain["fits"].items()},
+            fits={int(day): BTYDModel.from_json(json.dumps(btyd_model)) for day, btyd_model in plain["fits"].items()},
             conversion=Conversion.from_json(plain["conversion"]),
             past=pd.DataFrame(plain["past"], columns=list(ERROR_COLUMNS)).astype(np.float64).fillna(np.inf),
-            orders_index=SeasonalIndex.from_json(json.dumps(plain["orders_index"])),
-            value_index=SeasonalIndex.from_json(json.dumps(plain["value_index"])),
+            orders_factor_model=SeasonalFactor.from_json(json.dumps(plain["orders_factor_model"])),
+            value_factor_model=SeasonalFactor.from_json(json.dumps(plain["value_factor_model"])),
             warning=plain["warning"],
         )
 
 
-def levelled(curves: Curves, orders_level: Floats, value_level: Floats) -> Curves:
+def with_factor(curves: Curves, orders_factor: Floats, value_factor: Floats) -> Curves:
     """Curves with the level of their origin applied; levels are (S, H) or (H,)."""
-    return _monotone(curves.hazard * orders_level, curves.orders * orders_level, curves.value * value_level)
+    return _monotone(curves.hazard * orders_factor, curves.orders * orders_factor, curves.value * value_factor)
 
 
 def _monotone(hazard: Floats, orders: Floats, value: Floats) -> Curves:
@@ -200,14 +202,14 @@ def _monotone(hazard: Floats, orders: Floats, value: Floats) -> Curves:
 
 
 def _errors(
-    anchor: Anchor, buyers: pd.DataFrame, horizons: tuple[int, ...], day: int, log_days: int
+    btyd_model: BTYDModel, buyers: pd.DataFrame, horizons: tuple[int, ...], day: int, log_days: int
 ) -> list[dict[str, float]]:
     rows = []
     for horizon in horizons:
-        if not bool(buyers[f"mature_{horizon}"].iloc[0]):
+        if not bool(buyers[f"observed_{horizon}"].iloc[0]):
             continue
         row: dict[str, float] = {"origin_day": day, "horizon_days": horizon, "log_days": log_days}
-        expected = anchor.predict(buyers, horizon)
+        expected = btyd_model.predict(buyers, horizon)
         for what in ("orders", "value"):
             real = buyers[f"{what}_{horizon}"].to_numpy()
             row[f"expected_{what}"] = float(expected[what].sum())
@@ -217,14 +219,14 @@ def _errors(
     return rows
 
 
-def _warning(anchor: Anchor, buyers: pd.DataFrame) -> str | None:
-    if isinstance(anchor.counts, NBD):
+def _warning(btyd_model: BTYDModel, buyers: pd.DataFrame) -> str | None:
+    if isinstance(btyd_model.counts, NBD):
         return None
     history = tuple(buyers[name].to_numpy(np.float64) for name in ("frequency", "recency", "T"))
-    finding = diagnostics.check(anchor.counts, NBD.fit(*history), float((history[0] > 0).sum()))
+    finding = diagnostics.check(btyd_model.counts, NBD.fit(*history), float((history[0] > 0).sum()))
     return finding.text if finding.degenerate else None
 
 
-def _index(past: pd.DataFrame, what: str, cutoff_day: int) -> SeasonalIndex:
+def _index(past: pd.DataFrame, what: str, cutoff_day: int) -> SeasonalFactor:
     names = {f"{part}_{what}": name for part, name in _INDEX_NAMES.items()}
-    return SeasonalIndex.fit(past.rename(columns=names), cutoff_day)
+    return SeasonalFactor.fit(past.rename(columns=names), cutoff_day)

@@ -1,9 +1,9 @@
-"""The level: how far realised totals will stand above or below the anchor's, learned from its errors at past origins.
+"""The level: how far realised totals will stand above or below the BTYD model's, learned from its errors at past origins.
 
 log(realised / expected) of a window [o, o + h) is modelled as the window's mean of a yearly season plus a slow drift
 plus noise. A season sums to nothing over its year: what lasts is drift. Both are Gaussian processes around 0, so the
-forecast is a precision-weighted mean of the same season a year before, of the newest matured origins, and of "the
-anchor is right" (level 1). Their spreads, and for how long a season lasts, are not fixed but averaged over by how well
+forecast is a precision-weighted mean of the same season a year before, of the newest fully observed origins, and of "the
+BTYD model is right" (level 1). Their spreads, and for how long a season lasts, are not fixed but averaged over by how well
 they explain the past (empirical Bayes): where the log shows no season, none is forecast.
 """
 
@@ -22,7 +22,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 Floats = NDArray[np.float64]
 
-MIN_LOG_DAYS = 180  # a younger log has no anchor worth learning from
+MIN_LOG_DAYS = 180  # a younger log has no BTYD model worth learning from
 YEAR_DAYS = 365.2425
 _SEASON_DAYS = (20.0, 40.0, 80.0)  # so far a day of the year tells about others: a peak of weeks, a cosine
 _HARMONICS = np.arange(1, 9)
@@ -34,14 +34,14 @@ _SEASON_SPREADS = (0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviation of the log le
 _DRIFT_SPREADS = (0.0, 0.05, 0.1, 0.2, 0.4)
 _SEASON_PRIOR = (0.25, 0.8)  # median and log spread: most shops have a season; the lognormal doubts a flat year
 _DRIFT_PRIOR = 0.2  # half-normal
-_ROW_ERROR = 0.07  # what no sampling error covers: promotions, weather, the anchor's own fit
+_ROW_ERROR = 0.07  # what no sampling error covers: promotions, weather, the BTYD model's own fit
 _OVERCONFIDENCE = 1.1  # realised over stated error of the log level, on 160 simulated shops at about ten origins each
-_MAX_LOG_LEVEL = 1.5
+_MAX_LOG_FACTOR = 1.5
 
 
 @dataclass(frozen=True)
-class SeasonalIndex:
-    """Past errors of the anchor that were known on `known_day`; `level` forecasts the next."""
+class SeasonalFactor:
+    """Past errors of the BTYD model that were known on `known_day`; `level` forecasts the next."""
 
     known_day: int
     origin_day: Floats  # (K,) local days since 1970-01-01
@@ -58,7 +58,7 @@ class SeasonalIndex:
         """
         missing = [name for name in ERRORS if name not in errors]
         if missing:
-            raise ValueError(f"the table of anchor errors lacks {', '.join(missing)}: it needs {', '.join(ERRORS)}")
+            raise ValueError(f"the table of BTYD model errors lacks {', '.join(missing)}: it needs {', '.join(ERRORS)}")
         table = errors[list(ERRORS)].astype(np.float64)
         known = table["origin_day"] + table["horizon_days"] <= known_day
         usable = (table["log_days"] >= MIN_LOG_DAYS) & (table["expected"] > 0) & (table["realised"] > 0)
@@ -72,7 +72,7 @@ class SeasonalIndex:
         )
 
     def level(self, origin_day: float, horizon_days: float) -> tuple[float, float]:
-        """(multiplier of the anchor's total of [origin, origin + horizon), standard error of its log)."""
+        """(multiplier of the BTYD model's total of [origin, origin + horizon), standard error of its log)."""
         levels, errors = self.levels([origin_day], [horizon_days])
         return float(levels[0]), float(errors[0])
 
@@ -94,7 +94,7 @@ class SeasonalIndex:
             mean += share * value
             second += share * (np.maximum(variance, _ROW_ERROR**2) + value**2)
         error = np.sqrt(np.maximum(second - mean**2, _ROW_ERROR**2))
-        return np.exp(np.clip(mean, -_MAX_LOG_LEVEL, _MAX_LOG_LEVEL)), _OVERCONFIDENCE * error
+        return np.exp(np.clip(mean, -_MAX_LOG_FACTOR, _MAX_LOG_FACTOR)), _OVERCONFIDENCE * error
 
     @cached_property
     def _posterior(self) -> list[tuple[float, tuple[int, float, float], tuple[Floats, bool], Floats]]:
@@ -166,7 +166,7 @@ def _drift_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon:
 
 
 def _between_horizons(horizon: Floats, other: Floats) -> Floats:
-    """A long window is not the sum of short ones: by the next origin the anchor has digested what it had missed.
+    """A long window is not the sum of short ones: by the next origin the BTYD model has digested what it had missed.
 
     So a share of the errors belongs to the horizon, fading as horizons differ (by their log).
     """

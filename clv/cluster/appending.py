@@ -10,7 +10,7 @@ from clv.cluster.maintenance import with_lines
 from clv.cluster.preparing import ROWS_PER_PARTITION, Say, first_pass, plan_of, second_pass
 from clv.cluster.work_units import Runner, run_on_ray
 from clv.data.prepare import regroup
-from clv.data.prepare.accounting import Books
+from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.check import check_sources
 from clv.data.prepare.erasure import Erased
 from clv.data.prepare.partition import LINES
@@ -18,7 +18,7 @@ from clv.data.prepare.publish import Stock, finish
 from clv.data.sources import reading
 from clv.data.sources.reading import Unit
 from clv.data.spec.models import DatasetSpec, SpecError
-from clv.data.workdir import link_tree, publish, workshop
+from clv.data.workdir import link_tree, publish, staging_directory
 
 
 def append(spec: DatasetSpec, place: str, out: Path, *, run: Runner = run_on_ray, say: Say = print) -> dict[str, Any]:
@@ -38,16 +38,16 @@ def append(spec: DatasetSpec, place: str, out: Path, *, run: Runner = run_on_ray
     say(f"{spec.name}: {len(units)} new units of work, about {sum(unit.rows for unit in units):,} rows")
     erased = Erased.load(out)
     plan = plan_of(spec, files, base=old["created"], shards=old["shards"], erased=len(erased))
-    with workshop(out, plan, say) as folder:
+    with staging_directory(out, plan, say) as folder:
         copy_by_links(out, folder)
         read = first_pass(spec, place, units, folder, stock.partitions, erased, run, say, len(stock.paths))
         touched = sorted(_touched(folder, {unit.number for unit in units}))
         parts = {part["partition"]: part for part in stock.parts}
         parts |= {p["partition"]: p for p in second_pass(spec, paths, folder, touched, run, say)}
-        total = {table: Books.from_json(raw) for table, raw in stock.read.items()}
-        for table, books in read.items():
-            total.setdefault(table, Books()).add(books)
-        all_read = {table: books.to_json() for table, books in total.items()}
+        total = {table: RowAccounting.from_json(raw) for table, raw in stock.read.items()}
+        for table, accounting in read.items():
+            total.setdefault(table, RowAccounting()).add(accounting)
+        all_read = {table: accounting.to_json() for table, accounting in total.items()}
         new = Stock(stock.partitions, paths, files, all_read, [parts[i] for i in range(stock.partitions)])
         manifest = finish(spec, place, folder, new, say, lines=True)
         publish(folder, out)

@@ -1,4 +1,4 @@
-"""Back-test on Ray: every model, ours and the peers, refitted at every origin on what was known there."""
+"""Back-test on Ray: every model, ours and the baselines, refitted at every origin on what was known there."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from clv.cluster import session
 from clv.evaluate.panel import Panel, Visitors
-from clv.train.backtest import Ours, Truth, _ours, mean_of, peers
+from clv.train.backtest import Ours, Outcomes, _ours, baselines, mean_of
 from clv.train.config import TrainConfig
-from clv.train.fitting import Shop
+from clv.train.fitting import Dataset
 
 
 def run(
-    shop: Shop,
-    facts: Mapping[int, Truth],
+    dataset: Dataset,
+    facts: Mapping[int, Outcomes],
     horizon: int,
     config: TrainConfig,
     *,
@@ -25,24 +25,24 @@ def run(
     bundle: Path | None = None,
     say: Any = print,
 ) -> list[Panel]:
-    """One panel per origin of `facts` (see `truth`), all models on the same customers.
+    """One panel per origin of `facts` (see `outcomes`), all models on the same customers.
 
     Ray must be running; each fit is a task of one CPU. Raises what a fit raises, RuntimeError when a task dies.
     With several seeds our value and probability are the means over seeds (the bundle's where one is given).
     """
     import ray
 
-    shop_ref = ray.put(shop)
-    peer_task, model_task = ray.remote(_quiet(peers)), ray.remote(_quiet(_ours))
-    waiting = {origin: peer_task.remote(shop_ref, origin, horizon, config.seed) for origin in facts}
+    dataset_ref = ray.put(dataset)
+    baseline_task, model_task = ray.remote(_quiet(baselines)), ray.remote(_quiet(_ours))
+    waiting = {origin: baseline_task.remote(dataset_ref, origin, horizon, config.seed) for origin in facts}
     chosen = [config.seed] if bundle else range(config.seed, config.seed + seeds)
     ours = {
-        origin: [model_task.remote(shop_ref, origin, horizon, replace(config, seed=s), bundle) for s in chosen]
+        origin: [model_task.remote(dataset_ref, origin, horizon, replace(config, seed=s), bundle) for s in chosen]
         for origin in facts
     }
     panels = []
     for origin, known in facts.items():
-        label = shop.clock.format(origin)
+        label = dataset.clock.format(origin)
         fits: list[Ours] = session.get(ours[origin])
         predictions = {"clv": mean_of([fit.customers for fit in fits])} | session.get(waiting[origin])
         visitors = {"clv": mean_of([f.visitors for f in fits]), "conversion": mean_of([f.conversion for f in fits])}

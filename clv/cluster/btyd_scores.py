@@ -1,4 +1,4 @@
-"""Scores by the anchor alone: no network, no bands; for shops so large that the first look must be cheap."""
+"""Scores by the BTYD model alone: no network, no bands; for shops so large that the first look must be cheap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from clv import bundle as bundles
-from clv.btyd.seasonal import Baseline, levelled
+from clv.btyd.seasonal import SeasonalBTYD, with_factor
 from clv.data import features
 from clv.data.clock import Clock
 from clv.data.cutoff import cut
@@ -18,11 +18,11 @@ from clv.data.histories import TOKEN_FIELDS, Histories
 from clv.forecast.horizons import tail_years
 from clv.forecast.scores import SCORES
 
-# What an anchor looks at; the other columns of a history are not even read.
+# What an BTYD model looks at; the other columns of a history are not even read.
 COLUMNS = ("customer_id", "time", "known_at", "day", "type", "amount")
 
 
-class AnchorPredictor:
+class BTYDPredictor:
     """`Predictor.predict` of a bundle whose model is not asked: bands are null, value_mean is anchor_value_mean."""
 
     def __init__(self, bundle: Path | str) -> None:
@@ -31,7 +31,7 @@ class AnchorPredictor:
         self.horizons = tuple(int(h) for h in facts["horizons"])
         self._value, self._discount = facts["value"], float(facts["discount_rate_annual"])
         self._clock = Clock(facts["timezone"])
-        self._baseline = Baseline.from_json(b.anchor)
+        self._btyd = SeasonalBTYD.from_json(b.btyd)
 
     def predict(self, histories: pa.Table, origin: int, horizons: tuple[int, ...] | None = None) -> pa.Table:
         """SCORES of everybody in `histories` (COLUMNS are enough) known at `origin` (us), per customer and horizon."""
@@ -42,10 +42,10 @@ class AnchorPredictor:
         table = features.purchases(past)
         day = int(self._clock.day_of(np.array([origin]))[0])
         last = self.horizons[-1]
-        tail = tuple(last + 365 * year for year in range(1, tail_years(self._baseline) + 1))
+        tail = tuple(last + 365 * year for year in range(1, tail_years(self._btyd) + 1))
         ends = tuple(sorted({*wanted, *self.horizons, *tail}))
-        orders_level, value_level, _ = self._baseline.forecast_level(day, ends)
-        curves = levelled(self._baseline.curves(table, ends), orders_level, value_level)
+        orders_factor, value_factor, _ = self._btyd.forecast_factor(day, ends)
+        curves = with_factor(self._btyd.curves(table, ends), orders_factor, value_factor)
         life = [ends.index(days) for days in (*self.horizons, *tail)]
         until = np.array(ends, float)[life]
         middle = (np.append(0.0, until[:-1]) + until) / 2
@@ -65,7 +65,7 @@ class AnchorPredictor:
             "aov": (value / orders).ravel(),
             "value_mean": value.ravel(),
             "clv_mean": np.repeat(clv, len(wanted)),
-            "anchor_value_mean": value.ravel(),
+            "btyd_value_mean": value.ravel(),
             "extrapolated": np.tile(np.array(wanted) > last, count),
         }
         nothing = pa.nulls(len(ids))

@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Books:
+class TextCounts:
     """Of the items read: distinct texts = cached + encoded + skipped (on fewer lines than `min_count`)."""
 
     items: int
@@ -117,8 +117,8 @@ def embed(
     run: Runner,
     min_count: int = 0,
     say: Say = print,
-) -> Books:
-    """Brings `items/vectors.parquet` up to date; returns the books.
+) -> TextCounts:
+    """Brings `items/vectors.parquet` up to date; returns the row accounting.
 
     min_count: texts whose items stand on fewer lines of the histories are skipped; 0 takes the whole item table.
     Raises ValueError for a folder that is no histories folder, a damaged vectors file or an encoder that is not there.
@@ -141,7 +141,7 @@ def embed(
         encoded = _write(vectors, kept, blocks, {"encoder": encoder, "encoder_sha256": sha256}, len(missing), say)
         if encoded != len(missing):
             raise RuntimeError(f"{len(missing)} texts went to the encoder, {encoded} vectors came back")
-    books = Books(
+    accounting = TextCounts(
         items=counted,
         without_text=without_text,
         texts=len(present),
@@ -151,10 +151,10 @@ def embed(
         dropped=dropped,
         seconds=time.monotonic() - begun,
     )
-    for line in books.lines():
+    for line in accounting.lines():
         say(line)
-    say(f"{vectors} in {books.seconds:.1f} s")
-    return books
+    say(f"{vectors} in {accounting.seconds:.1f} s")
+    return accounting
 
 
 def check_target(histories: Path) -> tuple[Path, Path]:

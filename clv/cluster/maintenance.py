@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from clv.cluster.preparing import Say, choose_partitions, second_pass
 from clv.cluster.work_units import Runner, remembered, run_on_ray
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from clv.data.events import stable_hash
 from clv.data.prepare import build, erasure, partition, regroup
-from clv.data.prepare.accounting import Books
+from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.erasure import Erasure
 from clv.data.prepare.partition import LINES
 from clv.data.prepare.publish import ITEMS_BUILT, Stock, finish
 from clv.data.spec.models import SpecError
-from clv.data.workdir import JOURNAL, link_tree, publish, workshop
+from clv.data.workdir import JOURNAL, link_tree, publish, staging_directory
 
 
 def compact(out: Path, *, run: Runner = run_on_ray, partitions: int | None = None, say: Say = print) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def compact(out: Path, *, run: Runner = run_on_ray, partitions: int | None = Non
     groups = [(sub.name, group) for sub in regroup.folders(out / LINES) for group, _ in regroup.groups(sub)]
     before = sum(len(group) for _, group in groups)
     plan = {"compact": wanted, "base": prepared.manifest["created"], "shards": prepared.manifest["shards"]}
-    with workshop(out, plan, say) as folder:
+    with staging_directory(out, plan, say) as folder:
         task = partial(_merge, [group for _, group in groups], folder / LINES, wanted)
         list(remembered(run, task, range(len(groups)), folder / JOURNAL / "merge"))
         say(f"{before:,} files of lines became {len(groups):,}")
@@ -62,7 +62,7 @@ def compact(out: Path, *, run: Runner = run_on_ray, partitions: int | None = Non
 def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray, say: Say = print) -> dict[str, Any]:
     """Takes customers out of every file of the folder; returns the proof, which stays in `erasures/`.
 
-    Shards, lines, and records of rejected rows: the shards equal those of a log without these customers, the books
+    Shards, lines, and records of rejected rows: the shards equal those of a log without these customers, the row accounting
     count their events as rejected. Items stay: they describe goods. The proof names the customers by salted hashes
     only; later runs of prepare on the same folder keep their older events out by it. Raises ValueError for an empty
     list.
@@ -77,7 +77,7 @@ def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray, say: Say =
     listed = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
     last = prepared.clock.parse(prepared.manifest["last_time"])
     made = Erasure.of(wanted, max(int(datetime.now(UTC).timestamp() * 1e6), last + 1))
-    with workshop(out, {"erase": listed, "base": prepared.manifest["created"]}, say) as folder:
+    with staging_directory(out, {"erase": listed, "base": prepared.manifest["created"]}, say) as folder:
         for name in ("shards", "items", "erasures", f"{LINES}/{ITEMS_BUILT}"):
             link_tree(out / name, folder / name)
         files = [path for sub in regroup.folders(out / LINES) for path in sorted(sub.glob("*.arrow"))]
@@ -92,7 +92,7 @@ def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray, say: Say =
         for number in touched:
             build.shard_path(folder, number).unlink(missing_ok=True)
         built = {p["partition"]: p for p in second_pass(spec, stock.paths, folder, sorted(touched), run, say)}
-        read = {name: _books_without(raw, gone.get(name, 0)) for name, raw in stock.read.items()}
+        read = {name: _accounting_without(raw, gone.get(name, 0)) for name, raw in stock.read.items()}
         erasure.write_gone(folder / "rejects", gone, made)
         parts = [built.get(number, part) for number, part in enumerate(stock.parts)]
         manifest = finish(spec, str(out), folder, replace(stock, read=read, parts=parts), say, lines=True)
@@ -106,9 +106,9 @@ def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray, say: Say =
     return proof
 
 
-def with_lines(out: Path) -> tuple[Prepared, Stock]:
+def with_lines(out: Path) -> tuple[PreparedDataset, Stock]:
     """SpecError where the folder was prepared without its lines."""
-    prepared = Prepared.open(out)
+    prepared = PreparedDataset.open(out)
     if not prepared.manifest.get("lines"):
         raise SpecError(f"{out} was prepared without its lines; prepare it again without --no-keep-lines")
     return prepared, Stock.load(out)
@@ -128,12 +128,12 @@ def _leave_out(
     return {"folder": path.parent.name, "rows": regroup.without(path, target, customers, partitions)}
 
 
-def _books_without(raw: dict[str, Any], rows: int) -> dict[str, Any]:
-    books = Books.from_json(raw)
-    books.accepted -= rows
+def _accounting_without(raw: dict[str, Any], rows: int) -> dict[str, Any]:
+    accounting = RowAccounting.from_json(raw)
+    accounting.accepted -= rows
     if rows:
-        books.rejected[erasure.REASON] += rows
-    return books.to_json()
+        accounting.rejected[erasure.REASON] += rows
+    return accounting.to_json()
 
 
 def _proof(

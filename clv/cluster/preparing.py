@@ -18,7 +18,7 @@ from clv.cluster.work_units import Runner, remembered, run_on_ray
 from clv.cluster.work_units import run_here as run_here
 from clv.data import histories
 from clv.data.prepare import build, partition, regroup
-from clv.data.prepare.accounting import Books
+from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.check import check_share, check_sources
 from clv.data.prepare.erasure import Erased
 from clv.data.prepare.partition import LINES
@@ -26,7 +26,7 @@ from clv.data.prepare.publish import Stock, examples, finish
 from clv.data.sources import reading
 from clv.data.sources.reading import Unit
 from clv.data.spec.models import DatasetSpec, SpecError
-from clv.data.workdir import JOURNAL, link_tree, publish, workshop
+from clv.data.workdir import JOURNAL, link_tree, publish, staging_directory
 from clv.version import __version__
 
 ROWS_PER_PARTITION = 500_000
@@ -67,7 +67,7 @@ def prepare(
     plan = plan_of(spec, files, partitions=chosen, units=len(units), erased=len(erased), keep=keep_lines)
     if any(source.sql is not None for _, _, source, _ in reading.tables_of(spec)):
         plan["begun"] = time.time()  # a query may answer otherwise than it did to the run that was interrupted
-    with workshop(out, plan, say) as folder:
+    with staging_directory(out, plan, say) as folder:
         link_tree(out / "erasures", folder / "erasures")
         read = first_pass(spec, place, units, folder, chosen, erased, run, say)
         if partitions is None:
@@ -116,9 +116,9 @@ def plan_of(spec: DatasetSpec, files: list[dict[str, Any]], **more: Any) -> dict
 def first_pass(
     spec: DatasetSpec, place: str, units: list[Unit], folder: Path, partitions: int, erased: Erased, run: Runner,
     say: Say, first: int = 0,
-) -> dict[str, Books]:  # fmt: skip
-    """Splits the units, whose numbers begin with `first`; returns the books by table."""
-    total: dict[str, Books] = {}
+) -> dict[str, RowAccounting]:  # fmt: skip
+    """Splits the units, whose numbers begin with `first`; returns the row accounting by table."""
+    total: dict[str, RowAccounting] = {}
     # Filling amounts from list prices needs the item table first; otherwise everything runs at once.
     staged = spec.cleaning.missing_amount == "item_price"
     stages = [[u for u in units if u.table == "items"], [u for u in units if u.table != "items"]] if staged else [units]
@@ -128,11 +128,11 @@ def first_pass(
         for result in remembered(run, task, [unit.number for unit in stage], folder / JOURNAL / "read"):
             done += 1
             for table, raw in result.items():
-                total.setdefault(table, Books()).add(Books.from_json(raw))
-            events = total.get("events", Books())
+                total.setdefault(table, RowAccounting()).add(RowAccounting.from_json(raw))
+            events = total.get("events", RowAccounting())
             say(f"pass 1: {done}/{len(units)} units, {events.read:,} events read, {time.monotonic() - begun:.1f} s")
-    for table, books in total.items():
-        books.check(f"pass 1, {table}")
+    for table, accounting in total.items():
+        accounting.check(f"pass 1, {table}")
     if "events" in total:
         check_share(total["events"], spec, place, examples(folder))
     return total
@@ -150,7 +150,7 @@ def split_unit(
 ) -> dict[str, Any]:
     """Task of pass 1."""
     found = partition.split(units[number - first], spec, place, lines, partitions, erased)
-    return {table: books.to_json() for table, books in found.items()}
+    return {table: accounting.to_json() for table, accounting in found.items()}
 
 
 def _more_partitions(folder: Path, rows: int, partitions: int, run: Runner, say: Say) -> int:

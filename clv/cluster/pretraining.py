@@ -10,28 +10,30 @@ from typing import Any
 
 from clv.cluster import training, workers
 from clv.cluster.workers import Cluster, Say
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from clv.train.config import TrainConfig
-from clv.train.fitting import Shop
-from clv.train.pretraining import Plan, Pretrained
+from clv.train.fitting import Dataset
+from clv.train.pretraining import Pretrained, PretrainingPlan
 from clv.train.tracking import Tracking
 from clv.train.trainer import Row
 
 
-def read_shops(folders: Sequence[Path], config: TrainConfig) -> list[Shop]:
+def read_datasets(folders: Sequence[Path], config: TrainConfig) -> list[Dataset]:
     """The datasets of several histories folders, or as much of each as `config` lets a process hold; all are fed in
     one way. ValueError where two have one name."""
-    feeds = {training.feed_of(Prepared.open(folder), config) for folder in folders}
-    (feed,) = feeds if len(feeds) == 1 else feeds - {"memory"}
-    shops = [training.read_shop(folder, config=replace(config, feed=feed)) for folder in folders]
-    names = [shop.name for shop in shops]
+    loaders = {training.loader_of(PreparedDataset.open(folder), config) for folder in folders}
+    (loader,) = loaders if len(loaders) == 1 else loaders - {"memory"}
+    datasets = [training.read_dataset(folder, config=replace(config, loader=loader)) for folder in folders]
+    names = [dataset.name for dataset in datasets]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"dataset {twice[0]!r} is given twice; name each histories folder once")
-    return shops
+    return datasets
 
 
-def pretrain(planned: Plan, config: TrainConfig, cluster: Cluster, tracking: Tracking, say: Say) -> Pretrained:
+def pretrain(
+    planned: PretrainingPlan, config: TrainConfig, cluster: Cluster, tracking: Tracking, say: Say
+) -> Pretrained:
     """Pretrain on a group of workers; a killed one costs the steps since the last checkpoint.
 
     Raises RuntimeError when the loss is no longer finite, when the disk of the checkpoints is full, or when workers
@@ -51,16 +53,16 @@ def worker(arguments: dict[str, Any]) -> None:
 
     from clv.train import pretraining
 
-    if workers.in_vain(arguments):
+    if workers.failed_permanently(arguments):
         return
     config: TrainConfig = arguments["config"]
     rank, world_size = workers.join_group(config, arguments["cluster"].use_gpu)
-    planned: Plan = ray.get(arguments["plan"])
+    planned: PretrainingPlan = ray.get(arguments["plan"])
     arguments["lines"].put(
         f"worker rank {rank} of {world_size}: {len(planned.grounds)} shops, engine {config.engine.kind}, "
         f"pid {os.getpid()}"
     )
-    workers.attend(
+    workers.run_worker(
         arguments,
         config,
         lambda hooks, device, start: pretraining.train(planned, config, device=device, hooks=hooks, checkpoint=start),

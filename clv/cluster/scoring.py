@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from clv import bundle as bundles
 from clv.bundle import sha256_of
 from clv.cluster import session
-from clv.cluster.btyd_scores import COLUMNS, AnchorPredictor
-from clv.data.dataset import Prepared
-from clv.data.workdir import JOURNAL, publish, replacing, workshop, write_text
+from clv.cluster.btyd_scores import COLUMNS, BTYDPredictor
+from clv.data.dataset import PreparedDataset
+from clv.data.workdir import JOURNAL, publish, replacing, staging_directory, write_text
 from clv.forecast.predictor import Predictor
 from clv.forecast.scores import SCORES
 
@@ -36,18 +36,18 @@ SCORED = f"{JOURNAL}/scored"  # the parts before their ranks, and of each what i
 VALUABLE_SHARE = 0.2
 LEAVING_PROBABILITY = 0.5
 
-Model = Literal["clv", "anchor"]
+Model = Literal["clv", "btyd"]
 Say = Callable[[str], None]
 
 
-class Scorer:
+class ShardScorer:
     """Ray Data actor: loads the bundle once; a row is a shard, its output a part file and an entry in the journal."""
 
     def __init__(self, bundle: str, origin: int, horizons: tuple[int, ...] | None, model: Model, folder: str) -> None:
         import torch
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        self.predictor = Predictor(bundle) if model == "clv" else AnchorPredictor(bundle)
+        self.predictor = Predictor(bundle) if model == "clv" else BTYDPredictor(bundle)
         self.columns = None if model == "clv" else list(COLUMNS)
         self.origin, self.horizons, self.folder = origin, horizons, Path(folder)
 
@@ -80,7 +80,7 @@ def _chunk(shard: pq.FileMetaData) -> int:
 
 def score(
     bundle: Path,
-    prepared: Prepared,
+    prepared: PreparedDataset,
     origin: int,
     out: Path,
     *,
@@ -106,7 +106,7 @@ def score(
         "horizons": wanted,
         "model": model,
     }
-    with workshop(out, plan, say) as folder:
+    with staging_directory(out, plan, say) as folder:
         rows = _score_all(bundle, prepared, origin, horizons, model, folder, workers, say)
         _rank(folder, wanted)
         parts = sorted(folder.glob("part-*.parquet"))
@@ -130,7 +130,7 @@ def score(
 
 
 def _score_all(
-    bundle: Path, prepared: Prepared, origin: int, horizons: tuple[int, ...] | None, model: Model, folder: Path,
+    bundle: Path, prepared: PreparedDataset, origin: int, horizons: tuple[int, ...] | None, model: Model, folder: Path,
     workers: int, say: Say,
 ) -> int:  # fmt: skip
     """Scores the shards that an earlier run has not; returns the number of rows of all."""
@@ -143,7 +143,7 @@ def _score_all(
     begun, fresh = time.monotonic(), 0
     if left:
         scored = ray.data.from_items(left, override_num_blocks=len(left)).map_batches(
-            Scorer,
+            ShardScorer,
             fn_constructor_args=(str(bundle), origin, horizons, model, str(folder)),
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(left))),
             batch_size=1,
@@ -172,15 +172,15 @@ def check_target(out: Path) -> None:
         raise ValueError(f"{out} exists and does not hold scores; choose another --out")
 
 
-def check_bundle(bundle: Path, prepared: Prepared, origin: int) -> Predictor:
+def check_bundle(bundle: Path, prepared: PreparedDataset, origin: int) -> Predictor:
     """The bundle, loaded; ValueError when it is damaged, of another shop, or must not score at `origin` (us)."""
     predictor = Predictor(bundle)
-    _same_shop(predictor, prepared)
+    _same_dataset(predictor, prepared)
     predictor.check_origin(origin, prepared.data_through)
     return predictor
 
 
-def _same_shop(predictor: Predictor, prepared: Prepared) -> None:
+def _same_dataset(predictor: Predictor, prepared: PreparedDataset) -> None:
     spec = prepared.spec
     for name, ours, theirs in (
         ("currency", predictor.currency, spec.currency),

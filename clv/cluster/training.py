@@ -8,29 +8,31 @@ from typing import Any, Literal
 
 from clv.cluster import streaming, workers
 from clv.cluster.workers import Cluster, Say
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from clv.data.histories import Histories
 from clv.models.inputs.feature_space import Items
 from clv.train.config import TrainConfig
-from clv.train.examples.loader import Source
+from clv.train.examples.loader import ExampleSource
 from clv.train.examples.on_storage import Sharded, load_here
-from clv.train.fitting import Phases, Shop
+from clv.train.fitting import Dataset, Phases
 from clv.train.tracking import Tracking
 from clv.train.trainer import Row
 
 TOKEN_BYTES, LINE_BYTES = 74, 8  # of a token's fields and offset, of an item key
 
 
-def read_shop(folder: Path | str, horizons: tuple[int, ...] | None = None, config: TrainConfig | None = None) -> Shop:
-    """The dataset of a histories folder, in memory; by `config.feed`, a share of it and the way to the rest."""
-    prepared = Prepared.open(folder)
+def read_dataset(
+    folder: Path | str, horizons: tuple[int, ...] | None = None, config: TrainConfig | None = None
+) -> Dataset:
+    """The dataset of a histories folder, in memory; by `config.loader`, a share of it and the way to the rest."""
+    prepared = PreparedDataset.open(folder)
     spec = prepared.spec
-    feed = "memory" if config is None else feed_of(prepared, config)
-    num_shards = None if config is None or feed == "memory" else prepared.shards_within(config.memory_events)
-    return Shop(
+    loader = "memory" if config is None else loader_of(prepared, config)
+    num_shards = None if config is None or loader == "memory" else prepared.shards_within(config.memory_events)
+    return Dataset(
         histories=Histories.from_table(prepared.histories(num_shards)),
-        shards=() if feed == "memory" else tuple(str(path) for path in prepared.shards),
-        load=streaming.load if feed == "ray" else load_here,
+        shards=() if loader == "memory" else tuple(str(path) for path in prepared.shards),
+        load=streaming.load if loader == "ray" else load_here,
         clock=prepared.clock,
         value=spec.value,
         horizons=tuple(horizons or spec.horizons_days),
@@ -40,36 +42,36 @@ def read_shop(folder: Path | str, horizons: tuple[int, ...] | None = None, confi
     )
 
 
-def feed_of(prepared: Prepared, config: TrainConfig) -> Literal["memory", "shards", "ray"]:
-    """`config.feed`, `auto` decided."""
-    if config.feed != "auto":
-        return config.feed
+def loader_of(prepared: PreparedDataset, config: TrainConfig) -> Literal["memory", "shards", "ray"]:
+    """`config.loader`, `auto` decided."""
+    if config.loader != "auto":
+        return config.loader
     return "memory" if prepared.manifest["num_tokens"] <= config.memory_events else "shards"
 
 
-def describe_feed(prepared: Prepared, config: TrainConfig) -> str:
+def describe_loader(prepared: PreparedDataset, config: TrainConfig) -> str:
     """How much of the histories a process will hold, and how the network is fed."""
-    m, feed = prepared.manifest, feed_of(prepared, config)
+    m, loader = prepared.manifest, loader_of(prepared, config)
     size = m["num_tokens"] * TOKEN_BYTES + m["num_lines"] * LINE_BYTES
     whole = f"histories: {m['num_tokens']:,} events, {size / 2**30:.3g} GiB in memory"
-    if feed == "memory":
+    if loader == "memory":
         return f"{whole}: every worker holds them (feed memory)"
     num, of = prepared.shards_within(config.memory_events), len(prepared.shards)
     customers = sum(part["customers"] for part in m["shards"][:num])
     share = customers / max(m["num_customers"], 1)
     return (
         f"{whole}: a process holds {num} of {of} shards, {customers:,} customers, {share * size / 2**30:.3g} GiB, and "
-        f"a worker up to two shards more, {2 * size / of / 2**30:.3g} GiB; the network is fed from all (feed {feed})"
+        f"a worker up to two shards more, {2 * size / of / 2**30:.3g} GiB; the network is fed from all (feed {loader})"
     )
 
 
-def check_feed(source: Source, config: TrainConfig, workers: int) -> None:
+def check_loader(source: ExampleSource, config: TrainConfig, workers: int) -> None:
     """ValueError for settings that shards cannot be dealt out by."""
     if isinstance(source, Sharded):
         source.check(config, workers * config.engine.accumulation)
 
 
-def dataset_facts(prepared: Prepared) -> dict[str, Any]:
+def dataset_facts(prepared: PreparedDataset) -> dict[str, Any]:
     """What a bundle remembers of its dataset."""
     spec = prepared.spec
     return {
@@ -97,7 +99,7 @@ def train(
     import ray
 
     arguments = {"histories": str(histories), "phases": ray.put(phases), "config": config, "tracking": tracking}
-    return workers.run_group(worker, arguments | {"trial_only": False}, cluster, tracking.run, say)
+    return workers.run_group(worker, arguments | {"holdout_only": False}, cluster, tracking.run, say)
 
 
 def worker(arguments: dict[str, Any]) -> None:
@@ -106,24 +108,24 @@ def worker(arguments: dict[str, Any]) -> None:
 
     from clv.train import trainer
 
-    if workers.in_vain(arguments):
+    if workers.failed_permanently(arguments):
         return
     config: TrainConfig = arguments["config"]
     rank, world_size = workers.join_group(config, arguments["cluster"].use_gpu)
-    shop = read_shop(arguments["histories"], config=config)
-    shards = len(Prepared.open(arguments["histories"]).shards)
+    dataset = read_dataset(arguments["histories"], config=config)
+    shards = len(PreparedDataset.open(arguments["histories"]).shards)
     arguments["lines"].put(
-        f"worker rank {rank} of {world_size}: {shards} shards, {len(shop.histories):,} customers, "
+        f"worker rank {rank} of {world_size}: {shards} shards, {len(dataset.histories):,} customers, "
         f"engine {config.engine.kind}, ZeRO stage {config.engine.stage}, pid {os.getpid()}"
     )
-    phases, trial_only = ray.get(arguments["phases"]), arguments["trial_only"]
-    work: Any = trainer.try_out if trial_only else trainer.train
-    workers.attend(
+    phases, holdout_only = ray.get(arguments["phases"]), arguments["holdout_only"]
+    work: Any = trainer.fit_holdout if holdout_only else trainer.train
+    workers.run_worker(
         arguments,
         config,
-        lambda hooks, device, start: work(shop, phases, config, device=device, hooks=hooks, checkpoint=start),
+        lambda hooks, device, start: work(dataset, phases, config, device=device, hooks=hooks, checkpoint=start),
         line=line_of,
-        metrics=lambda fitted: {} if trial_only else {"held_out": fitted.metrics()},
+        metrics=lambda fitted: {} if holdout_only else {"held_out": fitted.metrics()},
     )
 
 
@@ -131,5 +133,5 @@ def line_of(row: Row) -> str:
     """An epoch in one line."""
     text = f"{row['phase']}, epoch {row['epoch']}: loss {row['loss']:.4f}, {row['seconds']:.0f} s"
     if "held_out_score" in row:
-        text += f", held-out score {row['held_out_score']:+.4f} against the anchor, gate {row['gate_value']:.2f}"
+        text += f", held-out score {row['held_out_score']:+.4f} against the BTYD model, blend weight {row['gate_value']:.2f}"
     return text

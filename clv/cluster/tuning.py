@@ -12,7 +12,7 @@ from clv.cluster.workers import Cluster, Say
 from clv.train import search
 from clv.train.config import TrainConfig
 from clv.train.fitting import Phases
-from clv.train.search import Choice, Range
+from clv.train.search import Choice, SearchRange
 from clv.train.tracking import Name as TrackerName
 from clv.train.tracking import Tracking
 
@@ -21,10 +21,10 @@ NAME = "tune"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TuningOptions:
     """trials: how many; concurrent: at a time. grace: epochs that every trial gets before it may be stopped."""
 
-    space: Mapping[str, Range | Choice]
+    space: Mapping[str, SearchRange | Choice]
     trials: int
     concurrent: int = 1
     grace: int = 1
@@ -33,7 +33,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TuneTrial:
     """One trial: what was chosen, the held-out score after each epoch, and why it ended early, if it failed."""
 
     name: str
@@ -47,8 +47,8 @@ class Trial:
 
 
 def tune(
-    histories: Path, phases: Phases, base: TrainConfig, plan: Plan, cluster: Cluster, folder: Path, say: Say
-) -> list[Trial]:
+    histories: Path, phases: Phases, base: TrainConfig, plan: TuningOptions, cluster: Cluster, folder: Path, say: Say
+) -> list[TuneTrial]:
     """Run the trials, or what is left of them where `folder` holds an interrupted search; best first.
 
     Raises RuntimeError where every trial failed.
@@ -146,12 +146,12 @@ def _telling(say: Say) -> Any:
     return Telling()
 
 
-def _longest(plan: Plan, base: TrainConfig) -> int:
+def _longest(plan: TuningOptions, base: TrainConfig) -> int:
     epochs = plan.space.get("epochs")
     return max(epochs.values) if isinstance(epochs, Choice) else base.epochs
 
 
-def _domain(kind: Range | Choice) -> Any:
+def _domain(kind: SearchRange | Choice) -> Any:
     from ray import tune as ray_tune
 
     if isinstance(kind, Choice):
@@ -159,8 +159,8 @@ def _domain(kind: Range | Choice) -> Any:
     return ray_tune.loguniform(kind.low, kind.high) if kind.log else ray_tune.uniform(kind.low, kind.high)
 
 
-def _trial(result: Any) -> Trial:
+def _trial(result: Any) -> TuneTrial:
     frame = result.metrics_dataframe
     scores = tuple(float(s) for s in frame[SCORE]) if frame is not None and SCORE in frame else ()
     failed = str(result.error).strip().splitlines()[-1] if result.error else ""
-    return Trial(Path(result.path).name.split("_")[2], dict(result.config), scores, failed)
+    return TuneTrial(Path(result.path).name.split("_")[2], dict(result.config), scores, failed)

@@ -104,7 +104,7 @@ def run_group(
         return torch.load(Path(folder) / RESULT, weights_only=False)
 
 
-def in_vain(arguments: dict[str, Any]) -> bool:
+def failed_permanently(arguments: dict[str, Any]) -> bool:
     """Whether this try would end as the one before."""
     return not arguments["stop"].empty()
 
@@ -124,7 +124,7 @@ def join_group(config: TrainConfig, use_gpu: bool) -> tuple[int, int]:
     return context.get_world_rank(), context.get_world_size()
 
 
-def attend(
+def run_worker(
     arguments: dict[str, Any],
     config: TrainConfig,
     work: Work,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clv.data.histories import ATTRIBUTE_PREFIX
 from clv.data.prepare import parsing
-from clv.data.prepare.accounting import Books, Verdict
+from clv.data.prepare.accounting import RowAccounting, Verdict
 from clv.data.spec.models import Attribute, CustomerSource, DatasetSpec
 
 # No name of an attribute holds a "@". A float holds microseconds exactly until 2255, and stores know text and floats.
@@ -33,7 +33,9 @@ def schema(source: CustomerSource) -> pa.Schema:
     return pa.schema(fields)
 
 
-def values(rows: pa.Table, source: CustomerSource, timezone: str, verdict: Verdict, books: Books) -> dict[str, Any]:
+def values(
+    rows: pa.Table, source: CustomerSource, timezone: str, verdict: Verdict, accounting: RowAccounting
+) -> dict[str, Any]:
     """attr_* columns of a block of a customer table; a value without a time from which it was known is left out."""
     columns: dict[str, Any] = {}
     for name, rule in source.attributes.items():
@@ -50,7 +52,7 @@ def values(rows: pa.Table, source: CustomerSource, timezone: str, verdict: Verdi
             columns[ATTRIBUTE_PREFIX + name + KNOWN_AT] = pa.array(np.where(missing, np.nan, time), from_pandas=True)
             undated = missing & given.is_valid().to_numpy(zero_copy_only=False) & verdict.accepted
             if undated.any():
-                books.notices[f"values of {name} without a known_at, never used"] += int(undated.sum())
+                accounting.notices[f"values of {name} without a known_at, never used"] += int(undated.sum())
     return columns
 
 

@@ -19,13 +19,13 @@ Value = Literal["gross", "net", "none"]
 
 @dataclass(frozen=True)
 class Labels:
-    """Outcomes in [origin, origin + horizon) for each row and horizon, (S, H); rows of an immature horizon are NaN."""
+    """Outcomes in [origin, origin + horizon) for each row and horizon, (S, H); rows of an not fully observed horizon are NaN."""
 
     horizons: tuple[int, ...]
     value: NDArray[np.float64]
     orders: NDArray[np.float64]
     days: NDArray[np.float64]
-    mature: NDArray[np.bool_]
+    observed: NDArray[np.bool_]
     next_days: NDArray[np.float64]  # (S,) days from the origin to the next purchase, inf if none is known
 
 
@@ -71,7 +71,7 @@ class Cut:
                 labels.value[rows],
                 labels.orders[rows],
                 labels.days[rows],
-                labels.mature[rows],
+                labels.observed[rows],
                 labels.next_days[rows],
             )
         return Cut(
@@ -107,7 +107,7 @@ def cut(
     origins: int64 microseconds UTC. Without `customers` every customer is taken at every origin; with it (indices into
     `histories`) row i is customers[i] at origins[i]. A past holds events with time < origin and known_at < origin.
     Labels count purchases in [origin, origin + horizon), a horizon being whole local days, that were known before
-    `known_before` (us); a horizon that ends after it is immature. Without `known_before` there are no labels.
+    `known_before` (us); a horizon that ends after it is not fully observed. Without `known_before` there are no labels.
     """
     instants = np.atleast_1d(np.asarray(origins, np.int64))
     if customers is None:
@@ -175,18 +175,20 @@ def _labels(
     stops = [clock.start_of(origin_day + h) + past_midnight for h in horizons]
     shape = (len(who), len(horizons))
     out = {name: np.full(shape, np.nan) for name in ("value", "orders", "days")}
-    mature = np.zeros(shape, bool)
+    observed = np.zeros(shape, bool)
     for column, stop_time in enumerate(stops):
         stop = first_not_before(histories.time, begin, end, stop_time)
-        ripe = stop_time <= known_before
-        mature[:, column] = ripe
+        is_observed = stop_time <= known_before
+        observed[:, column] = is_observed
         # A sum of differences of large running totals would leave 1e-9 where nothing was bought.
         spent = np.where(stop > start, value_sum[stop] - value_sum[start], 0.0)
-        out["value"][:, column] = np.where(ripe, np.maximum(np.round(spent, 6), 0.0), np.nan)
-        out["orders"][:, column] = np.where(ripe, order_sum[stop] - order_sum[start], np.nan)
-        out["days"][:, column] = np.where(ripe, day_sum[stop] - day_sum[start] + (parted & (token < stop)), np.nan)
+        out["value"][:, column] = np.where(is_observed, np.maximum(np.round(spent, 6), 0.0), np.nan)
+        out["orders"][:, column] = np.where(is_observed, order_sum[stop] - order_sum[start], np.nan)
+        out["days"][:, column] = np.where(
+            is_observed, day_sum[stop] - day_sum[start] + (parted & (token < stop)), np.nan
+        )
     wait = (np.append(histories.time, 0)[token] - when) / DAY_US
-    return Labels(horizons, out["value"], out["orders"], out["days"], mature, np.where(found, wait, np.inf))
+    return Labels(horizons, out["value"], out["orders"], out["days"], observed, np.where(found, wait, np.inf))
 
 
 def _first_of_day(histories: Histories, bought: NDArray[np.bool_]) -> NDArray[np.bool_]:

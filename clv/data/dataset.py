@@ -19,7 +19,7 @@ VECTORS = "items/vectors.parquet"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedDataset:
     """Spec, manifest and shards of one folder; tables are read when asked for."""
 
     folder: Path
@@ -27,7 +27,7 @@ class Prepared:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path | str) -> Prepared:
+    def open(cls, folder: Path | str) -> PreparedDataset:
         """Raises ValueError for a folder that is not one of histories, or of another schema version."""
         folder = Path(folder).absolute()
         try:

@@ -26,12 +26,12 @@ _COUNTS = {"f_items_distinct"} | {_count_name(name, days) for name in TYPES for 
 
 
 def frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
-    """One row per row of `cut`: what anchors, peers and the wide part of the model see.
+    """One row per row of `cut`: what BTYD models, baselines and the wide part of the model see.
 
     `customer_id`, `origin_day`; `frequency` (distinct purchase days - 1), `recency` and `T` (days from the first
     purchase to the last, and to the origin), `monetary` (mean value of the repeat purchase days, 0 without any),
     `has_purchase`, `value_past` (shop currency), `orders_past`; features `f_*` (NaN where undefined); and, if the cut
-    has labels, `value_<h>`, `orders_<h>`, `days_<h>`, `mature_<h>` for its horizons.
+    has labels, `value_<h>`, `orders_<h>`, `days_<h>`, `observed_<h>` for its horizons.
     """
     past = _Past(cut)
     columns = _base(cut, past)
@@ -47,7 +47,7 @@ def frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
 
 
 def purchases(cut: Cut) -> pd.DataFrame:
-    """The sample frame without features: all that an anchor needs."""
+    """The sample frame without features: all that an BTYD model needs."""
     return pd.DataFrame(_base(cut, _Past(cut)))
 
 
@@ -62,7 +62,7 @@ def _base(cut: Cut, past: _Past) -> dict[str, object]:
             columns[f"value_{days}"] = cut.labels.value[:, i]
             columns[f"orders_{days}"] = cut.labels.orders[:, i]
             columns[f"days_{days}"] = cut.labels.days[:, i]
-            columns[f"mature_{days}"] = cut.labels.mature[:, i]
+            columns[f"observed_{days}"] = cut.labels.observed[:, i]
     return columns
 
 

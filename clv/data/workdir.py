@@ -16,7 +16,7 @@ JOURNAL = "journal"
 
 
 @contextmanager
-def workshop(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
+def staging_directory(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
     """The folder in which `out` is made. What an interrupted run of the same `plan` left there is still in it.
 
     ValueError while another process works there. It is removed when the block raises ValueError (nothing of use can be

@@ -1,1 +1,1 @@
-"""Judging a model: metrics, paired bootstrap, peers, calibration, leak checks, report. Tables in, tables out."""
+"""Judging a model: metrics, paired bootstrap, baselines, calibration, leak checks, report. Tables in, tables out."""

@@ -31,12 +31,12 @@ def calibration(table: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
     full = table.assign(bought=bought.astype(float))
     who = {"visitor": visitor, "buyer": ~visitor, "bought again": ~visitor & bought}
     parts = []
-    for name, (said, came, group) in INDICATORS.items():
+    for name, (said, actual, group) in INDICATORS.items():
         some = full[who[group]]
         if not len(some):
             continue
         for key, rows in (("all", some), *_groups(some, said, by)):
-            parts.append({"indicator": name, "group": key, **_judge(rows, name, said, came)})
+            parts.append({"indicator": name, "group": key, **_judge(rows, name, said, actual)})
     found = pd.DataFrame(parts, columns=[c for c in COLUMNS if c != "honest"])
     gap = (found["predicted"] - found["realised"]).abs()
     return found.assign(honest=gap <= SURE * found["standard_error"])[list(COLUMNS)]
@@ -68,13 +68,13 @@ def _order_value(rows: pd.DataFrame) -> pd.Series[float]:
     return (rows["value_mean"] / rows["orders_mean"].where(rows["orders_mean"] > 0)).fillna(0.0)
 
 
-def _judge(rows: pd.DataFrame, name: str, said: str, came: str) -> dict[str, float]:
+def _judge(rows: pd.DataFrame, name: str, said: str, actual: str) -> dict[str, float]:
     count = len(rows)
     if name != "aov":
-        real = rows[came].to_numpy(float)
+        real = rows[actual].to_numpy(float)
         # A chance can be known exactly; that of a count is taken from the customers of the group.
         p = rows[said].to_numpy(float)
-        spread = (p * (1 - p)).mean() if came == "bought" else real.var()
+        spread = (p * (1 - p)).mean() if actual == "bought" else real.var()
         error = np.sqrt(spread / count)
         return {"customers": count, "predicted": float(p.mean()), "realised": real.mean(), "standard_error": error}
     orders, value = rows["orders_real"].to_numpy(float), rows["value_real"].to_numpy(float)

@@ -16,7 +16,7 @@ from clv.data.attributes import KNOWN_AT
 DAY_US = 86_400_000_000
 # Columns of events that must stay together to make sense, and are drawn together; all others are drawn one by one.
 TOGETHER = ({"time", "known_at", "day"}, {"event_time", "known_at"})
-# A model that removes this share of the best peer's remaining error has seen something peers have not.
+# A model that removes this share of the best baseline's remaining error has seen something baselines have not.
 SUSPICIOUS_SHARE = 0.5
 
 
@@ -137,18 +137,20 @@ def _scramble_attributes(table: pa.Table, origin_us: int, rng: np.random.Generat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class LeakageFinding:
     """Whether results look like a leak, and the reasons in words."""
 
     suspicious: bool
     reasons: tuple[str, ...]
 
 
-def too_good(metrics: Mapping[str, Mapping[str, Any]], model: str = "clv", share: float = SUSPICIOUS_SHARE) -> Verdict:
+def too_good(
+    metrics: Mapping[str, Mapping[str, Any]], model: str = "clv", share: float = SUSPICIOUS_SHARE
+) -> LeakageFinding:
     """Judge one origin and horizon: model -> metric -> number, as in metrics.json.
 
-    Suspicious is a model that removes more than `share` of the remaining error of the best peer in ranking (nGini, AUC,
-    Spearman, against 1) or in size (MAE, RMSE, CRPS, against 0). Real progress over fitted peers is some per cent.
+    Suspicious is a model that removes more than `share` of the remaining error of the best baseline in ranking (nGini, AUC,
+    Spearman, against 1) or in size (MAE, RMSE, CRPS, against 0). Real progress over fitted baselines is some per cent.
     """
     if model not in metrics:
         raise ValueError(f"no metrics of model {model!r}; there are {list(metrics)}")
@@ -164,7 +166,7 @@ def too_good(metrics: Mapping[str, Mapping[str, Any]], model: str = "clv", share
         left = 1 - ours if best_is_one else ours
         if rest[best] > 0 and left < (1 - share) * rest[best]:
             reasons.append(
-                f"{metric} {ours:.3g} against {theirs[best]:.3g} of the best peer {best}: {1 - left / rest[best]:.0%} "
+                f"{metric} {ours:.3g} against {theirs[best]:.3g} of the best baseline {best}: {1 - left / rest[best]:.0%} "
                 f"of the remaining error gone, more than {share:.0%}; look for the future in features or population"
             )
-    return Verdict(suspicious=bool(reasons), reasons=tuple(reasons))
+    return LeakageFinding(suspicious=bool(reasons), reasons=tuple(reasons))

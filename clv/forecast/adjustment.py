@@ -24,17 +24,17 @@ _NODES = np.linspace(0, 1, 128)  # of a buyer's log value, from four sigmas belo
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What the held-out origin taught, per learned horizon: the weight of the model against the anchor, the factors
+    """What the held-out origin taught, per learned horizon: the weight of the model against the BTYD model, the factors
     that bring its totals (of value, raised to the power of `slope`; of orders, by those beyond the first) to the
     level, and the calibration of probabilities and bands.
 
-    At horizons after the first `matured` no training origin has matured: the model's weights are 0 there, and the BTYD
-    model's increments carry the curves on from the last matured horizon (`Forecast.carried`), so that factors and
+    At horizons after the first `matured` no training origin has fully observed: the model's weights are 0 there, and the BTYD
+    model's increments carry the curves on from the last fully observed horizon (`Forecast.carried`), so that factors and
     calibration of probabilities have no use there.
     """
 
-    gate_purchase: tuple[float, ...]
-    gate_value: tuple[float, ...]
+    blend_purchase: tuple[float, ...]
+    blend_value: tuple[float, ...]
     scale: tuple[float, ...]
     scale_repeats: tuple[float, ...]
     calibration: tuple[Calibration, ...]
@@ -42,23 +42,29 @@ class Adjustment:
     slope: float = 1.0  # see `clv.forecast.slope`
 
     @classmethod
-    def none(cls, num_horizons: int, gate: float = 1.0) -> Self:
+    def none(cls, num_horizons: int, blend_weight: float = 1.0) -> Self:
         ones = (1.0,) * num_horizons
         return cls(
-            (gate,) * num_horizons, (gate,) * num_horizons, ones, ones, (identity(),) * num_horizons, num_horizons
+            (blend_weight,) * num_horizons,
+            (blend_weight,) * num_horizons,
+            ones,
+            ones,
+            (identity(),) * num_horizons,
+            num_horizons,
         )
 
     def limited(self, matured: int) -> Self:
         """The same with weight 0 on the model at all but the first `matured` horizons."""
         purchase, value = (
-            (*gate[:matured], *(0.0,) * (len(gate) - matured)) for gate in (self.gate_purchase, self.gate_value)
+            (*blend_weight[:matured], *(0.0,) * (len(blend_weight) - matured))
+            for blend_weight in (self.blend_purchase, self.blend_value)
         )
-        return replace(self, gate_purchase=purchase, gate_value=value, matured=matured)
+        return replace(self, blend_purchase=purchase, blend_value=value, matured=matured)
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "gate_purchase": list(self.gate_purchase),
-            "gate_value": list(self.gate_value),
+            "blend_purchase": list(self.blend_purchase),
+            "blend_value": list(self.blend_value),
             "scale": list(self.scale),
             "scale_repeats": list(self.scale_repeats),
             "calibration": [json.loads(c.to_json()) for c in self.calibration],
@@ -69,8 +75,8 @@ class Adjustment:
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:
         return cls(
-            tuple(plain["gate_purchase"]),
-            tuple(plain["gate_value"]),
+            tuple(plain["blend_purchase"]),
+            tuple(plain["blend_value"]),
             tuple(plain["scale"]),
             tuple(plain["scale_repeats"]),
             tuple(Calibration.from_json(json.dumps(c)) for c in plain["calibration"]),
@@ -86,7 +92,7 @@ class Outlook:
     forecast: Forecast
     base: Curves
     remap: Floats  # (S, H, GRID): the level to read for a wanted level of a buyer's value
-    level_error: Floats  # (H,) log standard deviation of the level that all customers share
+    factor_error: Floats  # (H,) log standard deviation of the level that all customers share
     sum_spread: Floats  # (H,) realised over predicted variance of sums of customers
     matured: int  # learned horizons, the shortest ones, at which the model was trained (see `Adjustment`)
     learned: Outlook | None = None  # at the learned horizons, where this one is read off it
@@ -151,17 +157,17 @@ class Outlook:
             value=self.forecast.value[:, horizon],
             p_purchase=p,
             quantiles=Quantiles(LEVELS, values, p_zero=1 - p),
-            level_error=float(self.level_error[horizon]),
+            factor_error=float(self.factor_error[horizon]),
             sum_spread=float(self.sum_spread[horizon]),
         )
 
 
-def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, level_error: Floats, adjustment: Adjustment) -> Outlook:
-    """Gate, spread, scale and calibrate at the matured horizons, and carry the curves on by the BTYD model's increments
+def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, factor_error: Floats, adjustment: Adjustment) -> Outlook:
+    """Gate, spread, scale and calibrate at the fully observed horizons, and carry the curves on by the BTYD model's increments
     (those of `base`) beyond; the uncertainty of the level widens every customer's distribution."""
-    gate = np.array(adjustment.gate_purchase), np.array(adjustment.gate_value)
+    blend_weight = np.array(adjustment.blend_purchase), np.array(adjustment.blend_value)
     buys = table["has_purchase"].to_numpy(bool)
-    out = raw.gated(base, gate[0], gate[1])
+    out = raw.blended(base, blend_weight[0], blend_weight[1])
     value = np.where(buys[:, None], out.value**adjustment.slope * np.array(adjustment.scale), out.value)
     repeats = out.repeats * np.where(buys[:, None], np.array(adjustment.scale_repeats), 1.0)
     cell = cells(table["T"].to_numpy(), table["frequency"].to_numpy())
@@ -172,10 +178,10 @@ def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, level_error: Floats
     out = replace(
         out.moved(hazard, np.maximum.accumulate(value, axis=1)), repeats=np.maximum.accumulate(repeats, axis=1)
     ).carried(base, adjustment.matured)
-    wide = np.sqrt(out.sigma**2 + (level_error**2)[:, None])
+    wide = np.sqrt(out.sigma**2 + (factor_error**2)[:, None])
     out = replace(out, sigma=wide, location=out.location + (out.sigma**2 - wide**2) / 2)
     remap = np.stack([np.asarray(c.remap)[cell] for c in adjustment.calibration], axis=1)
     stretch, spread = (
-        np.array([getattr(c, n) for c in adjustment.calibration]) for n in ("level_stretch", "sum_spread")
+        np.array([getattr(c, n) for c in adjustment.calibration]) for n in ("factor_error_scale", "sum_spread")
     )
-    return Outlook(out, base, remap, level_error * stretch, spread, adjustment.matured)
+    return Outlook(out, base, remap, factor_error * stretch, spread, adjustment.matured)

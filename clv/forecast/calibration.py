@@ -1,6 +1,6 @@
 """Calibration on held-out customers: who buys, how values spread, bands for persons and for sums.
 
-Fitted on one matured origin that training never saw, stored as JSON, applied to any later prediction. Everything is
+Fitted on one fully observed origin that training never saw, stored as JSON, applied to any later prediction. Everything is
 shrunk: few calibration customers leave the model as it is. The distribution is calibrated in two parts, so that the
 mass at zero stays 1 - p_purchase: the probability by Platt scaling, the value of buyers by a monotone remap of levels.
 
@@ -28,9 +28,9 @@ FREQUENCY_EDGES = (1.0, 3.0)  # repeat purchase days
 NUM_CELLS = (len(AGE_EDGES) + 1) * (len(FREQUENCY_EDGES) + 1)
 PRIOR_BUYERS = 50.0  # so many buyers of a cell weigh as much as the remap of all cells, and so many of all as none
 PRIOR_PLATT = 5.0  # precision of intercepts around 0 and of the slope around 1: about 20 customers at p = .5
-FURTHEST_LEVEL = 1.5  # |log| by which what came may lie off what was said for another reason than the buyers' mean
+FURTHEST_TOTAL = 1.5  # |log| by which what came may lie off what was said for another reason than the buyers' mean
 ENOUGH = 5_000  # customers whose distributions tell the mean of all
-PRIOR_LEVELS = 6.0  # so many origins weigh as much as "the level misses by what its error says"
+PRIOR_FACTORS = 6.0  # so many origins weigh as much as "the level misses by what its error says"
 
 
 def cells(age_days: ArrayLike, frequency: ArrayLike) -> NDArray[np.int64]:
@@ -53,7 +53,7 @@ class Calibration:
     intercept: tuple[float, ...]  # (NUM_CELLS,) logit p' = intercept[cell] + slope logit p
     slope: float
     remap: tuple[tuple[float, ...], ...]  # (NUM_CELLS, len(GRID)) level of buyers' values to read for a wanted level
-    level_stretch: float  # factor on the error that the level states of itself
+    factor_error_scale: float  # factor on the error that the level states of itself
     sum_spread: float  # realised over predicted variance of sums of customers, the level aside
     customers: int
 
@@ -101,7 +101,7 @@ def identity() -> Calibration:
         intercept=(0.0,) * NUM_CELLS,
         slope=1.0,
         remap=(row,) * NUM_CELLS,
-        level_stretch=1.0,
+        factor_error_scale=1.0,
         sum_spread=1.0,
         customers=0,
     )
@@ -114,12 +114,12 @@ def fit_calibration(
     age_days: ArrayLike,
     frequency: ArrayLike,
     *,
-    level_error: float = 0.1,
+    factor_error: float = 0.1,
     seed: int = 0,
 ) -> Calibration:
     """Calibration of one horizon from held-out predictions and what happened, all (n,), y in currency.
 
-    `level_error`: log standard error that the forecast level stated of itself; one origin alone cannot tell it, only
+    `factor_error`: log standard error that the forecast level stated of itself; one origin alone cannot tell it, only
     whether it is believable. Without p_purchase or quantiles those parts stay the identity.
     """
     real, hit = np.maximum(np.asarray(y, float), 0.0), np.asarray(orders, float) > 0
@@ -145,7 +145,7 @@ def fit_calibration(
         intercept=tuple(float(a) for a in intercept),
         slope=float(slope),
         remap=tuple(tuple(float(g) for g in row) for row in remap),
-        level_stretch=_stretch(real, prediction.value, level_error),
+        factor_error_scale=_stretch(real, prediction.value, factor_error),
         sum_spread=1.0,
         customers=len(real),
     )
@@ -155,14 +155,14 @@ def fit_calibration(
     return replace(fitted, sum_spread=portfolio.fit_spread(real, after, seed))
 
 
-def _stretch(y: Array, value: Array, level_error: float) -> float:
+def _stretch(y: Array, value: Array, factor_error: float) -> float:
     """Factor on the stated error of the level, by how far it missed."""
     if y.sum() <= 0 or value.sum() <= 0:
         return 1.0
     ratio = float(y.sum() / value.sum())
     error = float(np.sqrt(np.sum((y - ratio * value) ** 2)) / y.sum())
-    surprise = float(np.log(ratio) ** 2 / max(error**2 + level_error**2, 1e-12))
-    stretch = float(np.sqrt((PRIOR_LEVELS + surprise) / (PRIOR_LEVELS + 1)))
+    surprise = float(np.log(ratio) ** 2 / max(error**2 + factor_error**2, 1e-12))
+    stretch = float(np.sqrt((PRIOR_FACTORS + surprise) / (PRIOR_FACTORS + 1)))
     return float(np.clip(stretch, 1.0, 3.0))
 
 
@@ -229,7 +229,7 @@ def _remap(y: Array, quantiles: Quantiles, cell: NDArray[np.int64], seed: int) -
         return float(np.log(_spread(before, 1 - before.p_zero, cell[some], remap).mean().sum() / mean))
 
     start = np.log(mean / (1 - before.p_zero).sum() / bought.mean())
-    low, high = start - FURTHEST_LEVEL, start + FURTHEST_LEVEL
+    low, high = start - FURTHEST_TOTAL, start + FURTHEST_TOTAL
     # A few buyers hardly move the mean, wherever they lie.
     decided = surplus(low) < 0 < surplus(high)
     factor = brentq(surplus, low, high, xtol=0.005) if decided else start

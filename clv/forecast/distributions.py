@@ -88,14 +88,14 @@ class Quantiles:
 class Prediction:
     """value (n,) expected spend in the horizon, shop currency; p_purchase (n,) and quantiles if the model has them.
 
-    For sums of customers (`clv.forecast.portfolio`): `level_error`, the log standard deviation of the level that all
+    For sums of customers (`clv.forecast.portfolio`): `factor_error`, the log standard deviation of the level that all
     share, and `sum_spread`, realised over predicted variance of sums.
     """
 
     value: Array
     p_purchase: Array | None = None
     quantiles: Quantiles | None = None
-    level_error: float = 0.0
+    factor_error: float = 0.0
     sum_spread: float = 1.0
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clv.btyd.seasonal import Baseline, Curves
+from clv.btyd.seasonal import Curves, SeasonalBTYD
 from clv.forecast.adjustment import Outlook
 from clv.forecast.network import Forecast
 
@@ -19,9 +19,9 @@ TAIL_YEARS = 10  # beyond the longest learned horizon, in `clv_mean`
 TAIL_YEARS_WITHOUT_DROPOUT = 3  # where the log does not show that customers leave, ten years of staying are a fiction
 
 
-def tail_years(baseline: Baseline) -> int:
-    """Years beyond the longest learned horizon that `clv_mean` counts; fewer where the anchor's dropout is unproven."""
-    return TAIL_YEARS if baseline.warning is None else TAIL_YEARS_WITHOUT_DROPOUT
+def tail_years(btyd: SeasonalBTYD) -> int:
+    """Years beyond the longest learned horizon that `clv_mean` counts; fewer where the BTYD model's dropout is unproven."""
+    return TAIL_YEARS if btyd.warning is None else TAIL_YEARS_WITHOUT_DROPOUT
 
 
 def at_horizons(
@@ -29,10 +29,10 @@ def at_horizons(
 ) -> tuple[Outlook, NDArray[np.bool_]]:
     """The outlook at other horizons `wanted` (ascending), and which of them are extrapolated.
 
-    `plain`: the anchor's curves, without level, at all learned and wanted horizons, ascending. Between learned horizons
+    `plain`: the BTYD model's curves, without level, at all learned and wanted horizons, ascending. Between learned horizons
     hazard, orders and value grow in the proportion of these curves. Beyond the longest learned horizon they grow by the
     increments of these curves times a ratio: the forecast over `plain` at the longest horizon if a training origin has
-    matured for it, else the seasonally adjusted BTYD curve over `plain`, so that no untrained ratio is carried on. All
+    fully observed for it, else the seasonally adjusted BTYD curve over `plain`, so that no untrained ratio is carried on. All
     is non-decreasing in the horizon, whatever else is asked for.
     """
     f, known, days = outlook.forecast, np.array(learned), np.array(wanted)
@@ -42,21 +42,21 @@ def at_horizons(
     near, beyond = np.minimum(right, len(known) - 1), right == len(known)
     even = (days - np.append(0, known)[near]) / np.diff(known, prepend=0)[near]
 
-    def share(anchor: Floats) -> Floats:
+    def share(btyd_model: Floats) -> Floats:
         """(S, W) how much of the increment to the next learned horizon has come."""
-        padded = np.concatenate([np.zeros((len(anchor), 1)), anchor[:, at_known]], 1)
+        padded = np.concatenate([np.zeros((len(btyd_model), 1)), btyd_model[:, at_known]], 1)
         low, step = padded[:, near], padded[:, near + 1] - padded[:, near]
-        grown = (anchor[:, at_days] - low) / np.maximum(step, 1e-12)
+        grown = (btyd_model[:, at_days] - low) / np.maximum(step, 1e-12)
         return np.clip(np.where(step > 1e-12, grown, even), 0, 1)
 
     def read(name: str, own: Forecast | Curves, ahead: Forecast | Curves) -> Floats:
         """(S, W) a curve of `own`, carried on beyond the learned horizons in the proportion of `ahead` to `plain`."""
-        model, anchor = getattr(own, name), getattr(plain, name)
+        model, btyd_model = getattr(own, name), getattr(plain, name)
         padded = np.concatenate([np.zeros((len(model), 1)), model], 1)
-        between = padded[:, near] + share(anchor) * (padded[:, near + 1] - padded[:, near])
-        last = anchor[:, at_known[-1:]]
+        between = padded[:, near] + share(btyd_model) * (padded[:, near + 1] - padded[:, near])
+        last = btyd_model[:, at_known[-1:]]
         ratio = np.clip(getattr(ahead, name)[:, -1:] / np.maximum(last, 1e-12), 0.02, 50.0)
-        return np.where(beyond, model[:, -1:] + ratio * np.maximum(anchor[:, at_days] - last, 0), between)
+        return np.where(beyond, model[:, -1:] + ratio * np.maximum(btyd_model[:, at_days] - last, 0), between)
 
     ahead = f if outlook.matured == len(known) else outlook.base
     hazard = np.maximum(read("hazard", f, ahead), 1e-12)
@@ -77,6 +77,6 @@ def at_horizons(
         location=f.location[:, near] + np.log(size)[..., None],
         sigma=f.sigma[:, near],
     )
-    level_error = np.interp(days, known, outlook.level_error)
+    factor_error = np.interp(days, known, outlook.factor_error)
     remap, spread = outlook.remap[:, near], outlook.sum_spread[near]
-    return Outlook(moved, base, remap, level_error, spread, outlook.matured, outlook, right), beyond
+    return Outlook(moved, base, remap, factor_error, spread, outlook.matured, outlook, right), beyond

@@ -41,8 +41,8 @@ class Forecast:
     def orders(self) -> Floats:
         return self.p_purchase + self.repeats
 
-    def gated(self, base: Curves, purchase: float | Floats, value: float | Floats) -> Forecast:
-        """Mean of this forecast and the anchor's, with the given weights on this one; the mixture follows its mean."""
+    def blended(self, base: Curves, purchase: float | Floats, value: float | Floats) -> Forecast:
+        """Mean of this forecast and the BTYD model's, with the given weights on this one; the mixture follows its mean."""
         hazard = purchase * self.hazard + (1 - purchase) * base.hazard
         repeats = purchase * self.repeats + (1 - purchase) * base.repeats
         return replace(self, repeats=repeats).moved(hazard, value * self.value + (1 - value) * base.value)
@@ -51,8 +51,8 @@ class Forecast:
         """This forecast at the first `matured` horizons; beyond them the increments of `base` carry its curves on.
 
         No training label has taught the network those horizons. Each row's hazard, orders and value therefore grow
-        from the last matured horizon by what `base` adds from there: the chance of a first purchase after that horizon
-        is the BTYD model's. Value given a purchase keeps the shape of the last matured horizon. Orders grow by more
+        from the last fully observed horizon by what `base` adds from there: the chance of a first purchase after that horizon
+        is the BTYD model's. Value given a purchase keeps the shape of the last fully observed horizon. Orders grow by more
         only where they would otherwise fall below what p_purchase implies.
         """
         last = np.minimum(np.arange(self.hazard.shape[1]), matured - 1)
@@ -103,7 +103,7 @@ class Forecast:
 
 @torch.inference_mode()
 def forecast(
-    model: nn.Module, samples: Samples, money: float, *, batch_size: int = 512, device: str | torch.device = "cpu"
+    model: nn.Module, samples: Samples, value_scale: float, *, batch_size: int = 512, device: str | torch.device = "cpu"
 ) -> Forecast:
     """Forecast of every row, in the order of the rows."""
     model.eval()
@@ -119,9 +119,9 @@ def forecast(
     return Forecast(
         hazard=collect("hazard"),
         repeats=collect("repeats"),
-        value=collect("value") * money,
+        value=collect("value") * value_scale,
         log_weight=collect("log_weight"),
-        location=collect("location") + np.log(money),
+        location=collect("location") + np.log(value_scale),
         sigma=collect("sigma"),
         z=collect("z").astype(np.float32),
     )

@@ -18,7 +18,7 @@ DRAW_LEVELS: Array = (np.arange(NUM_DRAWS) + 0.5) / NUM_DRAWS
 BAND: Array = np.array([0.1, 0.5, 0.9])
 GROUP = 100  # customers of the random groups that bands are fitted and judged on
 PRIOR_GROUPS = 10.0  # so many groups weigh as much as "customers spread as they say"
-_LEVEL_NODES: Array = ndtri((np.arange(25) + 0.5) / 25)
+_FACTOR_NODES: Array = ndtri((np.arange(25) + 0.5) / 25)
 _CHUNK = 1_000
 
 
@@ -46,7 +46,7 @@ def bands(
     mean: ArrayLike,
     customers: ArrayLike,
     *,
-    level_error: ArrayLike = 0.0,
+    factor_error: ArrayLike = 0.0,
     spread: ArrayLike = 1.0,
     levels: Array = BAND,
 ) -> Array:
@@ -63,8 +63,8 @@ def bands(
     stretch = np.sqrt(np.asarray(spread, float)) ** many
     centred = (factor * centre)[..., None]
     sums = np.maximum(centred + stretch[..., None] * (factor[..., None] * draws - centred), 0.0)
-    error = (np.asarray(level_error, float) * np.sqrt(many))[..., None]  # (G, H, 1)
-    level = np.exp(error * _LEVEL_NODES - error**2 / 2)  # (G, H, nodes)
+    error = (np.asarray(factor_error, float) * np.sqrt(many))[..., None]  # (G, H, 1)
+    level = np.exp(error * _FACTOR_NODES - error**2 / 2)  # (G, H, nodes)
     mixed = (sums[..., None] * level[:, :, None, :]).reshape(*centre.shape, -1)
     return np.maximum.accumulate(np.moveaxis(np.quantile(mixed, levels, axis=2), 0, 2), axis=1)
 
@@ -91,7 +91,7 @@ def group_bands(prediction: Prediction, group: ArrayLike, seed: int = 0) -> tupl
     drawn = totals(prediction.quantiles.take(rows).at(DRAW_LEVELS)[:, None, :], seed, number[rows])
     count = np.bincount(number[rows])
     mean = np.bincount(number[rows], weights=prediction.value[rows])[:, None]
-    found = bands(drawn, mean, count, level_error=[prediction.level_error], spread=[prediction.sum_spread])
+    found = bands(drawn, mean, count, factor_error=[prediction.factor_error], spread=[prediction.sum_spread])
     return found[:, 0, 0], found[:, 0, -1]
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from clv import bundle as bundles
-from clv.btyd.seasonal import Baseline, Curves
+from clv.btyd.seasonal import Curves, SeasonalBTYD
 from clv.data.clock import DAY_US, Clock
 from clv.data.histories import Histories
 from clv.forecast import portfolio
@@ -55,11 +55,11 @@ class Predictor:
             clock=self.clock,
             value=facts["value"],
             horizons=self.horizons,
-            baseline=Baseline.from_json(b.anchor),
+            btyd=SeasonalBTYD.from_json(b.btyd),
             space=space,
-            money=float(b.config["money"]),
+            value_scale=float(b.config["value_scale"]),
             max_tokens=self.max_tokens,
-            typical=np.array(b.config["typical"]),
+            population_average=np.array(b.config["population_average"]),
         )
         self._adjustment = Adjustment.from_json(b.calibration)
 
@@ -92,7 +92,7 @@ class Predictor:
             chunks = [slice(start, start + _CHUNK) for start in range(0, num, _CHUNK)]
             drawn = sum(portfolio.totals(outlook.take(c).equally_likely(), c.start) for c in chunks)
             band = portfolio.bands(
-                np.asarray(drawn), mean[None], [num], level_error=outlook.level_error, spread=outlook.sum_spread
+                np.asarray(drawn), mean[None], [num], factor_error=outlook.factor_error, spread=outlook.sum_spread
             )[0]
         columns = [list(wanted), [num] * len(wanted), mean, *band.T]
         arrays = [pa.array(c).cast(field.type) for c, field in zip(columns, PORTFOLIO, strict=True)]
@@ -159,18 +159,18 @@ class Predictor:
         rows = self._assembler.at(histories, origin)
         if len(rows.table) == 0:
             return None, None
-        raw = forecast(self._model, rows.samples, self._assembler.money, device=self._device)
-        _, _, error = self._assembler.baseline.forecast_level(self._day(origin))
+        raw = forecast(self._model, rows.samples, self._assembler.value_scale, device=self._device)
+        _, _, error = self._assembler.btyd.forecast_factor(self._day(origin))
         return rows, adjust(raw, rows.base, rows.table, error, self._adjustment)
 
     def _plain(self, table: pd.DataFrame, wanted: tuple[int, ...]) -> Curves:
-        """The anchor's curves without level at all learned and wanted horizons, ascending."""
-        return self._assembler.baseline.curves(table, sorted({*self.horizons, *wanted}))
+        """The BTYD model's curves without level at all learned and wanted horizons, ascending."""
+        return self._assembler.btyd.curves(table, sorted({*self.horizons, *wanted}))
 
     def _lifetime(self, outlook: Outlook, rows: Assembled) -> Floats:
-        """(S,) discounted value: the learned increments at their mid-points, then the anchor's tail by years."""
+        """(S,) discounted value: the learned increments at their mid-points, then the BTYD model's tail by years."""
         last = self.horizons[-1]
-        tail = tuple(last + 365 * year for year in range(1, tail_years(self._assembler.baseline) + 1))
+        tail = tuple(last + 365 * year for year in range(1, tail_years(self._assembler.btyd) + 1))
         far, _ = at_horizons(outlook, self.horizons, tail, self._plain(rows.table, tail))
         value = np.concatenate([outlook.forecast.value, far.forecast.value], axis=1)
         ends = np.array((*self.horizons, *tail), float)

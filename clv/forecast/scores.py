@@ -25,7 +25,7 @@ SCORES = pa.schema(
             pa.field(name, pa.float64())
             for name in ("p_purchase", "churn_probability", "orders_mean", "aov", "value_mean", "value_median")
         ),
-        *(pa.field(name, pa.float64()) for name in ("value_p10", "value_p90", "clv_mean", "anchor_value_mean")),
+        *(pa.field(name, pa.float64()) for name in ("value_p10", "value_p90", "clv_mean", "btyd_value_mean")),
         pa.field("extrapolated", pa.bool_()),
         pa.field("value_rank", pa.int64()),
         pa.field("value_decile", pa.int32()),
@@ -69,7 +69,7 @@ def score_table(
         "value_p10": band[..., 0].ravel(),
         "value_p90": band[..., 2].ravel(),
         "clv_mean": np.repeat(clv, len(horizons)),
-        "anchor_value_mean": outlook.base.value.ravel(),
+        "btyd_value_mean": outlook.base.value.ravel(),
         "extrapolated": np.tile(beyond, num),
         "value_rank": rank.ravel(),
         "value_decile": (1 + (rank - 1) * 10 // max(num, 1)).astype(np.int32).ravel(),

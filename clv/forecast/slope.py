@@ -1,6 +1,6 @@
 """How far apart values should lie: what customers brought against what was said, on the log scale.
 
-A forecast held back (by early stopping, by a share of the anchor) gives too little to the best customers and too much
+A forecast held back (by early stopping, by a share of the BTYD model) gives too little to the best customers and too much
 to the rest: realised value then goes with the slope-th power of the predicted one, slope > 1. The order of customers
 stays. One origin's season may favour the largest too, so what one origin says is believed by half at most.
 """

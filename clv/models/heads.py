@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 SMALLEST = 1e-6
-MAX_CORRECTION = 2.5  # |log factor| that a head may put on an increment of the anchor
-MAX_DEPARTURE = 6.0  # and on one of the typical customer, who is far from most
+MAX_CORRECTION = 2.5  # |log factor| that a head may put on an increment of the BTYD model
+MAX_DEPARTURE = 6.0  # and on one of the population average, who is far from most
 MIN_SIGMA, MAX_SIGMA = 0.25, 1.6
 
 

@@ -63,21 +63,21 @@ def tweedie_deviance(value: Tensor, mean: Tensor, power: float = TWEEDIE_POWER) 
 
 
 def total(out: Outputs, targets: Targets, config: LossConfig, has_value: bool = True) -> tuple[Tensor, Tensor]:
-    """(sum over mature customer-horizons, their number); of a mean of members, the mean of their losses: each must be
+    """(sum over fully observed customer-horizons, their number); of a mean of members, the mean of their losses: each must be
     good by itself."""
     if out.members:
         parts = [total(member, targets, config, has_value) for member in out.members]
         return torch.stack([part for part, _ in parts]).mean(0), parts[0][1]
-    mature = targets.mature > 0
-    orders = torch.where(mature, targets.orders, torch.zeros_like(targets.orders))
-    value = torch.where(mature, targets.value, torch.zeros_like(targets.value))
+    observed = targets.observed > 0
+    orders = torch.where(observed, targets.orders, torch.zeros_like(targets.orders))
+    value = torch.where(observed, targets.value, torch.zeros_like(targets.value))
     loss = config.purchase_weight * purchase_nll(out.hazard, orders)
     loss = loss + config.orders_weight * orders_nll(orders, out.p_purchase, out.repeats, out.dispersion)
     if has_value:
         value_loss = _VALUE[config.name]
         loss = loss + value_loss(value, out, config, targets.unit)
-    loss = torch.where(mature, loss, torch.zeros_like(loss))
-    return loss.sum(), mature.sum().to(loss.dtype)
+    loss = torch.where(observed, loss, torch.zeros_like(loss))
+    return loss.sum(), observed.sum().to(loss.dtype)
 
 
 def _density_and_mean(value: Tensor, out: Outputs, config: LossConfig, unit: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class ModelConfig:
     num_components: int = 3
     use_wide: bool = True
     use_sequence: bool = True
-    starts: Literal["both", "anchor", "typical"] = "both"
+    starts: Literal["both", "btyd", "population_average"] = "both"
 
     def __post_init__(self) -> None:
         if self.members < 1:
@@ -60,22 +60,22 @@ class ModelConfig:
         return replace(self, adapters=self.adapters.left)
 
 
-class Reader(nn.Module):
+class EnsembleHead(nn.Module):
     """Tokens that the backbone has read (B, T, width), and features -> the customer's vector z, and Outputs by heads.
 
-    Two heads read z: one corrects the anchor of this customer, the other starts from the typical customer. The first
+    Two heads read z: one corrects the BTYD model of this customer, the other starts from the population average. The first
     knows what a rhythm implies; the second need not unlearn it where it misleads.
     """
 
     def __init__(self, config: ModelConfig, num_features: int, num_horizons: int) -> None:
         super().__init__()
-        self.furnish(config, num_features, num_horizons)
+        self.build_layers(config, num_features, num_horizons)
 
-    def furnish(self, config: ModelConfig, num_features: int, num_horizons: int) -> None:
+    def build_layers(self, config: ModelConfig, num_features: int, num_horizons: int) -> None:
         """Makes the parts."""
         self.config, hidden = config, config.hidden
         self.pool = nn.Sequential(nn.Linear(2 * config.backbone.width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-        # Beside the features, the wide part sees the three curves of the anchor.
+        # Beside the features, the wide part sees the three curves of the BTYD model.
         num_wide = num_features + 3 * num_horizons
         self.wide = nn.Sequential(
             nn.Linear(num_wide, hidden), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(hidden, hidden)
@@ -86,7 +86,7 @@ class Reader(nn.Module):
             # The sequence starts as a silent addition: the features, quick to learn from, are not drowned at first.
             nn.init.zeros_(self.pool[-1].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.pool[-1].bias)  # type: ignore[arg-type]
-        limits = {"anchor": MAX_CORRECTION, "typical": MAX_DEPARTURE}
+        limits = {"btyd": MAX_CORRECTION, "population_average": MAX_DEPARTURE}
         self.starts = list(limits) if config.starts == "both" else [config.starts]
         self.heads = nn.ModuleDict(
             {name: Heads(hidden, num_horizons, config.num_components, limits[name]) for name in self.starts}
@@ -111,7 +111,7 @@ class Reader(nn.Module):
         return [self.heads[name](z, *batch.starts[name]) for name in self.starts]
 
 
-class CustomerModel(Reader):
+class CustomerModel(EnsembleHead):
     """Batch -> Outputs: the mean of what its own heads and those of `others` say, who read the same tokens and learn
     each by itself. `encode` alone gives the customer's vector z, of its own."""
 
@@ -125,8 +125,8 @@ class CustomerModel(Reader):
         else:
             self.embedding = TokenEmbedding(space, config.backbone.width, config.backbone.dropout)
             self.backbone = encoders.build(config.backbone)
-        self.furnish(config, space.width, num_horizons)
-        self.others = nn.ModuleList(Reader(config, space.width, num_horizons) for _ in range(config.members - 1))
+        self.build_layers(config, space.width, num_horizons)
+        self.others = nn.ModuleList(EnsembleHead(config, space.width, num_horizons) for _ in range(config.members - 1))
         if config.adapters.method:
             methods.inject(self, config.adapters, config.backbone)
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from clv.simulate.catalogue import FADING, GROWING, PLAIN, Catalogue
 from clv.simulate.customers import calendar, leaves_at
-from clv.simulate.settings import Shop
+from clv.simulate.settings import ShopSettings
 from clv.simulate.truth import Floats, Ints, Truth
 
 KINDS = ("cart", "click", "impression", "message", "purchase", "rating", "return", "review", "view")
@@ -37,7 +37,7 @@ def rows(customer: Ints, day: Floats, kind: Ints | int, **columns: Ints | Floats
 
 
 def lines(
-    rng: np.random.Generator, shop: Shop, truth: Truth, orders: pd.DataFrame, catalogue: Catalogue
+    rng: np.random.Generator, shop: ShopSettings, truth: Truth, orders: pd.DataFrame, catalogue: Catalogue
 ) -> pd.DataFrame:
     """Split each order into one to four lines; from shortly before a life change, most lines come from its category."""
     customer, day = orders["customer"].to_numpy(), orders["day"].to_numpy()
@@ -63,7 +63,7 @@ def lines(
 
 
 def loose_views(
-    rng: np.random.Generator, shop: Shop, bought: pd.DataFrame, num_customers: int, catalogue: Catalogue
+    rng: np.random.Generator, shop: ShopSettings, bought: pd.DataFrame, num_customers: int, catalogue: Catalogue
 ) -> pd.DataFrame:
     """Single views in the days before a purchase, some of them carts, and idle ones that say nothing."""
     times = rng.poisson(shop.views_per_purchase, len(bought))
@@ -82,7 +82,7 @@ def loose_views(
 
 
 def sessions(
-    rng: np.random.Generator, shop: Shop, truth: Truth, bought: pd.DataFrame, catalogue: Catalogue
+    rng: np.random.Generator, shop: ShopSettings, truth: Truth, bought: pd.DataFrame, catalogue: Catalogue
 ) -> pd.DataFrame:
     """View → cart → purchase: who may still buy keeps browsing, at a rate that follows the rate of purchases.
 
@@ -125,7 +125,7 @@ def sessions(
     return found[(found["day"] >= 0) & (found["day"] < end)]
 
 
-def returns(rng: np.random.Generator, shop: Shop, bought: pd.DataFrame) -> pd.DataFrame:
+def returns(rng: np.random.Generator, shop: ShopSettings, bought: pd.DataFrame) -> pd.DataFrame:
     """Single lines sent back about two weeks later."""
     back = bought[rng.random(len(bought)) < shop.return_share].copy()
     back["day"] += 3 + rng.exponential(11.0, len(back))
@@ -134,7 +134,7 @@ def returns(rng: np.random.Generator, shop: Shop, bought: pd.DataFrame) -> pd.Da
     return back[back["day"] < shop.num_days]
 
 
-def ratings(rng: np.random.Generator, shop: Shop, truth: Truth, bought: pd.DataFrame) -> pd.DataFrame:
+def ratings(rng: np.random.Generator, shop: ShopSettings, truth: Truth, bought: pd.DataFrame) -> pd.DataFrame:
     """Stars (the quantity of a rating) days after a purchase, few from those who leave easily; some put it in words."""
     rated = bought[rng.random(len(bought)) < shop.review_share]
     who = rated["customer"].to_numpy()
@@ -150,7 +150,7 @@ def ratings(rng: np.random.Generator, shop: Shop, truth: Truth, bought: pd.DataF
     return found[found["day"] < shop.num_days]
 
 
-def advertisements(rng: np.random.Generator, shop: Shop, truth: Truth, catalogue: Catalogue) -> pd.DataFrame:
+def advertisements(rng: np.random.Generator, shop: ShopSettings, truth: Truth, catalogue: Catalogue) -> pd.DataFrame:
     """Impressions at random from the arrival on; clicks mostly by those who have not left."""
     span = shop.num_days - truth.arrival
     count = rng.poisson(shop.ads_per_month * span / 30)
@@ -165,7 +165,7 @@ def advertisements(rng: np.random.Generator, shop: Shop, truth: Truth, catalogue
     )  # fmt: skip
 
 
-def treatments(rng: np.random.Generator, shop: Shop, truth: Truth) -> pd.DataFrame:
+def treatments(rng: np.random.Generator, shop: ShopSettings, truth: Truth) -> pd.DataFrame:
     """Every campaign's customers (who have bought before): day, propensity, treated, effect (the expected number of
     extra orders that a coupon brings), `extra`: whether it brought one. Effect 0 for those who have left."""
     found = []

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from clv.simulate.catalogue import PLAIN
-from clv.simulate.settings import YEAR, Shop
+from clv.simulate.settings import YEAR, ShopSettings
 from clv.simulate.truth import Floats, Ints, Truth
 
 NOTICE_DAYS = 60.0  # how long before a life change the baskets tell of it
@@ -20,7 +20,7 @@ _SENT = np.array([0.6, 1.0, 1.4])
 _HELPS = np.array([1.4, 1.0, 0.6])
 
 
-def draw(rng: np.random.Generator, shop: Shop, n: int, first_number: int = 0) -> Truth:
+def draw(rng: np.random.Generator, shop: ShopSettings, n: int, first_number: int = 0) -> Truth:
     """n customers with ids from `first_number` on."""
     lam = rng.gamma(shop.rate[0], 1 / shop.rate[1], n)
     first = np.sort(rng.uniform(0, shop.acquired_over * shop.num_days, n))
@@ -88,7 +88,7 @@ def draw(rng: np.random.Generator, shop: Shop, n: int, first_number: int = 0) ->
     return replace(truth, phase_offsets=np.append(0, np.cumsum(count)), phase_time=time)
 
 
-def orders(rng: np.random.Generator, shop: Shop, truth: Truth) -> pd.DataFrame:
+def orders(rng: np.random.Generator, shop: ShopSettings, truth: Truth) -> pd.DataFrame:
     """One row per purchase of the process: customer, day (float since start), value; the first purchase included."""
     n, k = len(truth.first), truth.regularity
     owner = np.repeat(np.arange(n), np.diff(truth.phase_offsets))
@@ -96,9 +96,9 @@ def orders(rng: np.random.Generator, shop: Shop, truth: Truth) -> pd.DataFrame:
     buy = (ordinal % k == 0) & (ordinal // k <= truth.last_order[owner])
     owner, u = owner[buy], truth.phase_time[buy]
     day = calendar(truth, owner, u)
-    came = np.flatnonzero(truth.first < shop.num_days)
-    customer = np.concatenate([came, owner])
-    day = np.minimum(np.concatenate([truth.first[came], day]), shop.num_days - 1e-9)
+    actual = np.flatnonzero(truth.first < shop.num_days)
+    customer = np.concatenate([actual, owner])
+    day = np.minimum(np.concatenate([truth.first[actual], day]), shop.num_days - 1e-9)
     value = truth.order_value[customer] * rng.gamma(shop.spend[0], 1 / shop.spend[0], len(customer))
     table = pd.DataFrame({"customer": customer, "day": day, "value": value})
     return table.sort_values(["customer", "day"], ignore_index=True)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from clv.data.clock import DAY_US
 from clv.data.events import US
-from clv.simulate.settings import Shop
+from clv.simulate.settings import ShopSettings
 from clv.simulate.truth import Ints
 
 MAX_AMOUNT = 100_000
@@ -21,7 +21,7 @@ _FAR_US = 60_000 * DAY_US  # 2134
 _Break = Callable[[pa.Table], pa.Table]
 
 
-def kinds(shop: Shop) -> dict[str, _Break]:
+def kinds(shop: ShopSettings) -> dict[str, _Break]:
     """What makes a good purchase line a bad one, by the reason that prepare gives. Each copy has one fault."""
     start, end = shop.start_us, shop.clock.parse(shop.end)
     return {
@@ -44,7 +44,7 @@ def kinds(shop: Shop) -> dict[str, _Break]:
     }
 
 
-def plant(rng: np.random.Generator, shop: Shop, events: pa.Table, each: int) -> tuple[pa.Table, Counter[str]]:
+def plant(rng: np.random.Generator, shop: ShopSettings, events: pa.Table, each: int) -> tuple[pa.Table, Counter[str]]:
     """The events with `each` rows of every kind of defect, and lines of as many duplicated orders, among them.
 
     Also the number of rows per reason. Nothing good is lost: what is bad are copies of good purchase lines.

@@ -20,7 +20,7 @@ from clv.data.prepare.publish import file_sha256
 from clv.data.spec.models import DatasetSpec
 from clv.data.workdir import replacing, write_text
 from clv.simulate import activity, defects, log, texts
-from clv.simulate.settings import Shop
+from clv.simulate.settings import ShopSettings
 
 TRUTH = pa.schema(
     [
@@ -34,11 +34,11 @@ TRUTH = pa.schema(
 
 
 @dataclass(frozen=True)
-class Plan:
+class SimulationPlan:
     """What is made: the shop, its truth at `origins` (local dates) over `horizons_days`, rows with defects (so many
     of every kind per block), and the format of the events."""
 
-    shop: Shop
+    shop: ShopSettings
     origins: tuple[str, ...]
     horizons_days: tuple[int, ...]
     defects: int = 0
@@ -55,7 +55,7 @@ class Plan:
                 )
 
 
-def write_block(plan: Plan, folder: Path, number: int) -> dict[str, Any]:
+def write_block(plan: SimulationPlan, folder: Path, number: int) -> dict[str, Any]:
     """Files of one block; returns what was written: rows, rows by type, planted rows by reason."""
     shop = plan.shop
     made = log.block(shop, number, log.catalogue(shop))
@@ -91,7 +91,7 @@ def write_block(plan: Plan, folder: Path, number: int) -> dict[str, Any]:
 
 
 def write_shop(
-    plan: Plan,
+    plan: SimulationPlan,
     folder: Path,
     blocks: Iterable[dict[str, Any]],
     published: Path,
@@ -129,7 +129,7 @@ def write_shop(
     return manifest
 
 
-def spec(plan: Plan, folder: Path) -> DatasetSpec:
+def spec(plan: SimulationPlan, folder: Path) -> DatasetSpec:
     """How the log in `folder` is read: every planted defect has its rule."""
     shop = plan.shop
     columns = ("customer_id", "event_time", "known_at", "event_id", "order_id", "item_id", "quantity", "amount", "text")
@@ -173,7 +173,7 @@ def _tables(folder: Path) -> Iterable[Path]:
     return (path for form in ("parquet", "csv", "jsonl") for path in folder.rglob(f"*.{form}"))
 
 
-def _truth(made: log.Block, plan: Plan) -> Iterable[pa.Table]:
+def _truth(made: log.EventBlock, plan: SimulationPlan) -> Iterable[pa.Table]:
     for origin in plan.origins:
         for days in plan.horizons_days:
             table: pd.DataFrame = made.truth.expected(origin, days)

@@ -13,7 +13,7 @@ from clv.data.clock import DAY_US
 from clv.data.events import EVENTS, US
 from clv.simulate import activity, customers
 from clv.simulate.catalogue import Catalogue
-from clv.simulate.settings import Shop
+from clv.simulate.settings import ShopSettings
 from clv.simulate.truth import Truth
 
 BLOCK_CUSTOMERS = 20_000
@@ -21,7 +21,7 @@ CHANNELS = ("app", "web")
 
 
 @dataclass(frozen=True)
-class Block:
+class EventBlock:
     """`events` (EVENTS, ascending in time), `customers` (customer_id, channel), `treatments` (COUPONS), `truth`."""
 
     events: pa.Table
@@ -42,16 +42,16 @@ COUPONS = pa.schema(
 )
 
 
-def num_blocks(shop: Shop) -> int:
+def num_blocks(shop: ShopSettings) -> int:
     return -(-shop.num_customers // BLOCK_CUSTOMERS)
 
 
-def catalogue(shop: Shop) -> Catalogue:
+def catalogue(shop: ShopSettings) -> Catalogue:
     """The items of all blocks."""
     return Catalogue.draw(np.random.default_rng([shop.seed, 0]), shop.num_items, shop.zipf)
 
 
-def block(shop: Shop, number: int, items: Catalogue) -> Block:
+def block(shop: ShopSettings, number: int, items: Catalogue) -> EventBlock:
     """Customers number * BLOCK_CUSTOMERS and following: the same whoever makes them, and after whatever other block."""
     first = number * BLOCK_CUSTOMERS
     count = min(BLOCK_CUSTOMERS, shop.num_customers - first)
@@ -60,13 +60,13 @@ def block(shop: Shop, number: int, items: Catalogue) -> Block:
 
 def draw(
     rng: np.random.Generator,
-    shop: Shop,
+    shop: ShopSettings,
     count: int,
     items: Catalogue | None = None,
     first_number: int = 0,
     event_prefix: str = "E",
     order_prefix: str = "",
-) -> Block:
+) -> EventBlock:
     """Everything of `count` customers; without `items`, those of a catalogue of their own."""
     truth = customers.draw(rng, shop, count, first_number)
     orders = customers.orders(rng, shop, truth)
@@ -97,10 +97,10 @@ def draw(
         channel = np.array(customers.SEGMENTS)[truth.segment]
     events = _events(rng, pd.concat(parts, ignore_index=True), shop, truth, items, event_prefix, order_prefix)
     people = pd.DataFrame({"customer_id": truth.customer_id, "channel": channel})
-    return Block(events, people, _coupons(coupons, shop, truth), truth, items)
+    return EventBlock(events, people, _coupons(coupons, shop, truth), truth, items)
 
 
-def _extra(rng: np.random.Generator, shop: Shop, truth: Truth, coupons: pd.DataFrame) -> pd.DataFrame:
+def _extra(rng: np.random.Generator, shop: ShopSettings, truth: Truth, coupons: pd.DataFrame) -> pd.DataFrame:
     """The orders that coupons brought, hours later: they neither make a customer leave nor shift a rhythm."""
     used = coupons[coupons["extra"].to_numpy(bool)]
     who, day = used["customer"].to_numpy(), used["day"].to_numpy() + rng.uniform(0.01, 0.49, len(used))
@@ -108,7 +108,7 @@ def _extra(rng: np.random.Generator, shop: Shop, truth: Truth, coupons: pd.DataF
     return pd.DataFrame({"customer": who, "day": day, "value": value})
 
 
-def _coupons(table: pd.DataFrame, shop: Shop, truth: Truth) -> pa.Table:
+def _coupons(table: pd.DataFrame, shop: ShopSettings, truth: Truth) -> pa.Table:
     if not len(table):
         return COUPONS.empty_table()
     columns = {name: table[name].to_numpy() for name in ("propensity", "treated", "effect")}
@@ -116,12 +116,18 @@ def _coupons(table: pd.DataFrame, shop: Shop, truth: Truth) -> pa.Table:
     return pa.table({"customer_id": ids, "sent_at": _instants(shop, table["day"]), **columns}, schema=COUPONS)
 
 
-def _instants(shop: Shop, day: pd.Series[float]) -> pa.Array:
+def _instants(shop: ShopSettings, day: pd.Series[float]) -> pa.Array:
     return pa.array(shop.start_us + np.floor(day.to_numpy() * DAY_US).astype(np.int64)).cast(US)
 
 
 def _events(
-    rng: np.random.Generator, table: pd.DataFrame, shop: Shop, truth: Truth, items: Catalogue, event: str, order: str
+    rng: np.random.Generator,
+    table: pd.DataFrame,
+    shop: ShopSettings,
+    truth: Truth,
+    items: Catalogue,
+    event: str,
+    order: str,
 ) -> pa.Table:
     keys = ("item", "order", "kind", "customer", "day")
     table = table.take(np.lexsort([table[name].to_numpy() for name in keys]))

@@ -16,7 +16,7 @@ YEAR = 365.2425
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shop:
+class ShopSettings:
     """From `start` to before `end` (local dates). Everything after `acquired_over` is off unless given.
 
     rate (r, α in days), dropout (a, b) or None, spend (p, q, v): parameters of BG/NBD and Gamma-Gamma.

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from clv.simulate.log import draw
-from clv.simulate.settings import Shop
+from clv.simulate.settings import ShopSettings
 from clv.simulate.truth import Truth
 
 
@@ -44,10 +44,10 @@ def simulate(
 ) -> Simulation:
     """Simulate a shop from `start` to before `end` (local dates); equal arguments give equal tables.
 
-    `settings` are those of `Shop`, which raises ValueError for impossible ones; `exact_btyd` makes BG/NBD +
+    `settings` are those of `ShopSettings`, which raises ValueError for impossible ones; `exact_btyd` makes BG/NBD +
     Gamma-Gamma the truth.
     """
-    shop = Shop(num_customers=num_customers, start=start, end=end, seed=seed, **settings)
+    shop = ShopSettings(num_customers=num_customers, start=start, end=end, seed=seed, **settings)
     if exact_btyd:
         shop = shop.exact_btyd()
     made = draw(np.random.default_rng(seed), shop, num_customers)

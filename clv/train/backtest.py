@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clv.data import features
 from clv.data.cutoff import cut
 from clv.evaluate.baselines.inputs import Context, population
-from clv.evaluate.baselines.run import run_peers
+from clv.evaluate.baselines.run import run_baselines
 from clv.forecast.adjustment import Outlook, adjust
 from clv.forecast.calibration import cell_names, cells
 from clv.forecast.distributions import LEVELS, Prediction, Quantiles
@@ -22,10 +22,10 @@ from clv.forecast.network import forecast
 from clv.forecast.predictor import Predictor
 from clv.models.inputs.assemble import Assembled
 from clv.train.config import TrainConfig
-from clv.train.fitting import Shop, plan
+from clv.train.fitting import Dataset, plan
 from clv.train.trainer import Fitted, load_model, train
 
-WIDE_STEP = (28, 90)  # (days between training origins, days of log before the first) of the peers
+WIDE_STEP = (28, 90)  # (days between training origins, days of log before the first) of the baselines
 
 
 NARROW_STEP = (14, 45)  # for logs with fewer than MIN_ORIGINS wide ones
@@ -35,7 +35,7 @@ MIN_ORIGINS = 6
 
 
 @dataclass(frozen=True)
-class Truth:
+class Outcomes:
     """What happened to everybody with a purchase before the origin, and when they first bought."""
 
     customer_id: NDArray[Any]
@@ -50,7 +50,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Ours:
-    """Our model at an origin: rows of customers as in `truth`; of visitors too, with the conversion baseline's."""
+    """Our model at an origin: rows of customers as in `outcomes`; of visitors too, with the conversion baseline's."""
 
     customers: Prediction
     visitors: Prediction
@@ -65,69 +65,69 @@ class Ours:
         return cls(everybody.take(buys), everybody.take(~buys), base.take(~buys))
 
 
-def truth(shop: Shop, origin: int, horizon: int) -> Truth:
+def outcomes(dataset: Dataset, origin: int, horizon: int) -> Outcomes:
     """Raises ValueError when the horizon reaches past the end of the log."""
-    clock = shop.clock
+    clock = dataset.clock
     day = int(clock.day_of(np.array([origin]))[0])
-    last = int(clock.day_of(np.array([shop.data_through]))[0])
+    last = int(clock.day_of(np.array([dataset.data_through]))[0])
     if day + horizon > last:
         raise ValueError(
             f"a back-test at {clock.format(origin)} over {horizon} days needs the log until "
-            f"{clock.format(int(clock.start_of(day + horizon)))}, it ends at {clock.format(shop.data_through)}; "
+            f"{clock.format(int(clock.start_of(day + horizon)))}, it ends at {clock.format(dataset.data_through)}; "
             "choose earlier --origins or a shorter --horizon-days"
         )
-    past = cut(shop.histories, origin, (horizon,), clock, value=shop.value, known_before=shop.data_through)
+    past = cut(dataset.histories, origin, (horizon,), clock, value=dataset.value, known_before=dataset.data_through)
     known = features.purchases(past)
     table, visitors = population(known), known[~known["has_purchase"].to_numpy(bool)]
     if len(table) == 0:
         raise ValueError(f"nobody has bought before {clock.format(origin)}; choose later --origins")
     first = pd.to_datetime((day - table["T"]).to_numpy() * 86_400, unit="s")
-    return Truth(
+    return Outcomes(
         table["customer_id"].to_numpy(),
         table[f"value_{horizon}"].to_numpy(),
         table[f"orders_{horizon}"].to_numpy(),
         first.to_period("Q").astype(str).to_numpy(),
-        day - shop.first_day,
+        day - dataset.first_day,
         table["orders_past"].to_numpy(),
         np.array(cell_names())[cells(table["T"].to_numpy(), table["frequency"].to_numpy())],
         (visitors[f"value_{horizon}"].to_numpy(), visitors[f"orders_{horizon}"].to_numpy()),
     )
 
 
-def peer_frames(shop: Shop, origin: int, horizon: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(training frames of matured past origins, stacked; the frame at the origin), time-honest."""
-    clock = shop.clock
+def baseline_frames(dataset: Dataset, origin: int, horizon: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(training frames of fully observed past origins, stacked; the frame at the origin), time-honest."""
+    clock = dataset.clock
     day = int(clock.day_of(np.array([origin]))[0])
     for step, history in (WIDE_STEP, NARROW_STEP):
-        days = np.arange(day - horizon, shop.first_day + history - 1, -step)[::-1]
+        days = np.arange(day - horizon, dataset.first_day + history - 1, -step)[::-1]
         if len(days) >= MIN_ORIGINS:
             break
-    test = features.frame(cut(shop.histories, origin, (horizon,), clock, value=shop.value), (horizon,))
+    test = features.frame(cut(dataset.histories, origin, (horizon,), clock, value=dataset.value), (horizon,))
     if len(days) == 0:
         return test.iloc[:0].assign(
-            **{f"{name}_{horizon}": 0.0 for name in ("value", "orders", "days", "mature")}
+            **{f"{name}_{horizon}": 0.0 for name in ("value", "orders", "days", "observed")}
         ), test
-    past = cut(shop.histories, clock.start_of(days), (horizon,), clock, value=shop.value, known_before=origin)
+    past = cut(dataset.histories, clock.start_of(days), (horizon,), clock, value=dataset.value, known_before=origin)
     return features.frame(past, (horizon,)), test
 
 
-def peers(shop: Shop, origin: int, horizon: int, seed: int, threads: int = 1) -> dict[str, Any]:
-    """Prediction or {"not_run": reason} of every peer, rows as in `truth`."""
-    past, test = peer_frames(shop, origin, horizon)
-    context = Context(threads=threads, log_start_day=shop.first_day)
-    return run_peers(past, test, horizon, seed, context=context)
+def baselines(dataset: Dataset, origin: int, horizon: int, seed: int, threads: int = 1) -> dict[str, Any]:
+    """Prediction or {"not_run": reason} of every baseline, rows as in `outcomes`."""
+    past, test = baseline_frames(dataset, origin, horizon)
+    context = Context(threads=threads, log_start_day=dataset.first_day)
+    return run_baselines(past, test, horizon, seed, context=context)
 
 
-def refit(shop: Shop, origin: int, horizon: int, config: TrainConfig) -> tuple[Ours, Fitted]:
+def refit(dataset: Dataset, origin: int, horizon: int, config: TrainConfig) -> tuple[Ours, Fitted]:
     """Our model, trained at the origin in this process."""
-    wanted = replace(shop, horizons=tuple(sorted({*shop.horizons, horizon})))
+    wanted = replace(dataset, horizons=tuple(sorted({*dataset.horizons, horizon})))
     phases = plan(wanted, origin, config)
     fitted = train(wanted, phases, config.with_engine(kind="torch"))
     assembler = phases.final.assembler
     rows = assembler.at(wanted.histories, origin)
-    raw = forecast(load_model(phases.final, config, fitted.weights), rows.samples, assembler.money)
-    day = int(shop.clock.day_of(np.array([origin]))[0])
-    error = assembler.baseline.forecast_level(day)[2]
+    raw = forecast(load_model(phases.final, config, fitted.weights), rows.samples, assembler.value_scale)
+    day = int(dataset.clock.day_of(np.array([origin]))[0])
+    error = assembler.btyd.forecast_factor(day)[2]
     outlook = adjust(raw, rows.base, rows.table, error, fitted.adjustment)
     return Ours.of(rows, outlook, wanted.horizons.index(horizon)), fitted
 
@@ -145,10 +145,10 @@ def check_bundle(bundle: Path, origins: Iterable[int]) -> Predictor:
     return predictor
 
 
-def by_bundle(shop: Shop, origin: int, horizon: int, bundle: Path) -> Ours:
+def by_bundle(dataset: Dataset, origin: int, horizon: int, bundle: Path) -> Ours:
     """The prediction of a bundle whose cut is not after the origin."""
     predictor = check_bundle(bundle, [origin])
-    return Ours.of(*predictor.outlook(shop.histories, origin, horizon), 0)
+    return Ours.of(*predictor.outlook(dataset.histories, origin, horizon), 0)
 
 
 def mean_of(predictions: Sequence[Prediction]) -> Prediction:
@@ -165,13 +165,13 @@ def mean_of(predictions: Sequence[Prediction]) -> Prediction:
         value=value,
         p_purchase=probability,
         quantiles=quantiles,
-        level_error=float(np.mean([p.level_error for p in predictions])),
+        factor_error=float(np.mean([p.factor_error for p in predictions])),
         sum_spread=float(np.mean([p.sum_spread for p in predictions])),
     )
 
 
-def _ours(shop: Shop, origin: int, horizon: int, config: TrainConfig, bundle: Path | None) -> Ours:
-    return by_bundle(shop, origin, horizon, bundle) if bundle else refit(shop, origin, horizon, config)[0]
+def _ours(dataset: Dataset, origin: int, horizon: int, config: TrainConfig, bundle: Path | None) -> Ours:
+    return by_bundle(dataset, origin, horizon, bundle) if bundle else refit(dataset, origin, horizon, config)[0]
 
 
 def _us(when: Any) -> int:

@@ -139,7 +139,7 @@ class TrainConfig:
     batch_size: int = 128
     batch_tokens: int = 0
     prefetch: int = 2
-    feed: Literal["auto", "memory", "shards", "ray"] = "auto"
+    loader: Literal["auto", "memory", "shards", "ray"] = "auto"
     memory_events: int = 50_000_000
     token_dropout: float = 0.1
     ema_decay: float = 0.99

@@ -12,19 +12,24 @@ from clv.evaluate.report.card import judgement
 from clv.evaluate.report.findings import Findings, find
 from clv.forecast.horizons import TAIL_YEARS, tail_years
 from clv.train.config import TrainConfig
-from clv.train.fitting import Phases, Shop
+from clv.train.fitting import Dataset, Phases
 from clv.train.trainer import Fitted
 
 
 def to_bundle(
-    shop: Shop, phases: Phases, config: TrainConfig, fitted: Fitted, dataset_facts: dict[str, Any], notices: list[str]
+    dataset: Dataset,
+    phases: Phases,
+    config: TrainConfig,
+    fitted: Fitted,
+    dataset_facts: dict[str, Any],
+    notices: list[str],
 ) -> Bundle:
     """`dataset_facts`: name, currency, timezone, value, horizons, annual discount rate, fingerprints of the source."""
     assembler = phases.final.assembler
     plain, arrays = assembler.space.to_arrays()
     held_out = None
-    if phases.trial is not None:
-        held_out = {"origin": _iso(phases.trial.cutoff), "horizon_days": phases.primary}
+    if phases.holdout is not None:
+        held_out = {"origin": _iso(phases.holdout.cutoff), "horizon_days": phases.primary}
     model_settings = as_json(config.model.merged)
     model_settings["backbone"]["pretrained"] = None  # the weights are in the bundle
     facts = {
@@ -32,15 +37,15 @@ def to_bundle(
         "dataset_facts": dataset_facts,
         "cut": _iso(phases.final.cutoff),
         "cut_us": phases.final.cutoff,
-        "data_through_us": min(shop.data_through, phases.final.cutoff),
-        "money": assembler.money,
-        "typical": assembler.typical.tolist(),
+        "data_through_us": min(dataset.data_through, phases.final.cutoff),
+        "value_scale": assembler.value_scale,
+        "population_average": assembler.population_average.tolist(),
         "model": model_settings,
         "train": as_json(config),
         "notices": notices,
     }
     found = [find(fitted.panel)] if fitted.panel is not None else []
-    text = card(facts, fitted, found, tail_years(assembler.baseline))
+    text = card(facts, fitted, found, tail_years(assembler.btyd))
     page = html_page.render(
         found,
         title=f"{dataset_facts['name']}: how good is bundle cut at {_iso(phases.final.cutoff)[:10]}",
@@ -50,7 +55,7 @@ def to_bundle(
     return Bundle(
         config=facts,
         vocab=plain,
-        anchor=assembler.baseline.to_json(),
+        btyd=assembler.btyd.to_json(),
         calibration=fitted.adjustment.to_json(),
         metrics={
             "held_out": held_out,
@@ -76,11 +81,11 @@ def card(facts: dict[str, Any], fitted: Fitted, found: Sequence[Findings], tail:
         *judgement(found),
     ]
     if found:
-        gate = fitted.adjustment.gate_value[0]
+        blend_weight = fitted.adjustment.blend_value[0]
         lines += [
-            "The anchor (BG/NBD with Gamma-Gamma spend and seasonal level) is as good here: the model adds nothing."
-            if gate == 0 and fitted.adjustment.gate_purchase[0] == 0
-            else f"The model's say in the value is {gate:.0%}, the anchor's {1 - gate:.0%}.",
+            "The BTYD model (BG/NBD with Gamma-Gamma spend and seasonal level) is as good here: the model adds nothing."
+            if blend_weight == 0 and fitted.adjustment.blend_purchase[0] == 0
+            else f"The model's say in the value is {blend_weight:.0%}, the BTYD model's {1 - blend_weight:.0%}.",
             "",
         ]
     lines += [lifetime(dataset_facts, tail), "", *(f"- {notice}" for notice in facts["notices"]), ""]
@@ -92,7 +97,7 @@ def lifetime(dataset_facts: dict[str, Any], tail: int) -> str:
     text = (
         f"`clv_mean` is what a customer spends in the next {dataset_facts['horizons'][-1]} days and the {tail} "
         f"years after them, discounted at {dataset_facts['discount_rate_annual']:.0%} a year; the years are "
-        "the anchor's, not learned."
+        "the BTYD model's, not learned."
     )
     if tail < TAIL_YEARS:
         text += (

@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clv.btyd.seasonal import Baseline
+from clv.btyd.seasonal import SeasonalBTYD
 from clv.data import features
 from clv.data.clock import Clock
 from clv.data.cutoff import Value, cut
 from clv.data.histories import Histories
 from clv.models.adapters import methods
-from clv.models.inputs.assemble import Assembler, money_scale, origin_grid, typical_curves
+from clv.models.inputs.assemble import Assembler, fit_value_scale, origin_grid, population_average_curves
 from clv.models.inputs.feature_space import FeatureSpace, Items
 from clv.models.inputs.text_history import TextSpace
 from clv.models.model import CustomerModel
 from clv.models.pretraining import transfer
 from clv.train.config import TrainConfig
 from clv.train.examples.in_memory import RandomOrigins, ShardOrigins
-from clv.train.examples.loader import Source
+from clv.train.examples.loader import ExampleSource
 from clv.train.examples.on_storage import Load, load_here
 
 NUM_SPACE_ORIGINS = 4
@@ -31,7 +31,7 @@ HISTORY_SHARE = 0.45
 
 
 @dataclass(frozen=True)
-class Shop:
+class Dataset:
     """A dataset in memory and what its spec says of it.
 
     shards: files of all its histories, where `histories` holds a random share of the customers; empty: it holds all.
@@ -61,7 +61,7 @@ class Shop:
 
 @dataclass(frozen=True)
 class Setup:
-    """What is fitted before the network: anchor, level, feature space; and the past origins to train at."""
+    """What is fitted before the network: BTYD model, level, feature space; and the past origins to train at."""
 
     assembler: Assembler
     days: NDArray[np.int32]
@@ -69,23 +69,23 @@ class Setup:
 
     @property
     def num_matured(self) -> int:
-        """For how many horizons, the shortest ones, a training origin has matured before the cut."""
-        longest = self.assembler.baseline.cutoff_day - int(self.days.min())
+        """For how many horizons, the shortest ones, a training origin has fully observed before the cut."""
+        longest = self.assembler.btyd.cutoff_day - int(self.days.min())
         return sum(horizon <= longest for horizon in self.assembler.horizons)
 
-    def source(self, shop: Shop, config: TrainConfig) -> Source:
+    def source(self, dataset: Dataset, config: TrainConfig) -> ExampleSource:
         num, seed = config.samples_per_epoch, config.seed
-        if shop.shards:
+        if dataset.shards:
             return ShardOrigins(
                 assembler=self.assembler,
                 days=self.days,
                 cutoff=self.cutoff,
-                shards=shop.shards,
+                shards=dataset.shards,
                 num_samples=num,
                 seed=seed,
-                load=shop.load,
+                load=dataset.load,
             )
-        return RandomOrigins(self.assembler, shop.histories, self.days, self.cutoff, num, seed)
+        return RandomOrigins(self.assembler, dataset.histories, self.days, self.cutoff, num, seed)
 
     def model(self, config: TrainConfig) -> CustomerModel:
         """A fresh model, seeded; pretrained weights where the backbone names some, and adapters beside them."""
@@ -99,37 +99,39 @@ class Setup:
         return model
 
 
-def prepare(shop: Shop, cutoff: int, config: TrainConfig, primary: int) -> Setup:
-    """Fit anchor, level and feature space on what was known before `cutoff` (us), for `primary` days above all."""
-    h, clock = shop.histories, shop.clock
+def prepare(dataset: Dataset, cutoff: int, config: TrainConfig, primary: int) -> Setup:
+    """Fit BTYD model, level and feature space on what was known before `cutoff` (us), for `primary` days above all."""
+    h, clock = dataset.histories, dataset.clock
     cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
-    first_day = shop.first_day_known(cutoff)
+    first_day = dataset.first_day_known(cutoff)
     grid = origin_grid(first_day, cutoff_day, config.num_origins, config.min_history_days)
-    baseline = Baseline.fit(h, cutoff, shop.horizons, clock, value=shop.value, origin_days=grid)
-    days = grid[grid + min(shop.horizons) <= cutoff_day]
+    btyd = SeasonalBTYD.fit(h, cutoff, dataset.horizons, clock, value=dataset.value, origin_days=grid)
+    days = grid[grid + min(dataset.horizons) <= cutoff_day]
     # Origins at which everybody is new teach little about a shop with a past; a short log cannot be choosy.
     needed = min(ENOUGH_HISTORY_DAYS, HISTORY_SHARE * (cutoff_day - primary - first_day))
     days = days[days >= first_day + needed]
     chosen = np.unique(np.linspace(0, len(grid) - 1, NUM_SPACE_ORIGINS).astype(int)) if len(grid) else grid
     origins = [*clock.start_of(grid[chosen]).tolist(), cutoff]
-    past = cut(h, np.array(origins), shop.horizons, clock, value=shop.value)
-    table = features.frame(past, shop.horizons)
-    space = FeatureSpace.fit(past, table, shop.items)
+    past = cut(h, np.array(origins), dataset.horizons, clock, value=dataset.value)
+    table = features.frame(past, dataset.horizons)
+    space = FeatureSpace.fit(past, table, dataset.items)
     if config.model.encoder == "text":
-        texts = TextSpace.fit(past, shop.items.keys, shop.items.texts, config.model.backbone)
+        texts = TextSpace.fit(past, dataset.items.keys, dataset.items.texts, config.model.backbone)
         space = replace(space, text=texts)
-    money = money_scale(past)
+    value_scale = fit_value_scale(past)
     at_cut = table[table["origin_day"] == cutoff_day]
-    typical = typical_curves(baseline.curves(at_cut), at_cut["has_purchase"].to_numpy(bool), money)
+    population_average = population_average_curves(
+        btyd.curves(at_cut), at_cut["has_purchase"].to_numpy(bool), value_scale
+    )
     assembler = Assembler(
         clock=clock,
-        value=shop.value,
-        horizons=shop.horizons,
-        baseline=baseline,
+        value=dataset.value,
+        horizons=dataset.horizons,
+        btyd=btyd,
         space=space,
-        money=money,
+        value_scale=value_scale,
         max_tokens=config.model.backbone.max_tokens,
-        typical=typical,
+        population_average=population_average,
     )
     return Setup(assembler, days, cutoff)
 
@@ -142,55 +144,55 @@ def primary_horizon(horizons: Sequence[int], log_days: int) -> int:
 
 @dataclass(frozen=True)
 class Phases:
-    """The two fits of a run: `trial` knows nothing after the calibration origin, which it is judged at; `final` all.
+    """The two fits of a run: `holdout` knows nothing after the calibration origin, which it is judged at; `final` all.
 
     trial is None where the log is too short to hold an origin out; `notices` say so in plain words.
     """
 
-    trial: Setup | None
+    holdout: Setup | None
     final: Setup
     primary: int  # days
     notices: tuple[str, ...]
 
 
-def plan(shop: Shop, cutoff: int, config: TrainConfig) -> Phases:
-    """Fit anchors, levels and feature spaces of both phases. Raises ValueError for a cut outside the log."""
-    clock = shop.clock
+def plan(dataset: Dataset, cutoff: int, config: TrainConfig) -> Phases:
+    """Fit BTYD models, levels and feature spaces of both phases. Raises ValueError for a cut outside the log."""
+    clock = dataset.clock
     cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
-    first_day = shop.first_day_known(cutoff)
+    first_day = dataset.first_day_known(cutoff)
     log_days = cutoff_day - first_day
     if log_days < 2:
         raise ValueError(
             f"origin {clock.format(cutoff)} leaves {log_days} days of log before it (it starts on "
             f"{clock.format(int(clock.start_of(first_day)))}); choose a later --origin"
         )
-    if cutoff > shop.data_through:
-        raise ValueError(f"origin {clock.format(cutoff)} lies after the log ends, {clock.format(shop.data_through)}")
-    primary = primary_horizon(shop.horizons, log_days)
-    final = prepare(shop, cutoff, config, primary)
+    if cutoff > dataset.data_through:
+        raise ValueError(f"origin {clock.format(cutoff)} lies after the log ends, {clock.format(dataset.data_through)}")
+    primary = primary_horizon(dataset.horizons, log_days)
+    final = prepare(dataset, cutoff, config, primary)
     if len(final.days) == 0:
         raise ValueError(
             f"the log before {clock.format(cutoff)} has {log_days} days: too short for a past origin with "
-            f"{config.min_history_days} days before it and the shortest horizon, {min(shop.horizons)} days, after it; "
+            f"{config.min_history_days} days before it and the shortest horizon, {min(dataset.horizons)} days, after it; "
             "choose a later --origin, or prepare with shorter horizons_days"
         )
     notices = [
-        f"horizon {h} days: no past origin of the log has matured for it, so its increments follow the BTYD model"
-        for h in shop.horizons[final.num_matured :]
+        f"horizon {h} days: no past origin of the log has fully observed for it, so its increments follow the BTYD model"
+        for h in dataset.horizons[final.num_matured :]
     ]
     held_out = cutoff_day - primary
-    trial = None
+    holdout = None
     if held_out - primary - config.min_history_days > first_day:
-        trial = prepare(shop, int(clock.start_of(held_out)), config, primary)
-        if len(trial.days) == 0:
-            trial = None
-    if trial is None:
+        holdout = prepare(dataset, int(clock.start_of(held_out)), config, primary)
+        if len(holdout.days) == 0:
+            holdout = None
+    if holdout is None:
         notices.append(
             f"the log is too short ({log_days} days) to hold an origin out: no calibration, no early stopping; "
-            "the model keeps half way to the anchor"
+            "the model keeps half way to the BTYD model"
         )
-    judged = (trial or final).cutoff
-    transfer.check_cut(config.model.backbone.pretrained, shop.name, judged, clock.format(judged))
-    if final.assembler.baseline.warning is not None:
-        notices.append(f"anchor: {final.assembler.baseline.warning}")
-    return Phases(trial, final, primary, tuple(notices))
+    judged = (holdout or final).cutoff
+    transfer.check_cut(config.model.backbone.pretrained, dataset.name, judged, clock.format(judged))
+    if final.assembler.btyd.warning is not None:
+        notices.append(f"BTYD model: {final.assembler.btyd.warning}")
+    return Phases(holdout, final, primary, tuple(notices))

@@ -1,4 +1,4 @@
-"""Judging a trial at its held-out origin: which epoch, how much of the model against the anchor, which bands."""
+"""Judging a trial at its held-out origin: which epoch, how much of the model against the BTYD model, which bands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clv.evaluate import metrics
 from clv.evaluate.baselines.inputs import Context
-from clv.evaluate.baselines.run import run_peers
+from clv.evaluate.baselines.run import run_baselines
 from clv.evaluate.panel import Panel, Visitors
 from clv.forecast.adjustment import Adjustment, Outlook, adjust
 from clv.forecast.calibration import cell_names, cells, fit_calibration, identity
@@ -21,11 +21,13 @@ from clv.models.inputs.assemble import Assembled
 
 Floats = NDArray[np.float64]
 
-PURCHASE_GATES = (0.0, 0.25, 0.5, 0.75, 1.0)
-VALUE_GATES = PURCHASE_GATES[:-1]  # a few customers make most of the money: some of the anchor steadies what they get
+PURCHASE_BLEND_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+VALUE_BLEND_WEIGHTS = PURCHASE_BLEND_WEIGHTS[
+    :-1
+]  # a few customers make most of the money: some of the BTYD model steadies what they get
 JUDGED = 50_000  # customers, and as many visitors, whose predictions a held-out panel keeps
-SIMPLE_PEERS = ("past_spend", "bgnbd_gg")  # cost no training
-ENOUGH_GAIN = 0.004  # of the mean log ratio: less does not pay for moving away from the anchor
+SIMPLE_BASELINES = ("past_spend", "bgnbd_gg")  # cost no training
+ENOUGH_GAIN = 0.004  # of the mean log ratio: less does not pay for moving away from the BTYD model
 TIE = 0.002
 REPEATS_SCALE = (0.2, 5.0)  # beyond this the two totals do not speak of the same thing
 
@@ -36,7 +38,7 @@ class HeldOut:
 
     rows: Assembled
     horizon: int
-    level_error: Floats
+    factor_error: Floats
 
     @property
     def buyers(self) -> NDArray[np.bool_]:
@@ -49,19 +51,19 @@ class HeldOut:
 
 
 def score(held_out: HeldOut, value: Floats, p_purchase: Floats) -> float:
-    """Mean log ratio of the core metrics to the anchor's at the same total; 0 is the anchor, higher is better."""
+    """Mean log ratio of the core metrics to the BTYD model's at the same total; 0 is the BTYD model, higher is better."""
     return float(np.mean([*_value_gains(held_out, value), _purchase_gain(held_out, p_purchase)]))
 
 
 def _purchase_gain(held_out: HeldOut, p_purchase: Floats) -> float:
-    """Log ratio of the AUC to the anchor's."""
+    """Log ratio of the AUC to the BTYD model's."""
     keep, i = held_out.buyers, held_out.horizon
     bought = held_out.labels(i)[1][keep] > 0
     return _ratio(metrics.auc(bought, p_purchase[keep]), metrics.auc(bought, held_out.rows.base.p_purchase[keep, i]))
 
 
 def _value_gains(held_out: HeldOut, value: Floats) -> list[float]:
-    """Log ratios of the metrics of value to the anchor's, at the anchor's total; none where there are no prices."""
+    """Log ratios of the metrics of value to the BTYD model's, at the BTYD model's total; none where there are no prices."""
     keep, i = held_out.buyers, held_out.horizon
     y = held_out.labels(i)[0][keep]
     if y.sum() <= 0:
@@ -77,29 +79,29 @@ def _value_gains(held_out: HeldOut, value: Floats) -> list[float]:
     ]
 
 
-def choose_gate(held_out: HeldOut, raw: Forecast) -> tuple[float, float, float]:
-    """(weight on purchase, weight on value, score) of the best mean of model and anchor, each weight by its own
+def choose_blend_weights(held_out: HeldOut, raw: Forecast) -> tuple[float, float, float]:
+    """(weight on purchase, weight on value, score) of the best mean of model and BTYD model, each weight by its own
     metrics: probabilities differ by less than values do, and would otherwise always tie."""
     i, base = held_out.horizon, held_out.rows.base
-    mixed = {gate: raw.gated(base, gate, gate) for gate in PURCHASE_GATES}
-    purchase = best_gate({g: _purchase_gain(held_out, m.p_purchase[:, i]) for g, m in mixed.items()})
-    gains = {g: _value_gains(held_out, mixed[g].value[:, i]) for g in VALUE_GATES}
-    value = best_gate({g: float(np.mean(found)) if found else 0.0 for g, found in gains.items()})
+    mixed = {blend_weight: raw.blended(base, blend_weight, blend_weight) for blend_weight in PURCHASE_BLEND_WEIGHTS}
+    purchase = best_blend_weight({g: _purchase_gain(held_out, m.p_purchase[:, i]) for g, m in mixed.items()})
+    gains = {g: _value_gains(held_out, mixed[g].value[:, i]) for g in VALUE_BLEND_WEIGHTS}
+    value = best_blend_weight({g: float(np.mean(found)) if found else 0.0 for g, found in gains.items()})
     return purchase, value, score(held_out, mixed[value].value[:, i], mixed[purchase].p_purchase[:, i])
 
 
-def best_gate(gains: dict[float, float]) -> float:
-    """The anchor where no gate gains enough over it; else the largest gate that is about as good as the best: the final
+def best_blend_weight(gains: dict[float, float]) -> float:
+    """The BTYD model where no blend weight gains enough over it; else the largest blend weight that is about as good as the best: the final
     fit will have seen more than this trial, so ties go to the model."""
     best = max(gains.values())
     if best < gains[0.0] + ENOUGH_GAIN:
         return 0.0
-    return max(gate for gate, gain in gains.items() if gain >= best - TIE)
+    return max(blend_weight for blend_weight, gain in gains.items() if gain >= best - TIE)
 
 
 def scaled(raw: Forecast, rows: Assembled, adjustment: Adjustment) -> Adjustment:
-    """The adjustment with the factors that give the customers' totals, of value and of orders, the anchor's level:
-    ranking and level are two problems. It needs no label; horizons that have not matured need no factor."""
+    """The adjustment with the factors that give the customers' totals, of value and of orders, the BTYD model's level:
+    ranking and level are two problems. It needs no label; horizons that have not fully observed need no factor."""
     buyers, ones = rows.table["has_purchase"].to_numpy(bool), (1.0,) * raw.hazard.shape[1]
     plain = replace(adjustment, scale=ones, scale_repeats=ones)
     found = adjust(raw, rows.base, rows.table, np.zeros(len(ones)), plain).forecast
@@ -111,23 +113,25 @@ def scaled(raw: Forecast, rows: Assembled, adjustment: Adjustment) -> Adjustment
     return replace(adjustment, scale=scale, scale_repeats=scale_repeats)
 
 
-def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[Adjustment, Outlook]:
+def judge(held_out: HeldOut, raw: Forecast, blend_weight: tuple[float, float]) -> tuple[Adjustment, Outlook]:
     """The adjustment that the held-out origin supports, and the held-out forecast after it."""
     rows, keep = held_out.rows, held_out.buyers
     num = raw.hazard.shape[1]
-    mixed = raw.gated(rows.base, *gate).value[keep, held_out.horizon]
+    mixed = raw.blended(rows.base, *blend_weight).value[keep, held_out.horizon]
     slope = fit_slope(mixed, held_out.labels(held_out.horizon)[0][keep])
     adjustment = Adjustment.none(num)
-    adjustment = replace(adjustment, gate_purchase=(gate[0],) * num, gate_value=(gate[1],) * num, slope=slope)
+    adjustment = replace(
+        adjustment, blend_purchase=(blend_weight[0],) * num, blend_value=(blend_weight[1],) * num, slope=slope
+    )
     adjustment = scaled(raw, rows, adjustment)
-    before = adjust(raw, rows.base, rows.table, held_out.level_error, adjustment)
+    before = adjust(raw, rows.base, rows.table, held_out.factor_error, adjustment)
     table = rows.table[keep]
     labels = rows.cut.labels
     assert labels is not None
     calibrations = [identity()] * num
     newest = identity()
     for i in range(num):
-        if labels.mature[:, i].all():
+        if labels.observed[:, i].all():
             y, orders = held_out.labels(i)
             prediction: Prediction = before.prediction(i).take(keep)
             newest = fit_calibration(
@@ -136,16 +140,16 @@ def judge(held_out: HeldOut, raw: Forecast, gate: tuple[float, float]) -> tuple[
                 orders[keep],
                 table["T"].to_numpy(),
                 table["frequency"].to_numpy(),
-                level_error=float(held_out.level_error[i]),
+                factor_error=float(held_out.factor_error[i]),
             )
-        # A horizon too long to have matured takes the bands of the longest that has.
+        # A horizon too long to have fully observed takes the bands of the longest that has.
         calibrations[i] = newest
     adjustment = scaled(raw, rows, replace(adjustment, calibration=tuple(calibrations)))
-    return adjustment, adjust(raw, rows.base, rows.table, held_out.level_error, adjustment)
+    return adjustment, adjust(raw, rows.base, rows.table, held_out.factor_error, adjustment)
 
 
 def held_out_panel(held_out: HeldOut, outlook: Outlook, origin: str, first_day: int) -> Panel:
-    """What happened at the held-out origin (a date text) over the primary horizon, and what model, anchor and peers
+    """What happened at the held-out origin (a date text) over the primary horizon, and what model, BTYD model and baselines
     that cost no training had said. `first_day`: local day on which the log begins."""
     i, table = held_out.horizon, held_out.rows.table
     labels, base = held_out.rows.cut.labels, held_out.rows.base
@@ -153,11 +157,11 @@ def held_out_panel(held_out: HeldOut, outlook: Outlook, origin: str, first_day: 
     rng = np.random.default_rng(0)
     buyers, visitors = (_some(np.flatnonzero(rows), rng) for rows in (held_out.buyers, ~held_out.buyers))
     y, orders = held_out.labels(i)
-    anchor = Prediction(value=base.value[:, i], p_purchase=base.p_purchase[:, i])
+    btyd = Prediction(value=base.value[:, i], p_purchase=base.p_purchase[:, i])
     ours, part = outlook.prediction(i), table.iloc[buyers]
     day = int(table["origin_day"].iloc[0])
-    simple = run_peers(
-        table.iloc[:0], part, labels.horizons[i], names=SIMPLE_PEERS, context=Context(log_start_day=first_day)
+    simple = run_baselines(
+        table.iloc[:0], part, labels.horizons[i], names=SIMPLE_BASELINES, context=Context(log_start_day=first_day)
     )
     first = pd.to_datetime((day - part["T"]).to_numpy() * 86_400, unit="s")
     return Panel(
@@ -165,7 +169,7 @@ def held_out_panel(held_out: HeldOut, outlook: Outlook, origin: str, first_day: 
         horizon_days=labels.horizons[i],
         y=y[buyers],
         orders=orders[buyers],
-        predictions={"clv": ours.take(buyers), "anchor": anchor.take(buyers), **simple},
+        predictions={"clv": ours.take(buyers), "btyd": btyd.take(buyers), **simple},
         cohort=first.to_period("Q").astype(str).to_numpy(),
         cell=np.array(cell_names())[cells(part["T"].to_numpy(), part["frequency"].to_numpy())],
         orders_past=part["orders_past"].to_numpy(),
@@ -173,7 +177,7 @@ def held_out_panel(held_out: HeldOut, outlook: Outlook, origin: str, first_day: 
         visitors=Visitors(
             y=y[visitors],
             orders=orders[visitors],
-            predictions={"clv": ours.take(visitors), "conversion": anchor.take(visitors)},
+            predictions={"clv": ours.take(visitors), "conversion": btyd.take(visitors)},
         ),
     )
 

@@ -17,7 +17,7 @@ from clv.models.adapters import adalora
 from clv.models.inputs.batch import Batch
 from clv.train.config import OptimizerConfig, TrainConfig
 from clv.train.engines.torch_engine import Engine
-from clv.train.examples.loader import Source, ahead, feed
+from clv.train.examples.loader import ExampleSource, ahead, loader
 
 NOTICE_SECONDS = 2.0
 
@@ -103,9 +103,9 @@ class Saving:
         if self.seconds or self.notice:
             late = bool(self.seconds) and now - self._saved >= self.seconds
             # Clocks differ: what any worker wants, all do.
-            wish = engine.highest(2 if late else int(self.notice is not None and now - self._asked >= NOTICE_SECONDS))
-            due = due or wish == 2
-            if self.notice is not None and wish == 1:
+            vote = engine.highest(2 if late else int(self.notice is not None and now - self._asked >= NOTICE_SECONDS))
+            due = due or vote == 2
+            if self.notice is not None and vote == 1:
                 self._asked = now
                 due = self.notice() or due
         if due:
@@ -115,7 +115,7 @@ class Saving:
 
 def run(
     engine: Engine,
-    source: Source,
+    source: ExampleSource,
     config: TrainConfig,
     *,
     num_epochs: int | None = None,
@@ -137,7 +137,7 @@ def run(
     planned = schedule * max(1, config.samples_per_epoch // config.batch_size)
     average = average or Average(config.ema_decay)
     epochs = range(start.epoch, num_epochs or config.epochs)
-    batches = ahead(feed(source, config, engine.rank, engine.world_size, epochs, start.step), config.prefetch)
+    batches = ahead(loader(source, config, engine.rank, engine.world_size, epochs, start.step), config.prefetch)
     with closing(batches):
         for epoch in epochs:
             here = start if epoch == start.epoch else Position(epoch)

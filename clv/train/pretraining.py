@@ -26,14 +26,14 @@ from clv.train import fitting, loop
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
 from clv.train.examples.in_memory import first_days
-from clv.train.examples.loader import Source, Whole
+from clv.train.examples.loader import ExampleSource, Whole
 from clv.train.examples.on_storage import Piece, Sharded, read_shard
-from clv.train.fitting import Shop
+from clv.train.fitting import Dataset
 from clv.train.trainer import Hooks, Row
 
 
 @dataclass(frozen=True)
-class Reader:
+class EncoderFit:
     """How pasts of one shop are drawn: what it was known to hold before `cutoff` (us), and how its tokens are read."""
 
     clock: Clock
@@ -71,13 +71,13 @@ class Reader:
 class Ground:
     """One shop's past before `cutoff` (us), in the words of `space`."""
 
-    shop: Shop
+    dataset: Dataset
     cutoff: int
     space: FeatureSpace
 
     @property
-    def reader(self) -> Reader:
-        return Reader(self.shop.clock, self.shop.value, self.cutoff, self.space)
+    def reader(self) -> EncoderFit:
+        return EncoderFit(self.dataset.clock, self.dataset.value, self.cutoff, self.space)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class RandomPasts(Whole):
     def epoch(self, epoch: int) -> EventSamples:
         rng = np.random.default_rng((self.seed, epoch, 3))
         share = -(-self.num_samples // len(self.grounds))
-        drawn = [g.reader.draw(g.shop.histories, rng, share, self.max_tokens) for g in self.grounds]
+        drawn = [g.reader.draw(g.dataset.histories, rng, share, self.max_tokens) for g in self.grounds]
         following = [nexts for _, nexts in drawn]
         joined = NextEvents(*(np.concatenate([getattr(n, name) for n in following]) for name in NEXT_FIELDS))
         return EventSamples.of(_concat([tokens for tokens, _ in drawn]), joined, self.objectives)
@@ -106,20 +106,20 @@ NEXT_FIELDS = ("type", "amount", "wait", "known")
 class ShardPasts(Sharded):
     """The same of histories that stay on storage. `readers`: of each shard, that of its shop."""
 
-    readers: Mapping[str, Reader]
+    readers: Mapping[str, EncoderFit]
     objectives: Objectives
     max_tokens: int
 
     @classmethod
     def of(cls, grounds: Sequence[Ground], objectives: Objectives, config: TrainConfig) -> Self:
         """As many shards of each shop, so that each gives as many samples: those of a small one come repeatedly."""
-        most = max(len(ground.shop.shards) for ground in grounds)
+        most = max(len(ground.dataset.shards) for ground in grounds)
         return cls(
-            shards=tuple(path for ground in grounds for path in islice(cycle(ground.shop.shards), most)),
+            shards=tuple(path for ground in grounds for path in islice(cycle(ground.dataset.shards), most)),
             num_samples=config.samples_per_epoch,
             seed=config.seed,
-            load=grounds[0].shop.load,
-            readers={path: ground.reader for ground in grounds for path in ground.shop.shards},
+            load=grounds[0].dataset.load,
+            readers={path: ground.reader for ground in grounds for path in ground.dataset.shards},
             objectives=objectives,
             max_tokens=config.model.backbone.max_tokens,
         )
@@ -132,16 +132,16 @@ class ShardPasts(Sharded):
 
 
 @dataclass(frozen=True)
-class Plan:
+class PretrainingPlan:
     """What is fitted before pretraining: a joint vocabulary, and each shop's ground."""
 
     grounds: tuple[Ground, ...]
     space: FeatureSpace
     objectives: Objectives
 
-    def source(self, config: TrainConfig) -> Source:
+    def source(self, config: TrainConfig) -> ExampleSource:
         """From all shards where the shops stay on storage."""
-        if any(ground.shop.shards for ground in self.grounds):
+        if any(ground.dataset.shards for ground in self.grounds):
             return ShardPasts.of(self.grounds, self.objectives, config)
         return self.in_memory(config, config.samples_per_epoch)
 
@@ -158,20 +158,22 @@ class Plan:
         return model
 
 
-def plan(shops: Sequence[Shop], origins: Sequence[int], objectives: Objectives, config: TrainConfig) -> Plan:
+def plan(
+    datasets: Sequence[Dataset], origins: Sequence[int], objectives: Objectives, config: TrainConfig
+) -> PretrainingPlan:
     """Grounds that end where `train` at the same origins (us) holds out its last window, so that nothing there is
     known to the encoder that is judged by it. Raises ValueError for an origin that leaves too little log."""
     encoders.build(config.model.backbone)  # an impossible shape is told before any work
     setups = []
-    for shop, origin in zip(shops, origins, strict=True):
-        phases = fitting.plan(shop, origin, config)
-        setups.append(phases.trial or phases.final)
+    for dataset, origin in zip(datasets, origins, strict=True):
+        phases = fitting.plan(dataset, origin, config)
+        setups.append(phases.holdout or phases.final)
     joint = pretrainer.joint_space([setup.assembler.space for setup in setups])
     grounds = tuple(
-        Ground(shop, setup.cutoff, pretrainer.scaled_as(joint, setup.assembler.space))
-        for shop, setup in zip(shops, setups, strict=True)
+        Ground(dataset, setup.cutoff, pretrainer.scaled_as(joint, setup.assembler.space))
+        for dataset, setup in zip(datasets, setups, strict=True)
     )
-    return Plan(grounds, joint, objectives)
+    return PretrainingPlan(grounds, joint, objectives)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Pretrained:
 
 
 def train(
-    planned: Plan,
+    planned: PretrainingPlan,
     config: TrainConfig,
     *,
     device: str = "cpu",
@@ -197,7 +199,7 @@ def train(
     history: list[Row] = []
     if checkpoint is not None:
         history = torch.load(checkpoint / HISTORY, weights_only=True)
-    probe = planned.in_memory(config, PROBE_ROWS).epoch(2**31)
+    smoke_test = planned.in_memory(config, PROBE_ROWS).epoch(2**31)
 
     def save(folder: Path, position: loop.Position, average: loop.Average) -> None:
         loop.save(engine, folder, position, average)
@@ -212,7 +214,7 @@ def train(
         row: Row = {"phase": "pretrain", "epoch": end.epoch, "step": end.step, "loss": end.loss}
         row |= {"seconds": end.seconds, "waiting": end.waiting}
         if engine.rank == 0:
-            row |= objective_losses(planned, config, end.weights, probe)
+            row |= objective_losses(planned, config, end.weights, smoke_test)
         history.append(row)
         hooks.on_epoch(row, lambda folder: save(folder, loop.Position(end.epoch), average))
         return True
@@ -244,18 +246,18 @@ def sum_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def objective_losses(
-    planned: Plan, config: TrainConfig, weights: dict[str, Tensor], probe: EventSamples
+    planned: PretrainingPlan, config: TrainConfig, weights: dict[str, Tensor], smoke_test: EventSamples
 ) -> dict[str, float]:
     """Mean loss of each objective over rows drawn for the purpose."""
     model = Pretrainer(config.model.backbone, planned.space, planned.objectives)
     model.load_state_dict(weights)
     model.eval()
-    rows = np.arange(len(probe))
-    parts = [model.losses(probe.batch(part, seed=0)) for part in np.array_split(rows, -(-len(rows) // 128))]
+    rows = np.arange(len(smoke_test))
+    parts = [model.losses(smoke_test.batch(part, seed=0)) for part in np.array_split(rows, -(-len(rows) // 128))]
     return {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}
 
 
-def facts(planned: Plan, config: TrainConfig, history: Sequence[Row]) -> dict[str, Any]:
+def facts(planned: PretrainingPlan, config: TrainConfig, history: Sequence[Row]) -> dict[str, Any]:
     """What the folder keeps for people."""
     from clv.bundle import as_json
 

@@ -10,7 +10,7 @@ from clv.train.config import TrainConfig, overlaid
 
 
 @dataclass(frozen=True)
-class Range:
+class SearchRange:
     """Floats between two bounds; `log`: drawn evenly in their logarithm."""
 
     low: float
@@ -29,7 +29,7 @@ SIZES = {"2x64": (64, 2, 2), "2x128": (128, 2, 4), "4x128": (128, 4, 4), "4x256"
 NAMES = ("learning_rate", "batch_size", "epochs", "weight_decay", "dropout", "size")
 
 
-def space(names: Sequence[str], config: TrainConfig) -> dict[str, Range | Choice]:
+def space(names: Sequence[str], config: TrainConfig) -> dict[str, SearchRange | Choice]:
     """Bounds around `config` of the settings to tune. ValueError for an unknown name, or a size that is given."""
     if not names or (unknown := sorted(set(names) - set(NAMES))):
         wrong = f"setting {unknown[0]!r} cannot be tuned" if names else "nothing is to be tuned"
@@ -37,12 +37,12 @@ def space(names: Sequence[str], config: TrainConfig) -> dict[str, Range | Choice
     if "size" in names and (source := config.model.backbone.pretrained):
         raise ValueError(f"size cannot be tuned: the pretrained backbone {source!r} has its own; leave size out")
     rate, batch = config.optimizer.learning_rate, config.batch_size
-    known: dict[str, Range | Choice] = {
-        "learning_rate": Range(rate / 4, rate * 4, log=True),
+    known: dict[str, SearchRange | Choice] = {
+        "learning_rate": SearchRange(rate / 4, rate * 4, log=True),
         "batch_size": Choice(tuple(sorted({max(1, batch // 2), batch, batch * 2}))),
         "epochs": Choice(tuple(sorted({max(1, config.epochs // 2), config.epochs, config.epochs * 2}))),
-        "weight_decay": Range(1e-3, 0.2, log=True),
-        "dropout": Range(0.0, 0.5),
+        "weight_decay": SearchRange(1e-3, 0.2, log=True),
+        "dropout": SearchRange(0.0, 0.5),
         "size": Choice(tuple(SIZES)),
     }
     return {name: known[name] for name in names}
@@ -57,4 +57,4 @@ def chosen(config: TrainConfig, setting: Mapping[str, Any]) -> TrainConfig:
         width, layers, heads = SIZES[setting["size"]]
         shape = {"width": width, "num_layers": layers, "num_heads": heads, "intermediate": 4 * width}
         given["model"]["backbone"] = shape
-    return overlaid(config, given, "trial")
+    return overlaid(config, given, "holdout")

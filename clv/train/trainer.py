@@ -21,11 +21,11 @@ from clv.train import loop
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
 from clv.train.engines.torch_engine import Engine
-from clv.train.fitting import Phases, Setup, Shop
-from clv.train.held_out import HeldOut, choose_gate, held_out_panel, judge, scaled
+from clv.train.fitting import Dataset, Phases, Setup
+from clv.train.held_out import HeldOut, choose_blend_weights, held_out_panel, judge, scaled
 
 Row = dict[str, float | int | str]
-UNJUDGED_GATE = 0.5
+DEFAULT_BLEND_WEIGHT = 0.5
 PATIENCE = 2
 
 
@@ -43,11 +43,11 @@ class Hooks:
 class Progress:
     """What a resumed run must know; travels in every checkpoint."""
 
-    phase: str = "trial"
+    phase: str = "holdout"
     epoch: int = 0
     best_epoch: int = 0
     best_score: float = -np.inf
-    gate: tuple[float, float] = (UNJUDGED_GATE, UNJUDGED_GATE)
+    blend_weight: tuple[float, float] = (DEFAULT_BLEND_WEIGHT, DEFAULT_BLEND_WEIGHT)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
 
@@ -72,7 +72,7 @@ class Fitted:
 
 
 def train(
-    shop: Shop,
+    dataset: Dataset,
     phases: Phases,
     config: TrainConfig,
     *,
@@ -83,37 +83,39 @@ def train(
     """Train both phases; called alike by every worker of a process group, or without one. Resumes a checkpoint."""
     hooks = hooks or Hooks()
     progress = _read_progress(checkpoint)
-    has_value = shop.value != "none"
+    has_value = dataset.value != "none"
     held_out: HeldOut | None = None
     epochs = config.epochs
-    if phases.trial is not None:
-        held_out = _hold_out(shop, phases.trial, phases.final, phases.primary)
-        if progress.phase == "trial":
-            _run_phase(shop, phases.trial, config, has_value, device, hooks, progress, checkpoint, held_out)
+    if phases.holdout is not None:
+        held_out = _hold_out(dataset, phases.holdout, phases.final, phases.primary)
+        if progress.phase == "holdout":
+            _run_phase(dataset, phases.holdout, config, has_value, device, hooks, progress, checkpoint, held_out)
             progress.phase, progress.epoch, checkpoint = "final", 0, None
         epochs = max(progress.best_epoch, 1)
     else:
         progress.phase = "final"
     final_config = replace(config, epochs=epochs)
-    trained = _run_phase(shop, phases.final, final_config, has_value, device, hooks, progress, checkpoint, None, config)
+    trained = _run_phase(
+        dataset, phases.final, final_config, has_value, device, hooks, progress, checkpoint, None, config
+    )
     weights = merged(phases.final, config, trained)
     apart = methods.apart(trained) if config.model.adapters.method else {}
 
-    num = len(shop.horizons)
-    adjustment, panel = Adjustment.none(num, gate=UNJUDGED_GATE), None
-    if held_out is not None and phases.trial is not None:
-        model = load_model(phases.trial, config, progress.best_weights, device)
-        raw = forecast(model, held_out.rows.samples, phases.trial.assembler.money, device=device)
-        adjustment, outlook = judge(held_out, raw, progress.gate)
-        place = shop.clock.format(phases.trial.cutoff)
-        panel = held_out_panel(held_out, outlook, place, shop.first_day_known(phases.trial.cutoff))
+    num = len(dataset.horizons)
+    adjustment, panel = Adjustment.none(num, blend_weight=DEFAULT_BLEND_WEIGHT), None
+    if held_out is not None and phases.holdout is not None:
+        model = load_model(phases.holdout, config, progress.best_weights, device)
+        raw = forecast(model, held_out.rows.samples, phases.holdout.assembler.value_scale, device=device)
+        adjustment, outlook = judge(held_out, raw, progress.blend_weight)
+        place = dataset.clock.format(phases.holdout.cutoff)
+        panel = held_out_panel(held_out, outlook, place, dataset.first_day_known(phases.holdout.cutoff))
     adjustment = adjustment.limited(phases.final.num_matured)
-    adjustment = _scaled_at_cut(shop, phases.final, config, weights, adjustment, device)
+    adjustment = _scaled_at_cut(dataset, phases.final, config, weights, adjustment, device)
     return Fitted(weights, adjustment, progress.history, panel, apart)
 
 
-def try_out(
-    shop: Shop,
+def fit_holdout(
+    dataset: Dataset,
     phases: Phases,
     config: TrainConfig,
     *,
@@ -122,16 +124,16 @@ def try_out(
     checkpoint: Path | None = None,
 ) -> list[Row]:
     """The trial phase alone, for choosing settings: a row per epoch with its held-out score. Called as `train` is."""
-    assert phases.trial is not None, "without an origin to hold out there is nothing to choose by"
+    assert phases.holdout is not None, "without an origin to hold out there is nothing to choose by"
     progress = _read_progress(checkpoint)
-    held_out = _hold_out(shop, phases.trial, phases.final, phases.primary)
-    has_value = shop.value != "none"
-    _run_phase(shop, phases.trial, config, has_value, device, hooks or Hooks(), progress, checkpoint, held_out)
+    held_out = _hold_out(dataset, phases.holdout, phases.final, phases.primary)
+    has_value = dataset.value != "none"
+    _run_phase(dataset, phases.holdout, config, has_value, device, hooks or Hooks(), progress, checkpoint, held_out)
     return progress.history
 
 
 def _run_phase(
-    shop: Shop,
+    dataset: Dataset,
     setup: Setup,
     config: TrainConfig,
     has_value: bool,
@@ -142,14 +144,14 @@ def _run_phase(
     held_out: HeldOut | None,
     schedule: TrainConfig | None = None,
 ) -> dict[str, Tensor]:
-    """Train one phase; with `held_out`, watch it and note the best epoch, weights and gate in `progress`."""
+    """Train one phase; with `held_out`, watch it and note the best epoch, weights and blend weight in `progress`."""
     engine = make_engine(setup.model(config), loop.sum_loss(config, has_value), config, torch.device(device))
     start, average = loop.Position(), None
     if checkpoint is not None:
         start, average = loop.resume(engine, checkpoint, config)
         if held_out is not None and progress.epoch - progress.best_epoch >= PATIENCE:
             return loop.to_cpu(engine.whole(average.weights))  # it had stopped early when it was interrupted
-    watcher = CustomerModel(config.model.merged, setup.assembler.space, len(shop.horizons)) if held_out else None
+    watcher = CustomerModel(config.model.merged, setup.assembler.space, len(dataset.horizons)) if held_out else None
     if watcher is not None:
         watcher.to(device)
 
@@ -165,16 +167,16 @@ def _run_phase(
         row |= {"seconds": end.seconds, "waiting": end.waiting}
         progress.epoch = end.epoch
         if held_out is not None and watcher is not None:
-            gate, weights = None, merged(setup, config, end.weights)
+            blend_weight, weights = None, merged(setup, config, end.weights)
             if engine.rank == 0:
                 watcher.load_state_dict(weights)
-                gate = choose_gate(
-                    held_out, forecast(watcher, held_out.rows.samples, setup.assembler.money, device=device)
+                blend_weight = choose_blend_weights(
+                    held_out, forecast(watcher, held_out.rows.samples, setup.assembler.value_scale, device=device)
                 )
-            purchase, value, score = _broadcast(gate)
-            row |= {"held_out_score": score, "gate_purchase": purchase, "gate_value": value}
+            purchase, value, score = _broadcast(blend_weight)
+            row |= {"held_out_score": score, "blend_purchase": purchase, "blend_value": value}
             if score > progress.best_score:
-                progress.best_score, progress.best_epoch, progress.gate = score, end.epoch, (purchase, value)
+                progress.best_score, progress.best_epoch, progress.blend_weight = score, end.epoch, (purchase, value)
                 progress.best_weights = {name: w.to("cpu", copy=True) for name, w in weights.items()}
         progress.history.append(row)
         hooks.on_epoch(row, lambda folder: _save(engine, folder, progress, loop.Position(end.epoch), average))
@@ -182,7 +184,7 @@ def _run_phase(
 
     return loop.run(
         engine,
-        setup.source(shop, config),
+        setup.source(dataset, config),
         config,
         num_epochs=config.epochs,
         schedule_epochs=(schedule or config).epochs,
@@ -195,18 +197,18 @@ def _run_phase(
     )
 
 
-def _hold_out(shop: Shop, trial: Setup, final: Setup, primary: int) -> HeldOut:
-    rows = trial.assembler.at(shop.histories, trial.cutoff, known_before=final.cutoff)
-    day = int(shop.clock.day_of(np.array([trial.cutoff]))[0])
-    _, _, error = trial.assembler.baseline.forecast_level(day)
-    return HeldOut(rows, shop.horizons.index(primary), error)
+def _hold_out(dataset: Dataset, holdout: Setup, final: Setup, primary: int) -> HeldOut:
+    rows = holdout.assembler.at(dataset.histories, holdout.cutoff, known_before=final.cutoff)
+    day = int(dataset.clock.day_of(np.array([holdout.cutoff]))[0])
+    _, _, error = holdout.assembler.btyd.forecast_factor(day)
+    return HeldOut(rows, dataset.horizons.index(primary), error)
 
 
 def _scaled_at_cut(
-    shop: Shop, setup: Setup, config: TrainConfig, weights: dict[str, Tensor], adjustment: Adjustment, device: str
+    dataset: Dataset, setup: Setup, config: TrainConfig, weights: dict[str, Tensor], adjustment: Adjustment, device: str
 ) -> Adjustment:
-    rows = setup.assembler.at(shop.histories, setup.cutoff)
-    raw = forecast(load_model(setup, config, weights, device), rows.samples, setup.assembler.money, device=device)
+    rows = setup.assembler.at(dataset.histories, setup.cutoff)
+    raw = forecast(load_model(setup, config, weights, device), rows.samples, setup.assembler.value_scale, device=device)
     return scaled(raw, rows, adjustment)
 
 

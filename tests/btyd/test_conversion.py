@@ -19,7 +19,7 @@ def visitors(num: int = 4_000, seed: int = 0) -> pd.DataFrame:
         orders = rng.binomial(2, chance)
         table[f"orders_{days}"] = orders
         table[f"value_{days}"] = orders * 25.0
-        table[f"mature_{days}"] = True
+        table[f"observed_{days}"] = True
     return table
 
 
@@ -48,30 +48,30 @@ def test_totals_of_all_visitors_are_kept_nearly() -> None:
 
 def test_recent_visitors_convert_more() -> None:
     table = visitors()
-    probe = pd.DataFrame({"f_event_recency": [1.0, 20.0, 200.0], "f_events": 3.0})
-    for curve in Conversion.fit(table, HORIZONS).curves(probe, HORIZONS):
+    smoke_test = pd.DataFrame({"f_event_recency": [1.0, 20.0, 200.0], "f_events": 3.0})
+    for curve in Conversion.fit(table, HORIZONS).curves(smoke_test, HORIZONS):
         assert (np.diff(curve[:, 1]) < 0).all()
 
 
 def test_a_cell_without_visitors_takes_the_mean_of_all() -> None:
     table = visitors()
-    probe = pd.DataFrame({"f_event_recency": [50.0], "f_events": [3.0]})
-    _, orders, _ = Conversion.fit(table, HORIZONS).curves(probe, HORIZONS)
+    smoke_test = pd.DataFrame({"f_event_recency": [50.0], "f_events": [3.0]})
+    _, orders, _ = Conversion.fit(table, HORIZONS).curves(smoke_test, HORIZONS)
     assert orders[0] == pytest.approx([table[f"orders_{days}"].mean() for days in HORIZONS])
 
 
 def test_horizons_between_are_linear_and_those_beyond_in_proportion() -> None:
     fitted = Conversion.fit(visitors(), HORIZONS)
-    probe = visitors(20, seed=3)
-    at = {days: np.stack([c[:, 0] for c in fitted.curves(probe, (days,))]) for days in (10, 30, 60, 90, 180)}
+    smoke_test = visitors(20, seed=3)
+    at = {days: np.stack([c[:, 0] for c in fitted.curves(smoke_test, (days,))]) for days in (10, 30, 60, 90, 180)}
     np.testing.assert_allclose(at[10], at[30] / 3)
     np.testing.assert_allclose(at[60], (at[30] + at[90]) / 2)
     np.testing.assert_allclose(at[180], at[90] * 2)
 
 
-def test_an_immature_horizon_grows_with_the_length_of_the_last_mature_one() -> None:
+def test_an_not_fully_observed_horizon_grows_with_the_length_of_the_last_fully_observed_one() -> None:
     table = visitors()
-    table["mature_90"] = False
+    table["observed_90"] = False
     table[["orders_90", "value_90"]] = np.nan
     fitted = Conversion.fit(table, HORIZONS)
     for name in ("hazard", "orders", "value"):
@@ -79,9 +79,9 @@ def test_an_immature_horizon_grows_with_the_length_of_the_last_mature_one() -> N
         np.testing.assert_allclose(rates[:, 1], rates[:, 0] * 3)
 
 
-def test_only_mature_rows_count() -> None:
+def test_only_fully_observed_rows_count() -> None:
     table = visitors()
-    spoiled = pd.concat([table, table.assign(mature_30=False, mature_90=False, orders_30=9.0, value_90=np.nan)])
+    spoiled = pd.concat([table, table.assign(observed_30=False, observed_90=False, orders_30=9.0, value_90=np.nan)])
     first, second = (Conversion.fit(t, HORIZONS).to_json() for t in (table, spoiled))
     assert first == second
 

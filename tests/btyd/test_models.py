@@ -12,7 +12,7 @@ from scipy.optimize import check_grad
 from scipy.special import hyp2f1
 
 from clv.btyd.likelihood import group
-from clv.btyd.models import BGNBD, MBGNBD, NBD, Anchor, _dropout_loss
+from clv.btyd.models import BGNBD, MBGNBD, NBD, BTYDModel, _dropout_loss
 
 WEEKS = {"r": 0.243, "alpha": 4.414, "a": 0.793, "b": 2.426}
 
@@ -160,52 +160,52 @@ def sample_frame() -> pd.DataFrame:
     return table
 
 
-def test_anchor_joins_counts_spend_and_orders_per_day() -> None:
+def test_btyd_model_joins_counts_spend_and_orders_per_day() -> None:
     frame = sample_frame()
-    anchor = Anchor.fit(frame, "mbgnbd")
-    out = anchor.predict(frame, 90)
+    btyd_model = BTYDModel.fit(frame, "mbgnbd")
+    out = btyd_model.predict(frame, 90)
     assert list(out.columns) == ["days", "p_purchase", "orders", "value"]
-    assert anchor.orders_per_day == pytest.approx(1.25)
+    assert btyd_model.orders_per_day == pytest.approx(1.25)
     np.testing.assert_allclose(out["orders"], out["days"] * 1.25)
-    spend = anchor.spend.expected_value(frame["frequency"], frame["monetary"])
+    spend = btyd_model.spend.expected_value(frame["frequency"], frame["monetary"])
     np.testing.assert_allclose(out["value"], out["days"] * spend)
     assert (out["p_purchase"] <= out["days"] + 1e-12).all()
 
 
 def test_rows_without_a_purchase_get_zeros() -> None:
     frame = sample_frame().head(50)
-    anchor = Anchor.fit(frame)
+    btyd_model = BTYDModel.fit(frame)
     visitors = frame.assign(has_purchase=np.arange(50) % 2 == 0, T=np.where(np.arange(50) % 2 == 0, frame["T"], np.nan))
-    out = anchor.predict(visitors, 90)
+    out = btyd_model.predict(visitors, 90)
     assert (out.to_numpy()[1::2] == 0).all()
     assert (out["days"].to_numpy()[::2] > 0).all()
 
 
 def test_shop_without_prices_has_no_spend_and_zero_value() -> None:
     frame = sample_frame().assign(monetary=0.0)
-    anchor = Anchor.fit(frame)
-    assert anchor.spend is None
-    assert (anchor.predict(frame, 30)["value"] == 0).all()
-    assert Anchor.from_json(anchor.to_json()) == anchor
+    btyd_model = BTYDModel.fit(frame)
+    assert btyd_model.spend is None
+    assert (btyd_model.predict(frame, 30)["value"] == 0).all()
+    assert BTYDModel.from_json(btyd_model.to_json()) == btyd_model
 
 
 @pytest.mark.parametrize("kind", ["bgnbd", "mbgnbd", "nbd"])
-def test_anchor_survives_json_bit_for_bit(kind: str) -> None:
+def test_btyd_model_survives_json_bit_for_bit(kind: str) -> None:
     frame = sample_frame()
-    anchor = Anchor.fit(frame, kind)  # type: ignore[arg-type]
-    again = Anchor.from_json(anchor.to_json())
-    pd.testing.assert_frame_equal(again.predict(frame, 77), anchor.predict(frame, 77), check_exact=True)
-    with pytest.raises(ValueError, match="no anchor written by to_json"):
-        Anchor.from_json('{"kind": "bgnbd"}')
+    btyd_model = BTYDModel.fit(frame, kind)  # type: ignore[arg-type]
+    again = BTYDModel.from_json(btyd_model.to_json())
+    pd.testing.assert_frame_equal(again.predict(frame, 77), btyd_model.predict(frame, 77), check_exact=True)
+    with pytest.raises(ValueError, match="no BTYD model written by to_json"):
+        BTYDModel.from_json('{"kind": "bgnbd"}')
 
 
 def test_unusable_frames_are_refused() -> None:
     frame = sample_frame().head(20)
     with pytest.raises(ValueError, match=r"the frame holds 2 origins \(10000\.\.10019\)"):
-        Anchor.fit(frame.assign(origin_day=np.where(np.arange(20) < 10, 10_000, 10_019)))
+        BTYDModel.fit(frame.assign(origin_day=np.where(np.arange(20) < 10, 10_000, 10_019)))
     with pytest.raises(ValueError, match="none of the 20 rows has a purchase"):
-        Anchor.fit(frame.assign(has_purchase=False))
-    with pytest.raises(ValueError, match="anchor kind 'pareto' is unknown"):
-        Anchor.fit(frame, "pareto")  # type: ignore[arg-type]
+        BTYDModel.fit(frame.assign(has_purchase=False))
+    with pytest.raises(ValueError, match="BTYD model kind 'pareto' is unknown"):
+        BTYDModel.fit(frame, "pareto")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="horizon_days is -1"):
-        Anchor.fit(frame).predict(frame, -1)
+        BTYDModel.fit(frame).predict(frame, -1)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from clv.btyd.seasonal import PSEUDO_ORDERS, Baseline, Curves, levelled
+from clv.btyd.seasonal import PSEUDO_ORDERS, Curves, SeasonalBTYD, with_factor
 from clv.data import features, histories
 from clv.data.clock import DAY_US, Clock
 from clv.data.cutoff import Value, cut
@@ -32,15 +32,15 @@ def shop_events(**options: float) -> pa.Table:
 
 def fit(
     table: pa.Table, value: Value = "gross", horizons: tuple[int, ...] = HORIZONS, cutoff: int = CUTOFF
-) -> Baseline:
+) -> SeasonalBTYD:
     h = Histories.from_table(table)
     # The grid is the caller's; it must not depend on what is scrambled either.
     grid = origin_grid(int(CLOCK.day_of(CLOCK.parse("2023-01-01"))), int(CLOCK.day_of(cutoff)), 6, 28)
-    return Baseline.fit(h, cutoff, horizons, CLOCK, value=value, origin_days=grid)
+    return SeasonalBTYD.fit(h, cutoff, horizons, CLOCK, value=value, origin_days=grid)
 
 
 @pytest.fixture(scope="module")
-def baseline(table: pa.Table) -> Baseline:
+def btyd(table: pa.Table) -> SeasonalBTYD:
     return fit(table)
 
 
@@ -48,38 +48,38 @@ def frame_at(table: pa.Table, origin: int = CUTOFF) -> pd.DataFrame:
     return features.frame(cut(Histories.from_table(table), origin, HORIZONS, CLOCK), HORIZONS)
 
 
-def test_json_gives_the_same_baseline_to_the_bit(baseline: Baseline, table: pa.Table) -> None:
-    text = json.dumps(baseline.to_json(), allow_nan=False)
-    again = Baseline.from_json(json.loads(text))
+def test_json_gives_the_same_baseline_to_the_bit(btyd: SeasonalBTYD, table: pa.Table) -> None:
+    text = json.dumps(btyd.to_json(), allow_nan=False)
+    again = SeasonalBTYD.from_json(json.loads(text))
     frame = frame_at(table)
     for horizons in (HORIZONS, (7, 45, 400)):
         for name in ("hazard", "orders", "value"):
             assert np.array_equal(
-                getattr(baseline.curves(frame, horizons), name), getattr(again.curves(frame, horizons), name)
+                getattr(btyd.curves(frame, horizons), name), getattr(again.curves(frame, horizons), name)
             )
-    days = baseline.past["origin_day"].unique().astype(np.int32)
-    for a, b in zip(baseline.realised_level(days), again.realised_level(days), strict=True):
+    days = btyd.past["origin_day"].unique().astype(np.int32)
+    for a, b in zip(btyd.realised_factor(days), again.realised_factor(days), strict=True):
         assert np.array_equal(a, b)
-    for a, b in zip(baseline.forecast_level(19_800), again.forecast_level(19_800), strict=True):
+    for a, b in zip(btyd.forecast_factor(19_800), again.forecast_factor(19_800), strict=True):
         assert np.array_equal(a, b)
-    pd.testing.assert_frame_equal(baseline.past, again.past, check_exact=True)
+    pd.testing.assert_frame_equal(btyd.past, again.past, check_exact=True)
     assert json.dumps(again.to_json()) == text
 
 
-def test_the_realised_level_times_the_expected_total_is_the_realised_total(baseline: Baseline) -> None:
-    assert len(baseline.past) >= 8
-    for row in baseline.past.to_dict("records"):
+def test_the_realised_level_times_the_expected_total_is_the_realised_total(btyd: SeasonalBTYD) -> None:
+    assert len(btyd.past) >= 8
+    for row in btyd.past.to_dict("records"):
         i = HORIZONS.index(int(row["horizon_days"]))
-        levels = baseline.realised_level(np.array([row["origin_day"]], np.int32))
+        levels = btyd.realised_factor(np.array([row["origin_day"]], np.int32))
         for what, level in zip(("orders", "value"), levels, strict=True):
             pseudo = PSEUDO_ORDERS * row[f"expected_{what}"] / row["expected_orders"]
             product = level[0, i] * (row[f"expected_{what}"] + pseudo)
             assert product == pytest.approx(row[f"realised_{what}"] + pseudo)
 
 
-def test_realised_totals_are_those_of_the_log(baseline: Baseline, table: pa.Table) -> None:
+def test_realised_totals_are_those_of_the_log(btyd: SeasonalBTYD, table: pa.Table) -> None:
     h = Histories.from_table(table)
-    row = baseline.past.iloc[3]
+    row = btyd.past.iloc[3]
     origin = int(CLOCK.start_of(int(row["origin_day"])))
     labelled = features.purchases(cut(h, origin, HORIZONS, CLOCK, known_before=CUTOFF))
     buyers = labelled[labelled["has_purchase"]]
@@ -88,15 +88,15 @@ def test_realised_totals_are_those_of_the_log(baseline: Baseline, table: pa.Tabl
     assert row["realised_value"] == pytest.approx(buyers[f"value_{days}"].sum())
 
 
-def test_an_origin_whose_horizon_has_not_matured_has_level_one(baseline: Baseline) -> None:
-    newest = np.array([baseline.cutoff_day - 40], np.int32)
-    assert (baseline.past["origin_day"] + baseline.past["horizon_days"] <= baseline.cutoff_day).all()
-    orders, value = baseline.realised_level(newest)
+def test_an_origin_whose_horizon_has_not_fully_observed_has_level_one(btyd: SeasonalBTYD) -> None:
+    newest = np.array([btyd.cutoff_day - 40], np.int32)
+    assert (btyd.past["origin_day"] + btyd.past["horizon_days"] <= btyd.cutoff_day).all()
+    orders, value = btyd.realised_factor(newest)
     assert orders[0, 1] == value[0, 1] == 1.0
 
 
 @pytest.mark.parametrize("source", ["events", "histories"])
-def test_nothing_fitted_knows_what_came_after_the_cutoff(source: str, baseline: Baseline, table: pa.Table) -> None:
+def test_nothing_fitted_knows_what_came_after_the_cutoff(source: str, btyd: SeasonalBTYD, table: pa.Table) -> None:
     if source == "events":
         scrambled = histories.build(scramble_future(shop_events(), CUTOFF, seed=5), CLOCK)
     else:
@@ -104,14 +104,14 @@ def test_nothing_fitted_knows_what_came_after_the_cutoff(source: str, baseline: 
     future = [pc.sum(pc.list_flatten(t["amount"])).as_py() for t in (table, scrambled)]
     assert future[0] != future[1]
     other = fit(scrambled)
-    assert json.dumps(other.to_json()) == json.dumps(baseline.to_json())
+    assert json.dumps(other.to_json()) == json.dumps(btyd.to_json())
     frames = [frame_at(t) for t in (table, scrambled)]
     pd.testing.assert_frame_equal(frames[0], frames[1], check_exact=True)
-    first, second = (b.curves(f) for b, f in zip((baseline, other), frames, strict=True))
+    first, second = (b.curves(f) for b, f in zip((btyd, other), frames, strict=True))
     assert np.array_equal(first.value, second.value)
 
 
-def test_late_arrivals_do_not_reach_back_behind_the_cutoff(table: pa.Table, baseline: Baseline) -> None:
+def test_late_arrivals_do_not_reach_back_behind_the_cutoff(table: pa.Table, btyd: SeasonalBTYD) -> None:
     """A first event of the log that arrives after the cutoff must not even lengthen the log."""
     h = Histories.from_table(table)
     oldest = int(np.argmin(h.time))
@@ -126,8 +126,8 @@ def test_late_arrivals_do_not_reach_back_behind_the_cutoff(table: pa.Table, base
     assert json.dumps(fit(gone.to_table()).to_json()) == json.dumps(fit(earlier.to_table()).to_json())
 
 
-def test_curves_never_fall_with_the_horizon(baseline: Baseline, table: pa.Table) -> None:
-    curves = baseline.curves(frame_at(table), (1, 7, 30, 31, 60, 90, 180, 365, 1_000))
+def test_curves_never_fall_with_the_horizon(btyd: SeasonalBTYD, table: pa.Table) -> None:
+    curves = btyd.curves(frame_at(table), (1, 7, 30, 31, 60, 90, 180, 365, 1_000))
     for name in ("hazard", "orders", "value", "repeats", "p_purchase"):
         values = getattr(curves, name)
         assert np.isfinite(values).all()
@@ -137,9 +137,9 @@ def test_curves_never_fall_with_the_horizon(baseline: Baseline, table: pa.Table)
     assert (curves.orders >= curves.p_purchase - 1e-12).all()
 
 
-def test_a_level_scales_the_curves_and_keeps_them_monotone(baseline: Baseline, table: pa.Table) -> None:
-    plain = baseline.curves(frame_at(table))
-    scaled = levelled(plain, np.array([1.5, 2.0]), np.array([3.0, 0.1]))
+def test_a_level_scales_the_curves_and_keeps_them_monotone(btyd: SeasonalBTYD, table: pa.Table) -> None:
+    plain = btyd.curves(frame_at(table))
+    scaled = with_factor(plain, np.array([1.5, 2.0]), np.array([3.0, 0.1]))
     np.testing.assert_allclose(scaled.hazard, plain.hazard * [1.5, 2.0])
     np.testing.assert_allclose(scaled.value[:, 0], plain.value[:, 0] * 3)
     assert (np.diff(scaled.value, axis=1) >= 0).all()
@@ -151,16 +151,16 @@ def test_repeats_are_orders_less_the_chance_of_one() -> None:
     np.testing.assert_allclose(curves.repeats, curves.orders - curves.p_purchase)
 
 
-def test_each_row_uses_the_newest_anchor_that_is_not_after_it(baseline: Baseline, table: pa.Table) -> None:
-    days = sorted(baseline.fits)
+def test_each_row_uses_the_newest_btyd_model_that_is_not_after_it(btyd: SeasonalBTYD, table: pa.Table) -> None:
+    days = sorted(btyd.fits)
     frame = frame_at(table)
     frame = frame[frame["has_purchase"]].iloc[:20]
-    only = replace(baseline, fits={days[1]: baseline.fits[days[1]]})
+    only = replace(btyd, fits={days[1]: btyd.fits[days[1]]})
     for day in (days[1], days[1] + 5):
         np.testing.assert_array_equal(
-            baseline.curves(frame.assign(origin_day=day)).value, only.curves(frame.assign(origin_day=day)).value
+            btyd.curves(frame.assign(origin_day=day)).value, only.curves(frame.assign(origin_day=day)).value
         )
-    newest = baseline.curves(frame.assign(origin_day=days[-1])).value
+    newest = btyd.curves(frame.assign(origin_day=days[-1])).value
     assert not np.array_equal(newest, only.curves(frame).value)
 
 
@@ -185,26 +185,26 @@ def test_visitors_get_the_conversion_baseline(table: pa.Table) -> None:
 def test_a_shop_without_prices_has_counts_and_can_be_written(table: pa.Table) -> None:
     fitted = fit(table, value="none")
     text = json.dumps(fitted.to_json(), allow_nan=False)
-    again = Baseline.from_json(json.loads(text))
+    again = SeasonalBTYD.from_json(json.loads(text))
     assert np.isinf(again.past["error_value"]).all()
     frame = features.frame(cut(Histories.from_table(table), CUTOFF, HORIZONS, CLOCK, value="none"), HORIZONS)
     curves = again.curves(frame)
     assert (curves.value < 1e-5).all()
     assert curves.orders[:, 1].sum() > 1
-    assert fitted.forecast_level(fitted.cutoff_day)[1].tolist() == [1.0, 1.0]
+    assert fitted.forecast_factor(fitted.cutoff_day)[1].tolist() == [1.0, 1.0]
 
 
-def test_a_log_in_which_nothing_has_matured_has_no_levels(table: pa.Table) -> None:
+def test_a_log_in_which_nothing_has_fully_observed_has_no_levels(table: pa.Table) -> None:
     fitted = fit(table, horizons=(500,), cutoff=CLOCK.parse("2023-09-01"))
-    again = Baseline.from_json(json.loads(json.dumps(fitted.to_json(), allow_nan=False)))
+    again = SeasonalBTYD.from_json(json.loads(json.dumps(fitted.to_json(), allow_nan=False)))
     assert len(again.past) == 0
-    assert again.realised_level(np.array([19_500], np.int32))[0].tolist() == [[1.0]]
-    assert again.forecast_level(19_600)[0].tolist() == [1.0]
+    assert again.realised_factor(np.array([19_500], np.int32))[0].tolist() == [[1.0]]
+    assert again.forecast_factor(19_600)[0].tolist() == [1.0]
 
 
 @pytest.mark.parametrize("cutoff", ["2022-12-01", "2023-01-01"])
 def test_a_cutoff_before_anybody_bought_is_refused(cutoff: str, table: pa.Table) -> None:
-    with pytest.raises(ValueError, match="nobody has bought before the origin: an anchor needs purchases"):
+    with pytest.raises(ValueError, match="nobody has bought before the origin: an BTYD model needs purchases"):
         fit(table, cutoff=CLOCK.parse(cutoff))
 
 

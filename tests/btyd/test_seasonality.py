@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clv.btyd.seasonality import ERRORS, SeasonalIndex, log_error
+from clv.btyd.seasonality import ERRORS, SeasonalFactor, log_error
 
 Level = Callable[[np.ndarray], np.ndarray]
 
@@ -52,7 +52,7 @@ def forecast_errors(level: Level, cut: int, origins: range, horizon: int, seeds:
     for seed in range(seeds):
         table = series(level, cut, seed)
         for origin in origins:
-            got = np.log(SeasonalIndex.fit(table, origin).level(origin, horizon)[0])
+            got = np.log(SeasonalFactor.fit(table, origin).level(origin, horizon)[0])
             out.append((abs(got - true_log(level, origin, horizon)), abs(true_log(level, origin, horizon))))
     return np.array(out)
 
@@ -69,13 +69,13 @@ def test_a_season_that_swings_slowly_is_carried_on_before_its_year_is_over() -> 
 
 
 @pytest.mark.parametrize("origin", [250, 400, 700])
-def test_shop_without_season_keeps_its_anchor(origin: int) -> None:
+def test_shop_without_season_keeps_its_btyd_model(origin: int) -> None:
     errors = forecast_errors(flat, 1000, range(origin, origin + 60, 30), 90, seeds=8)
     assert errors[:, 0].mean() < 0.02
 
 
 def test_short_log_gives_level_one_and_admits_a_wide_error() -> None:
-    index = SeasonalIndex.fit(series(season, 170, 0), 260)
+    index = SeasonalFactor.fit(series(season, 170, 0), 260)
     level, error = index.level(260, 90)
     assert len(index.origin_day) == 0
     assert level == 1.0
@@ -86,20 +86,20 @@ def test_nothing_after_the_known_day_matters() -> None:
     table = series(season, 900, 0)
     future = table["origin_day"] + table["horizon_days"] > 600
     scrambled = table.assign(realised=np.where(future, table["realised"] * 7, table["realised"]))
-    assert SeasonalIndex.fit(table, 600).level(600, 90) == SeasonalIndex.fit(scrambled, 600).level(600, 90)
-    assert SeasonalIndex.fit(table, 600).level(600, 90) != SeasonalIndex.fit(scrambled, 900).level(600, 90)
+    assert SeasonalFactor.fit(table, 600).level(600, 90) == SeasonalFactor.fit(scrambled, 600).level(600, 90)
+    assert SeasonalFactor.fit(table, 600).level(600, 90) != SeasonalFactor.fit(scrambled, 900).level(600, 90)
 
 
 def test_lasting_bias_of_the_newest_origins_is_carried_forward_in_part() -> None:
     table = series(lambda day: np.full(len(day), 0.2), 700, 1)
-    level, _ = SeasonalIndex.fit(table, 700).level(700, 90)
+    level, _ = SeasonalFactor.fit(table, 700).level(700, 90)
     assert 1.08 < level < 1.25
 
 
 def test_noisier_ratios_are_followed_less() -> None:
     table = series(season, 900, 2)
-    sure = np.log(SeasonalIndex.fit(table, 640).level(640, 90)[0])
-    unsure = np.log(SeasonalIndex.fit(table.assign(log_error=0.6), 640).level(640, 90)[0])
+    sure = np.log(SeasonalFactor.fit(table, 640).level(640, 90)[0])
+    unsure = np.log(SeasonalFactor.fit(table.assign(log_error=0.6), 640).level(640, 90)[0])
     assert abs(unsure) < 0.5 * abs(sure)
 
 
@@ -108,25 +108,25 @@ def test_stated_error_covers_the_forecast() -> None:
     for seed in range(6):
         table = series(season, 1000, seed)
         for origin in range(640, 900, 40):
-            level, error = SeasonalIndex.fit(table, origin).level(origin, 90)
+            level, error = SeasonalFactor.fit(table, origin).level(origin, 90)
             score.append((np.log(level) - true_log(season, origin, 90)) / error)
     assert np.mean(np.abs(score) < 2) > 0.9
     assert np.std(score) > 0.2
 
 
 def test_levels_of_every_day_equal_single_ones_and_survive_json() -> None:
-    index = SeasonalIndex.fit(series(season, 900, 0), 900)
-    again = SeasonalIndex.from_json(index.to_json())
+    index = SeasonalFactor.fit(series(season, 900, 0), 900)
+    again = SeasonalFactor.from_json(index.to_json())
     levels, errors = again.levels(np.arange(900, 1265), 90)
     assert (levels[7], errors[7]) == pytest.approx(index.level(907, 90), rel=1e-12)
     assert np.isfinite(levels).all()
     with pytest.raises(ValueError, match="no seasonal index written by to_json"):
-        SeasonalIndex.from_json('{"known_day": 3}')
+        SeasonalFactor.from_json('{"known_day": 3}')
 
 
 def test_missing_columns_are_named() -> None:
     with pytest.raises(ValueError, match="lacks log_error, log_days"):
-        SeasonalIndex.fit(series(flat, 300, 0).drop(columns=["log_error", "log_days"]), 300)
+        SeasonalFactor.fit(series(flat, 300, 0).drop(columns=["log_error", "log_days"]), 300)
 
 
 def test_log_error_is_that_of_a_bootstrap() -> None:

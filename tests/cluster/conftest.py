@@ -10,7 +10,7 @@ import pytest
 
 from clv.cluster import training
 from clv.cluster.workers import Cluster
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from clv.train import fitting
 from clv.train.config import TrainConfig
 from clv.train.tracking import Tracking
@@ -47,6 +47,6 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     backbone = replace(config.model.backbone, architecture="gru")
     config = replace(config, model=replace(config.model, backbone=backbone), num_origins=4)
     config = replace(config, epochs=3, samples_per_epoch=480, batch_size=32, seed=11)
-    phases = fitting.plan(training.read_shop(out), Prepared.open(out).origin(None), config)
+    phases = fitting.plan(training.read_dataset(out), PreparedDataset.open(out).origin(None), config)
     assert phases.trial is not None
     return Task(out, phases, config)

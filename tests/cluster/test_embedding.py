@@ -81,7 +81,7 @@ class Counting:
         yield from encode_here(seen(), source, sha256)
 
 
-def embedded(folder: Path, encoder: str, **more: Any) -> tuple[embedding.Books, list[str]]:
+def embedded(folder: Path, encoder: str, **more: Any) -> tuple[embedding.RowAccounting, list[str]]:
     runner = Counting()
     return embed(folder, encoder, **({"run": runner, "say": lambda line: None} | more)), sorted(runner.texts)
 
@@ -103,10 +103,16 @@ def check_vectors(folder: Path, encoder: str, texts: list[str]) -> None:
 
 def test_each_distinct_text_is_encoded_once(tmp_path: Path, encoder: str) -> None:
     write_items(tmp_path, SHOP)
-    books, given = embedded(tmp_path, encoder)
+    accounting, given = embedded(tmp_path, encoder)
     assert given == ["blue jar", "red mug", "small glass jar"]
     check_vectors(tmp_path, encoder, given)
-    assert (books.items, books.without_text, books.texts, books.encoded, books.cached) == (6, 1, 3, 3, 0)
+    assert (accounting.items, accounting.without_text, accounting.texts, accounting.encoded, accounting.cached) == (
+        6,
+        1,
+        3,
+        3,
+        0,
+    )
 
 
 def test_the_file_has_the_documented_form(tmp_path: Path, encoder: str) -> None:
@@ -126,14 +132,20 @@ def test_a_second_run_encodes_only_new_texts_and_drops_those_that_are_gone(tmp_p
     write_items(tmp_path, SHOP)
     embedded(tmp_path, encoder)
     before = (tmp_path / "items" / "vectors.parquet").read_bytes()
-    books, given = embedded(tmp_path, encoder)
-    assert (given, books.cached, books.encoded) == ([], 3, 0)
+    accounting, given = embedded(tmp_path, encoder)
+    assert (given, accounting.cached, accounting.encoded) == ([], 3, 0)
     assert (tmp_path / "items" / "vectors.parquet").read_bytes() == before
 
     write_items(tmp_path, {"a": "red mug", "g": "large paper", "h": "blue jar"})
-    books, given = embedded(tmp_path, encoder)
+    accounting, given = embedded(tmp_path, encoder)
     assert given == ["large paper"]
-    assert (books.texts, books.cached, books.encoded, books.skipped, books.dropped) == (3, 2, 1, 0, 1)
+    assert (accounting.texts, accounting.cached, accounting.encoded, accounting.skipped, accounting.dropped) == (
+        3,
+        2,
+        1,
+        0,
+        1,
+    )
     check_vectors(tmp_path, encoder, ["red mug", "large paper", "blue jar"])
 
 
@@ -141,8 +153,8 @@ def test_another_encoder_makes_every_vector_anew(tmp_path: Path, encoder: str) -
     write_items(tmp_path, SHOP)
     embedded(tmp_path, encoder)
     other = save_encoder(tmp_path / "other", 2)
-    books, given = embedded(tmp_path, other)
-    assert (len(given), books.cached) == (3, 0)
+    accounting, given = embedded(tmp_path, other)
+    assert (len(given), accounting.cached) == (3, 0)
     check_vectors(tmp_path, other, given)
     same = save_encoder(tmp_path / "same", 2)
     assert embedded(tmp_path, same)[0].cached == 3
@@ -172,12 +184,12 @@ def test_rare_items_can_be_skipped(tmp_path: Path, encoder: str) -> None:
     for part, names in enumerate((["x"], ["y", "z"])):
         rows = events.filter(pa.array(np.isin(events["customer_id"].to_numpy(), names)))
         pq.write_table(histories.build(rows, Clock("UTC")), tmp_path / "shards" / f"part-{part}.parquet")
-    books, given = embedded(tmp_path, encoder, min_count=2)
+    accounting, given = embedded(tmp_path, encoder, min_count=2)
     assert given == ["blue jar", "small glass jar"]
-    assert (books.texts, books.encoded, books.skipped) == (3, 2, 1)
-    books, given = embedded(tmp_path, encoder)
+    assert (accounting.texts, accounting.encoded, accounting.skipped) == (3, 2, 1)
+    accounting, given = embedded(tmp_path, encoder)
     assert given == ["red mug"]
-    assert (books.cached, books.encoded, books.skipped) == (2, 1, 0)
+    assert (accounting.cached, accounting.encoded, accounting.skipped) == (2, 1, 0)
 
 
 def test_many_chunks_over_many_row_groups_hold_every_text_once(
@@ -187,9 +199,9 @@ def test_many_chunks_over_many_row_groups_hold_every_text_once(
     monkeypatch.setattr(embedding, "READ_ROWS", 10)
     texts = {f"i{n}": f"mug {n % 61} red" for n in range(200)}
     write_items(tmp_path, texts)
-    books, given = embedded(tmp_path, encoder)
+    accounting, given = embedded(tmp_path, encoder)
     assert given == sorted(set(texts.values()))
-    assert books.encoded == 61
+    assert accounting.encoded == 61
     write_items(tmp_path, texts | {"more": "glass"})
     assert embedded(tmp_path, encoder)[1] == ["glass"]
     assert len(vectors(tmp_path)) == 62
@@ -215,8 +227,8 @@ def test_items_without_any_text_leave_no_file(tmp_path: Path, encoder: str) -> N
     write_items(tmp_path, SHOP)
     embedded(tmp_path, encoder)
     write_items(tmp_path, {"a": None})
-    books, given = embedded(tmp_path, encoder)
-    assert (given, books.texts, books.dropped) == ([], 0, 3)
+    accounting, given = embedded(tmp_path, encoder)
+    assert (given, accounting.texts, accounting.dropped) == ([], 0, 3)
     assert not (tmp_path / "items" / "vectors.parquet").exists()
 
 
@@ -238,8 +250,8 @@ def test_on_ray_two_encoders_write_what_one_in_this_process_writes(
     for name in ("here", "there"):
         write_items(tmp_path / name, texts)
     embedded(tmp_path / "here", encoder)
-    books, _ = embedded(tmp_path / "there", encoder, run=partial(encode_on_ray, workers=2))
-    assert books.encoded == 30
+    accounting, _ = embedded(tmp_path / "there", encoder, run=partial(encode_on_ray, workers=2))
+    assert accounting.encoded == 30
     here, there = (pq.read_table(tmp_path / name / "items" / "vectors.parquet") for name in ("here", "there"))
     assert here["text_key"].equals(there["text_key"])
     np.testing.assert_allclose(*(np.stack(t["vector"].to_numpy()) for t in (here, there)), atol=1e-6)

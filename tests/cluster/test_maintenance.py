@@ -27,7 +27,7 @@ OWN = ("created", "sources", "rejects")
 
 
 def content(out: Path) -> dict[str, Any]:
-    """Shards by their sha256 (part of the manifest), items, books, and the rejects as a sorted list."""
+    """Shards by their sha256 (part of the manifest), items, row accounting, and the rejects as a sorted list."""
     manifest = json.loads((out / "manifest.json").read_text())
     rejects = pa.concat_tables([pq.read_table(out / name) for name in manifest["rejects"]]).to_pylist()
     rows = sorted((row["table"], row["stage"], row["reason"], row["record"] or "") for row in rejects)
@@ -192,8 +192,8 @@ def test_erased_customers_are_in_no_file_and_the_rest_is_as_if_they_had_never_be
     assert proof["found"]["customers"] == 2
     assert proof["found"]["records_of_rejects"] > 0
     after = json.loads((out / "manifest.json").read_text())
-    assert after["books"]["events"]["read"] == before["books"]["events"]["read"]
-    assert after["books"]["events"]["rejected"]["customer was erased"] == proof["found"]["events"]
+    assert after["accounting"]["events"]["read"] == before["accounting"]["events"]["read"]
+    assert after["accounting"]["events"]["rejected"]["customer was erased"] == proof["found"]["events"]
 
     # A prepare of the same sources into the same folder heeds the proof; one of a log without them has equal shards.
     # The words for an item may differ: they are those that most lines used, the erased customers' among them.

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clv.cluster import preparing
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from clv.data.prepare.publish import file_sha256
 from clv.data.spec.models import DatasetSpec
 
@@ -56,7 +56,7 @@ def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     manifest = preparing.prepare(
         DatasetSpec.load(spec), str(spec), out, run=preparing.run_here, partitions=8, say=lambda line: None
     )
-    return files_of(out) | {"books": manifest["books"]}
+    return files_of(out) | {"accounting": manifest["accounting"]}
 
 
 def files_of(out: Path) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def files_of(out: Path) -> dict[str, Any]:
 
 
 def disturbed(out: Path) -> dict[str, Any]:
-    return files_of(out) | {"books": Prepared.open(out).manifest["books"]}
+    return files_of(out) | {"accounting": PreparedDataset.open(out).manifest["accounting"]}
 
 
 @pytest.mark.parametrize("what", ["worker", "node"])

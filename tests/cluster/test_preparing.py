@@ -1,4 +1,4 @@
-"""Both passes of prepare, in one process and on Ray: same bytes, balanced books, nothing half written."""
+"""Both passes of prepare, in one process and on Ray: same bytes, balanced row accounting, nothing half written."""
 
 import json
 import os
@@ -85,9 +85,9 @@ def test_prepare_equals_one_kernel_over_the_whole_cleaned_log(tmp_path: Path, rn
 
     rows = pa.concat_tables([pq.read_table(path) for path in sorted(tmp_path.glob("log-*.parquet"))]).to_pandas()
     kept = rows[(rows["c"].notna()) & (rows["x"] > 0)].drop_duplicates()
-    assert manifest["books"]["events"]["accepted"] == len(kept)
-    assert manifest["books"]["events"]["read"] == len(rows)
-    assert manifest["books"]["events"]["rejected"] == {
+    assert manifest["accounting"]["events"]["accepted"] == len(kept)
+    assert manifest["accounting"]["events"]["read"] == len(rows)
+    assert manifest["accounting"]["events"]["rejected"] == {
         "customer_id is missing (anonymous)": int(rows["c"].isna().sum()),
         "amount <= 0": int((rows["c"].notna() & (rows["x"] <= 0)).sum()),
         "exact duplicate of another row": len(rows[(rows["c"].notna()) & (rows["x"] > 0)]) - len(kept),
@@ -149,7 +149,7 @@ def test_the_folder_holds_what_the_manifest_says(tmp_path: Path, rng: np.random.
         assert file_sha256(out / shard["file"]) == shard["sha256"]
     assert DatasetSpec.load(out / "spec.yaml") == spec
     rejects = pa.concat_tables([pq.read_table(out / name) for name in manifest["rejects"]])
-    counted = {t: sum(b["rejected"].values()) for t, b in manifest["books"].items()}
+    counted = {t: sum(b["rejected"].values()) for t, b in manifest["accounting"].items()}
     assert len(rejects) == sum(counted.values())
     assert manifest["event_types"] == {"purchase": 0}
     assert {entry["path"] for entry in manifest["sources"]} == {str(p) for p in tmp_path.glob("*.[cp]*")} - {str(out)}
@@ -167,11 +167,11 @@ def test_attributes_join_and_missing_ones_are_filled_and_flagged(tmp_path: Path,
     assert (rows["c1"]["attr_city"], rows["c1"]["attr_age"], rows["c1"]["attr_city_filled"]) == ("Ulm", 30.0, 0.0)
     assert (rows["c2"]["attr_city"], rows["c2"]["attr_age"], rows["c2"]["attr_city_filled"]) == ("unknown", 41.0, 1.0)
     assert (rows["c3"]["attr_city"], rows["c3"]["attr_age"]) == ("unknown", None)
-    assert manifest["books"]["customers"]["rejected"] == {
+    assert manifest["accounting"]["customers"]["rejected"] == {
         "customer_id is missing": 1,
         "customer_id stands in the table before": 1,
     }
-    assert manifest["books"]["customers"]["notices"] == {"customers of the customer table without an event": 1}
+    assert manifest["accounting"]["customers"]["notices"] == {"customers of the customer table without an event": 1}
 
 
 def test_attributes_with_a_date_travel_with_it_and_show_from_then_on(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -187,9 +187,9 @@ def test_attributes_with_a_date_travel_with_it_and_show_from_then_on(tmp_path: P
     ) + text[text.index("cleaning:") :]  # fmt: skip
     spec = DatasetSpec.parse(text, "shop.yaml")
     manifest = prepared(spec, tmp_path / "out", partitions=2)
-    books = manifest["books"]["customers"]
-    assert books["rejected"] == {"known_at of city is unreadable or outside 1970 to 2099": 2}
-    assert books["notices"]["values of city without a known_at, never used"] == 1
+    accounting = manifest["accounting"]["customers"]
+    assert accounting["rejected"] == {"known_at of city is unreadable or outside 1970 to 2099": 2}
+    assert accounting["notices"]["values of city without a known_at, never used"] == 1
     h = Histories.from_table(read_shards(tmp_path / "out"))
 
     def at(day: str) -> dict[str, tuple[str, float, float]]:
@@ -246,7 +246,7 @@ def test_an_order_id_shared_by_customers_is_a_counted_notice(tmp_path: Path) -> 
         "w.yaml",
     )
     manifest = prepared(spec, tmp_path / "out", partitions=3)
-    notices = manifest["books"]["events"]["notices"]
+    notices = manifest["accounting"]["events"]["notices"]
     assert notices == {"order ids that stand for several customers (each gets an order of its own)": 1}
     assert manifest["num_tokens"] == 3
 
@@ -266,8 +266,8 @@ def test_missing_amounts_take_the_list_price_of_the_item_table(tmp_path: Path) -
     h = Histories.from_table(read_shards(tmp_path / "out"))
     assert h.amount.tolist() == [7.5, 9.0]
     assert h.filled.tolist() == [1, 0]
-    assert manifest["books"]["events"]["rejected"] == {"amount is missing": 1}
-    assert manifest["books"]["items"]["rejected"] == {"item_id stands in the table before": 1}
+    assert manifest["accounting"]["events"]["rejected"] == {"amount is missing": 1}
+    assert manifest["accounting"]["items"]["rejected"] == {"item_id stands in the table before": 1}
 
 
 def test_too_many_rejects_stop_the_run_with_reasons_and_an_example_and_leave_nothing(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_on_ray_the_shards_are_the_same_bytes(tmp_path: Path, rng: np.random.Gen
     here = prepared(spec, tmp_path / "here", partitions=3)
     there = prepared(spec, tmp_path / "there", partitions=3, run=partial(run_on_ray, workers=2))
     assert here["shards"] == there["shards"]
-    assert here["books"] == there["books"]
+    assert here["accounting"] == there["accounting"]
 
 
 @pytest.mark.ray

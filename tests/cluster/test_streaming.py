@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from clv.cluster import streaming, training
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from clv.train.examples.in_memory import ShardOrigins
 from clv.train.examples.on_storage import Piece, load_here
 
 
 def test_ray_data_yields_what_the_loader_does_in_order(ray_cluster: None, task: Any) -> None:
     config = replace(task.config, feed="ray")
-    shop = training.read_shop(task.histories, config=config)
+    shop = training.read_dataset(task.histories, config=config)
     source = task.phases.final.source(shop, config)
     assert isinstance(source, ShardOrigins)
     assert source.load is streaming.load
@@ -40,10 +40,10 @@ def test_a_group_of_workers_is_fed_by_ray_data_as_by_the_loader(ray_cluster: Non
 
 def test_a_process_holds_a_share_of_the_customers_where_not_all_events_fit(task: Any) -> None:
     histories, config = task.histories, task.config
-    whole, num_tokens = training.read_shop(histories), Prepared.open(histories).manifest["num_tokens"]
-    assert not training.read_shop(histories, config=config).shards
-    some = training.read_shop(histories, config=replace(config, memory_events=num_tokens * 3 // 4))
+    whole, num_tokens = training.read_dataset(histories), PreparedDataset.open(histories).manifest["num_tokens"]
+    assert not training.read_dataset(histories, config=config).shards
+    some = training.read_dataset(histories, config=replace(config, memory_events=num_tokens * 3 // 4))
     assert 0 < len(some.histories) < len(whole.histories)
     assert len(some.shards) == 2
-    everything = training.read_shop(histories, config=replace(config, memory_events=1, feed="memory"))
+    everything = training.read_dataset(histories, config=replace(config, memory_events=1, feed="memory"))
     assert len(everything.histories) == len(whole.histories)

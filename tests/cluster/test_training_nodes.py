@@ -56,10 +56,10 @@ def test_a_lost_node_costs_steps_but_changes_nothing_and_the_rest_go_on_without_
     # It goes on from what was saved when the node was lost, or a little later.
     assert int(place[1]) >= int(saved[1]) > 0, lines
 
-    from clv.cluster.training import read_shop
+    from clv.cluster.training import read_dataset
 
     plain = config.with_engine(kind="torch")
-    undisturbed = trainer.train(read_shop(task.histories), task.phases, plain)
+    undisturbed = trainer.train(read_dataset(task.histories), task.phases, plain)
     found = pickle.loads((tmp_path / "result").read_bytes())
     losses = [
         [(row["phase"], row["epoch"], row["loss"]) for row in rows] for rows in (found["history"], undisturbed.history)

@@ -23,9 +23,9 @@ S3 = {
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as smoke_test:
+        smoke_test.bind(("127.0.0.1", 0))
+        return int(smoke_test.getsockname()[1])
 
 
 @contextmanager
@@ -76,8 +76,8 @@ def postgresql(folder: Path) -> Iterator[str]:
     )  # fmt: skip
     try:
         for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
+            with socket.socket() as smoke_test:
+                if smoke_test.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
         yield f"postgresql://shop@127.0.0.1:{port}/postgres"

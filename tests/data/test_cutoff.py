@@ -64,11 +64,13 @@ def assert_same(cut: Cut, expected: list[dict[str, Any]]) -> None:
     for i, row in enumerate(expected):
         assert cut.index[cut.offsets[i] : cut.offsets[i + 1]].tolist() == row["past"]
         for j, horizon in enumerate(HORIZONS):
-            ripe = row[f"value_{horizon}"] is not None
-            assert bool(cut.labels.mature[i, j]) is ripe
+            is_observed = row[f"value_{horizon}"] is not None
+            assert bool(cut.labels.observed[i, j]) is is_observed
             for name in ("value", "orders", "days"):
                 found = getattr(cut.labels, name)[i, j]
-                assert (np.isnan(found) and not ripe) or found == pytest.approx(row[f"{name}_{horizon}"], abs=2e-6)
+                assert (np.isnan(found) and not is_observed) or found == pytest.approx(
+                    row[f"{name}_{horizon}"], abs=2e-6
+                )
         assert cut.labels.next_days[i] == row["next_days"]
 
 
@@ -142,11 +144,11 @@ def test_a_horizon_of_days_ends_at_local_midnight_across_a_change_of_the_clocks(
     h = history(make_events(rows))
     cut = cutoff.cut(h, origin, (2,), LONDON, known_before=end)
     assert cut.labels is not None
-    assert cut.labels.mature.all()
+    assert cut.labels.observed.all()
     assert cut.labels.value.tolist() == [[1.0]]
     early = cutoff.cut(h, origin, (2,), LONDON, known_before=end - 1)
     assert early.labels is not None
-    assert not early.labels.mature.any()
+    assert not early.labels.observed.any()
     assert np.isnan(early.labels.value).all()
 
 

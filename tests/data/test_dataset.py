@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from clv.data.histories import SCHEMA_VERSION
 
 
@@ -13,9 +13,9 @@ def test_histories_of_another_version_are_refused_whatever_their_spec_holds(tmp_
     (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION - 1}))
     (tmp_path / "spec.yaml").write_text("name: shop\nmeasure: revenue\n")
     with pytest.raises(ValueError, match=f"has schema version {SCHEMA_VERSION - 1}, .*; prepare it again"):
-        Prepared.open(tmp_path)
+        PreparedDataset.open(tmp_path)
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a histories folder .*; write one with ray_jobs\.prepare"):
-        Prepared.open(tmp_path)
+        PreparedDataset.open(tmp_path)

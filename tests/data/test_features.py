@@ -121,12 +121,12 @@ def test_the_frame_holds_the_labels_of_a_labelled_cut(random_events: RandomEvent
     assert cut.labels is not None
     table = features.frame(cut, HORIZONS)
     for i, horizon in enumerate(HORIZONS):
-        for name in ("value", "orders", "days", "mature"):
+        for name in ("value", "orders", "days", "observed"):
             assert np.array_equal(
-                table[f"{name}_{horizon}"], getattr(cut.labels, name)[:, i], equal_nan=name != "mature"
+                table[f"{name}_{horizon}"], getattr(cut.labels, name)[:, i], equal_nan=name != "observed"
             )
-    assert table["mature_7"].all()
-    assert not table["mature_30"].any()
+    assert table["observed_7"].all()
+    assert not table["observed_30"].any()
     assert table["value_30"].isna().all()
     slim = features.purchases(cut)
     pd.testing.assert_frame_equal(slim, table[slim.columns])

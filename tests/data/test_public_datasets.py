@@ -52,7 +52,7 @@ def test_complete_journey(tmp_path: Path) -> None:
     lines = log.rename({"household_id": "customer", "sales_value": "amount"})
     ours, manifest = prepared("complete_journey", tmp_path / "out")
     assert_equal(ours, grouped(lines, ["basket_id"]))
-    assert manifest["books"]["events"]["accepted"] == len(log) == 1_469_307
+    assert manifest["accounting"]["events"]["accepted"] == len(log) == 1_469_307
 
 
 def test_cdnow(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_online_retail(tmp_path: Path, shared_data: Path, monkeypatch: pytest.Mo
     )
     ours, manifest = prepared("online_retail_ii", tmp_path / "out")
     assert_equal(ours, grouped(lines, ["Invoice"]))
-    rejected = manifest["books"]["events"]["rejected"]
+    rejected = manifest["accounting"]["events"]["rejected"]
     assert rejected["customer_id is missing (anonymous)"] == len(log) - len(known)
     assert rejected["order_id is to be ignored"] == len(known) - len(sold)
     assert rejected.get("quantity <= 0", 0) + rejected.get("unit_price <= 0", 0) == len(sold) - len(priced)
@@ -106,5 +106,5 @@ def test_taobao(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPat
     )
     ours, manifest = prepared("taobao", tmp_path / "out")
     assert_equal(ours.with_columns(pl.col("amount").fill_nan(0.0)), grouped(lines, ["token"]))
-    books = manifest["books"]["events"]
-    assert (books["read"], books["accepted"]) == (len(log), len(inside))
+    accounting = manifest["accounting"]["events"]
+    assert (accounting["read"], accounting["accepted"]) == (len(log), len(inside))

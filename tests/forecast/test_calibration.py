@@ -27,7 +27,7 @@ def world(n: int, seed: int) -> World:
 @pytest.fixture(scope="module")
 def fitted() -> calibration.Calibration:
     prediction, y, age, frequency = world(6000, 0)
-    return calibration.fit_calibration(prediction, y, y > 0, age, frequency, level_error=0.05)
+    return calibration.fit_calibration(prediction, y, y > 0, age, frequency, factor_error=0.05)
 
 
 def test_held_out_bands_become_honest(fitted: calibration.Calibration) -> None:
@@ -72,7 +72,7 @@ def test_totals_are_left_to_the_level(fitted: calibration.Calibration, odds: flo
     assert q is not None
     value = said * prediction.value / prediction.p_purchase / spend
     low = Prediction(value=value, p_purchase=said, quantiles=Quantiles(q.levels, q.values / spend, q.p_zero))
-    free = calibration.fit_calibration(low, y, y > 0, age, frequency, level_error=0.05)
+    free = calibration.fit_calibration(low, y, y > 0, age, frequency, factor_error=0.05)
     after = free.apply(low, age, frequency)
     assert after.p_purchase is not None
     assert after.quantiles is not None
@@ -81,7 +81,7 @@ def test_totals_are_left_to_the_level(fitted: calibration.Calibration, odds: flo
     assert after.quantiles.mean().sum() == pytest.approx(low.value.sum(), rel=0.02)
     assert free.slope == pytest.approx(fitted.slope, abs=0.05)
     assert np.abs(np.array(free.remap) - np.array(fitted.remap)).max() < 0.1
-    assert (free.level_stretch > 2) == (spend != 1)
+    assert (free.factor_error_scale > 2) == (spend != 1)
 
 
 def test_order_is_kept_quantiles_stay_monotone_and_zero_mass_fits_the_probability(
@@ -111,8 +111,8 @@ def test_bands_of_sums_cover_held_out_groups(fitted: calibration.Calibration, si
 def test_a_level_that_misses_by_more_than_it_said_is_believed_less(miss: float, low: float, high: float) -> None:
     prediction, y, age, frequency = world(6000, 0)
     off = replace(prediction, value=prediction.value * (y.sum() / prediction.value.sum()) / miss)
-    fit = calibration.fit_calibration(off, y, y > 0, age, frequency, level_error=0.05)
-    assert low <= fit.level_stretch <= high
+    fit = calibration.fit_calibration(off, y, y > 0, age, frequency, factor_error=0.05)
+    assert low <= fit.factor_error_scale <= high
 
 
 def test_few_customers_hardly_move_the_model() -> None:

@@ -103,20 +103,22 @@ def test_moving_keeps_the_shape_and_meets_the_new_mean(drawn: Forecast) -> None:
     np.testing.assert_allclose(np.diff(moved.location, axis=-1), np.diff(drawn.location, axis=-1), atol=1e-12)
 
 
-def test_a_gate_of_one_is_the_model_and_of_zero_the_anchor(drawn: Forecast, rng: np.random.Generator) -> None:
+def test_a_blend_weight_of_one_is_the_model_and_of_zero_the_btyd_model(
+    drawn: Forecast, rng: np.random.Generator
+) -> None:
     hazard = np.cumsum(rng.uniform(0.05, 1, (S, H)), axis=1)
     base = Curves(hazard, -np.expm1(-hazard) + np.cumsum(rng.uniform(0.1, 1, (S, H)), axis=1), hazard * 40)
-    model, anchor = drawn.gated(base, 1.0, 1.0), drawn.gated(base, 0.0, 0.0)
+    model, btyd_model = drawn.blended(base, 1.0, 1.0), drawn.blended(base, 0.0, 0.0)
     for name in ("hazard", "repeats", "value", "location"):
         np.testing.assert_allclose(getattr(model, name), getattr(drawn, name), rtol=1e-9, atol=1e-12)
     for name in ("hazard", "repeats", "value", "p_purchase", "orders"):
-        np.testing.assert_allclose(getattr(anchor, name), getattr(base, name), rtol=1e-9)
-    half = drawn.gated(base, 0.5, 0.25)
+        np.testing.assert_allclose(getattr(btyd_model, name), getattr(base, name), rtol=1e-9)
+    half = drawn.blended(base, 0.5, 0.25)
     np.testing.assert_allclose(half.hazard, (drawn.hazard + base.hazard) / 2)
     np.testing.assert_allclose(half.value, 0.25 * drawn.value + 0.75 * base.value)
 
 
-def test_beyond_the_last_matured_horizon_a_forecast_grows_by_the_increments_of_the_btyd_model(
+def test_beyond_the_last_fully_observed_horizon_a_forecast_grows_by_the_increments_of_the_btyd_model(
     drawn: Forecast, rng: np.random.Generator
 ) -> None:
     hazard = np.cumsum(rng.uniform(0.05, 1, (S, 3)), axis=1)
@@ -175,10 +177,10 @@ def test_a_forecast_is_in_currency(shop, model: CustomerModel) -> None:
     np.testing.assert_allclose(mean, hundred.value, rtol=1e-4)
 
 
-def test_fresh_models_forecast_the_mean_of_the_anchor_and_the_typical_customer(shop) -> None:
+def test_fresh_models_forecast_the_mean_of_the_btyd_model_and_the_typical_customer(shop) -> None:
     config = ModelConfig(backbone=BackboneConfig(width=8, num_layers=1, num_heads=1, intermediate=8), hidden=8)
     fresh = forecast(CustomerModel(config, shop.space, 2), shop.samples, 30.0)
-    hazard, repeats, value = np.moveaxis(shop.samples.typical, 1, 0)
+    hazard, repeats, value = np.moveaxis(shop.samples.population_average, 1, 0)
     np.testing.assert_allclose(fresh.value, (shop.samples.base_value + value) / 2 * 30.0, rtol=1e-5)
     np.testing.assert_allclose(fresh.hazard, (shop.samples.base_hazard + hazard) / 2, rtol=1e-5)
     np.testing.assert_allclose(fresh.repeats, (shop.samples.base_repeats + repeats) / 2, rtol=1e-5)
@@ -196,7 +198,7 @@ def test_an_ensemble_is_the_mean_of_readers_that_learn_each_by_itself(shop) -> N
     assert sum(p.numel() for p in model.others.parameters()) > 0
     with torch.no_grad():
         for number, reader in enumerate(model.others):
-            reader.heads["anchor"].corrections.bias.fill_(0.1 * (number + 1))
+            reader.heads["btyd"].corrections.bias.fill_(0.1 * (number + 1))
     batch = shop.samples.batch(np.arange(20))
     out = model(batch)
     tokens = model.tokens(batch)

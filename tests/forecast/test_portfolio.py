@@ -8,15 +8,15 @@ from clv.forecast.distributions import LEVELS, Prediction, Quantiles, hurdle_log
 World = tuple[Prediction, np.ndarray]
 
 
-def world(n: int, seed: int = 0, level_error: float = 0.0) -> World:
+def world(n: int, seed: int = 0, factor_error: float = 0.0) -> World:
     """Customers who do what the prediction says, times one level that all share."""
     rng = np.random.default_rng(seed)
     p, mu, sigma = rng.beta(0.8, 2, n), rng.normal(3, 0.8, n), np.full(n, 0.9)
-    level = np.exp(level_error * rng.normal() - level_error**2 / 2)
+    level = np.exp(factor_error * rng.normal() - factor_error**2 / 2)
     y = np.where(rng.random(n) < p, np.exp(mu + sigma * rng.normal(size=n)), 0.0) * level
     mean = p * np.exp(mu + sigma**2 / 2)
     quantiles = hurdle_lognormal(p, mu, sigma)
-    return Prediction(value=mean, p_purchase=p, quantiles=quantiles, level_error=level_error), y
+    return Prediction(value=mean, p_purchase=p, quantiles=quantiles, factor_error=factor_error), y
 
 
 def band(prediction: Prediction) -> np.ndarray:
@@ -24,7 +24,7 @@ def band(prediction: Prediction) -> np.ndarray:
     assert prediction.quantiles is not None
     drawn = portfolio.totals(prediction.quantiles.at(portfolio.DRAW_LEVELS)[:, None, :])
     mean = [[prediction.value.sum()]]
-    return portfolio.bands(drawn, mean, [len(prediction)], level_error=[prediction.level_error])[0, 0]
+    return portfolio.bands(drawn, mean, [len(prediction)], factor_error=[prediction.factor_error])[0, 0]
 
 
 def test_a_sum_of_normal_customers_has_the_closed_form_band() -> None:
@@ -36,27 +36,27 @@ def test_a_sum_of_normal_customers_has_the_closed_form_band() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 10, 100, 1000])
-@pytest.mark.parametrize("level_error", [0.0, 0.3])
-def test_bands_cover_sums_of_any_size(size: int, level_error: float) -> None:
+@pytest.mark.parametrize("factor_error", [0.0, 0.3])
+def test_bands_cover_sums_of_any_size(size: int, factor_error: float) -> None:
     """Each world has one level, so many are needed; a customer alone is judged by quantiles that know it already."""
-    if size == 1 and level_error:
+    if size == 1 and factor_error:
         pytest.skip("covered by the customer's own quantiles")
     below, above = [], []
     for seed in range(60):
-        prediction, y = world(max(size, 200), seed, level_error)
+        prediction, y = world(max(size, 200), seed, factor_error)
         group = portfolio.random_groups(len(y), size)
         low, high = portfolio.group_bands(prediction, group)
         real = np.bincount(group, weights=y)
         below.append(np.mean(real < low))
         above.append(np.mean(real > high))
-    few = level_error or size == 1000  # 60 groups, or 60 levels
+    few = factor_error or size == 1000  # 60 groups, or 60 levels
     assert np.mean(above) == pytest.approx(0.1, abs=0.06 if few else 0.03)
     if size > 1:  # no sum of one customer lies below a tenth that is zero
         assert np.mean(below) == pytest.approx(0.1, abs=0.06 if few else 0.03)
 
 
 def test_a_customer_alone_keeps_his_own_quantiles() -> None:
-    prediction, _ = world(50, level_error=0.3)
+    prediction, _ = world(50, factor_error=0.3)
     assert prediction.quantiles is not None
     own = prediction.quantiles.at(portfolio.BAND)
     for i in range(50):
@@ -66,7 +66,7 @@ def test_a_customer_alone_keeps_his_own_quantiles() -> None:
 
 def test_the_spread_of_customers_averages_away_and_that_of_the_level_does_not() -> None:
     known, _ = world(4000)
-    unsure, _ = world(4000, level_error=0.2)
+    unsure, _ = world(4000, factor_error=0.2)
     relative = [(high - low) / middle for low, middle, high in (band(known), band(unsure))]
     assert known.quantiles is not None
     closed = 2 * 1.2816 * np.sqrt(known.quantiles.variance().sum()) / known.value.sum()
@@ -80,7 +80,7 @@ def test_totals_do_not_fall_with_the_horizon() -> None:
     drawn = portfolio.totals(values)
     assert (np.diff(drawn, axis=1) >= 0).all()
     found = portfolio.bands(
-        drawn, values.mean(2).sum(0)[None], [300], level_error=[0.4, 0.1, 0.3], spread=[2.0, 1.0, 0.5]
+        drawn, values.mean(2).sum(0)[None], [300], factor_error=[0.4, 0.1, 0.3], spread=[2.0, 1.0, 0.5]
     )
     assert (np.diff(found, axis=1) >= 0).all()
 

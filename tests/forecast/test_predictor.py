@@ -25,13 +25,13 @@ from clv.models.model import ModelConfig
 from clv.simulate import small
 from clv.train.config import EngineConfig, TrainConfig
 from clv.train.export import to_bundle
-from clv.train.fitting import Shop, plan
+from clv.train.fitting import Dataset, plan
 from clv.train.trainer import train
 
 CLOCK = Clock("Europe/London")
 CUT = CLOCK.parse("2024-04-01")
 HORIZONS = (30, 90)
-VALUES = ["value_median", "value_p10", "value_p90", "value_mean", "clv_mean", "anchor_value_mean"]
+VALUES = ["value_median", "value_p10", "value_p90", "value_mean", "clv_mean", "btyd_value_mean"]
 NUMBERS = ["p_purchase", "churn_probability", "orders_mean", "aov", *VALUES]
 
 
@@ -59,15 +59,15 @@ def table() -> pa.Table:
 
 
 def build(table: pa.Table, value: Value = "gross", horizons: tuple[int, ...] = HORIZONS) -> Bundle:
-    shop = Shop(Histories.from_table(table), CLOCK, value, horizons, Items.empty(), CLOCK.parse("2024-07-01"))
+    shop = Dataset(Histories.from_table(table), CLOCK, value, horizons, Items.empty(), CLOCK.parse("2024-07-01"))
     phases = plan(shop, CUT, config())
     fitted = train(shop, phases, config())
-    # The gate of so short a training may choose the anchor alone; here the model has its say.
-    one = replace(fitted.adjustment, gate_purchase=(0.5,) * len(horizons), gate_value=(0.75,) * len(horizons))
-    gates = one.limited(phases.final.num_matured)
+    # The blend weight of so short a training may choose the BTYD model alone; here the model has its say.
+    one = replace(fitted.adjustment, blend_purchase=(0.5,) * len(horizons), blend_value=(0.75,) * len(horizons))
+    blend_weights = one.limited(phases.final.num_matured)
     facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": value}
     facts |= {"horizons": list(horizons), "discount_rate_annual": 0.1}
-    return to_bundle(shop, phases, config(), replace(fitted, adjustment=gates), facts, list(phases.notices))
+    return to_bundle(shop, phases, config(), replace(fitted, adjustment=blend_weights), facts, list(phases.notices))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_every_score_grows_with_the_horizon(predictor: Predictor, table: pa.Tabl
     assert (np.diff(mean[list(asked)]) > 0).all()
 
 
-GROWING = ("p_purchase", "orders_mean", "value_mean", "anchor_value_mean", "value_p10", "value_median", "value_p90")
+GROWING = ("p_purchase", "orders_mean", "value_mean", "btyd_value_mean", "value_p10", "value_median", "value_p90")
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -179,7 +179,7 @@ def orders_of(scores: pa.Table) -> pd.DataFrame:
 def btyd_orders(predictor: Predictor, table: pa.Table, horizons: list[int]) -> pd.DataFrame:
     """Orders that the BTYD model expects without season, one column per horizon."""
     rows = predictor._assembler.at(Histories.from_table(table), CUT).table
-    orders = predictor._assembler.baseline.curves(rows, horizons).orders
+    orders = predictor._assembler.btyd.curves(rows, horizons).orders
     return pd.DataFrame(orders, index=rows["customer_id"].to_numpy(), columns=horizons)
 
 
@@ -219,15 +219,15 @@ def test_orders_at_any_horizon_lie_in_the_proportion_of_the_btyd_curve(
 
 @pytest.fixture(scope="module")
 def young(table: pa.Table) -> Bundle:
-    """A bundle with a horizon that is nearly as long as the log, so that no training origin has matured for it."""
+    """A bundle with a horizon that is nearly as long as the log, so that no training origin has fully observed for it."""
     return build(table, horizons=(30, 90, 450))
 
 
-def test_beyond_the_last_matured_horizon_every_customer_grows_by_the_btyd_models_increments(
+def test_beyond_the_last_fully_observed_horizon_every_customer_grows_by_the_btyd_models_increments(
     young: Bundle, table: pa.Table
 ) -> None:
-    assert young.calibration["gate_purchase"] == [0.5, 0.5, 0.0]
-    assert young.calibration["gate_value"] == [0.75, 0.75, 0.0]
+    assert young.calibration["blend_purchase"] == [0.5, 0.5, 0.0]
+    assert young.calibration["blend_value"] == [0.75, 0.75, 0.0]
     predictor = Predictor(young)
     rows = predictor._assembler.at(Histories.from_table(table), CUT)
     scores = predictor.predict(table, CUT).to_pandas().assign(hazard=lambda s: -np.log1p(-s["p_purchase"]))
@@ -247,12 +247,12 @@ def test_beyond_the_last_matured_horizon_every_customer_grows_by_the_btyd_models
 def test_an_untrained_ratio_to_the_btyd_model_is_carried_on_neither_by_scores_nor_by_lifetime_value(
     young: Bundle, table: pa.Table
 ) -> None:
-    three_years = replace(young, anchor=young.anchor | {"warning": "the purchases show no dropout"})
+    three_years = replace(young, btyd_model=young.btyd | {"warning": "the purchases show no dropout"})
     ends = [30, 90, 450, 450 + 365, 450 + 2 * 365, 450 + 3 * 365]
     scores = Predictor(three_years).predict(table, CUT, [*ends, 200]).to_pandas()
     ours, btyd = (
         scores.pivot(index="customer_id", columns="horizon_days", values=name)
-        for name in ("value_mean", "anchor_value_mean")
+        for name in ("value_mean", "btyd_value_mean")
     )
     for day in (200, *ends[2:]):
         np.testing.assert_allclose(ours[day] - ours[90], btyd[day] - btyd[90], rtol=1e-6)
@@ -266,7 +266,7 @@ def test_an_untrained_ratio_to_the_btyd_model_is_carried_on_neither_by_scores_no
 
 def test_lifetime_value_counts_fewer_years_where_nobody_is_seen_to_leave(bundle: Bundle, table: pa.Table) -> None:
     def lifetime(warning: str | None) -> pd.Series:
-        one = Predictor(replace(bundle, anchor=bundle.anchor | {"warning": warning}))
+        one = Predictor(replace(bundle, btyd_model=bundle.btyd | {"warning": warning}))
         scores = one.predict(table, CUT, (90, 90 + 3 * 365)).to_pandas()
         assert scores.groupby("customer_id")["clv_mean"].nunique().eq(1).all()
         return scores.set_index(["horizon_days", "customer_id"])
@@ -343,8 +343,8 @@ def test_a_portfolio_is_of_the_contract_and_its_mean_the_sum_of_the_scores(
 def test_a_portfolio_is_surer_than_its_customers_but_never_surer_than_its_level(
     bundle: Bundle, table: pa.Table
 ) -> None:
-    def width(level_stretch: float) -> float:
-        plain = [c | {"level_stretch": level_stretch} for c in bundle.calibration["calibration"]]
+    def width(factor_error_scale: float) -> float:
+        plain = [c | {"factor_error_scale": factor_error_scale} for c in bundle.calibration["calibration"]]
         other = replace(bundle, calibration=bundle.calibration | {"calibration": plain})
         low, _, high = (Predictor(other).portfolio(table, CUT, (90,))[n][0].as_py() for n in names)
         return high - low
@@ -353,7 +353,7 @@ def test_a_portfolio_is_surer_than_its_customers_but_never_surer_than_its_level(
     scores = Predictor(bundle).predict(table, CUT, (90,)).to_pandas()
     assert width(0.0) < 0.3 * (scores["value_p90"] - scores["value_p10"]).sum()
     day = int(CLOCK.day_of(np.array([CUT]))[0])
-    error = Predictor(bundle)._assembler.baseline.forecast_level(day, (90,))[2][0]
+    error = Predictor(bundle)._assembler.btyd.forecast_factor(day, (90,))[2][0]
     assert error > 0.03
     sigma, mean = 2.0 * error, scores["value_mean"].sum()
     assert width(2.0) > 0.95 * mean * np.exp(-(sigma**2) / 2) * 2 * np.sinh(1.28 * sigma)  # lognormal of that mean

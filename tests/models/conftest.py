@@ -21,8 +21,8 @@ MAX_TOKENS = 12
 
 
 @dataclass(frozen=True)
-class Shop:
-    """`past` has labels, immature for 90 days at the second origin."""
+class Dataset:
+    """`past` has labels, not fully observed for 90 days at the second origin."""
 
     clock: Clock
     histories: Histories
@@ -34,7 +34,7 @@ class Shop:
 
 
 @pytest.fixture(scope="session")
-def shop() -> Shop:
+def shop() -> Dataset:
     made = simulate(150, "2023-01-01", "2024-03-01", seed=5, timezone="Europe/Berlin", return_share=0.1)
     clock, rng = Clock("Europe/Berlin"), np.random.default_rng(6)
     events = made.events
@@ -70,14 +70,14 @@ def shop() -> Shop:
     curves = np.cumsum(rng.uniform(0.05, 1.0, (3, len(past), len(HORIZONS))), axis=2).astype(np.float32)
     samples = Samples(
         tokens=space.tokens(past, MAX_TOKENS),
-        # As the assembler does: the features, then the three curves of the anchor.
+        # As the assembler does: the features, then the three curves of the BTYD model.
         wide=np.concatenate([space.wide(table), *np.log(curves)], axis=1),
         base_hazard=curves[0],
         base_repeats=curves[1],
         base_value=curves[2],
-        typical=np.tile(curves.mean(axis=1), (len(past), 1, 1)),
+        population_average=np.tile(curves.mean(axis=1), (len(past), 1, 1)),
         value=np.nan_to_num(labels.value / 30).astype(np.float32),
         orders=np.nan_to_num(labels.orders).astype(np.float32),
-        mature=labels.mature,
+        observed=labels.observed,
     )
-    return Shop(clock, h, past, table, items, space, samples)
+    return Dataset(clock, h, past, table, items, space, samples)

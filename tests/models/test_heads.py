@@ -30,7 +30,7 @@ def z() -> Tensor:
     return torch.randn(B, Z, generator=torch.Generator().manual_seed(9))
 
 
-def test_fresh_heads_return_the_curves_of_the_anchor() -> None:
+def test_fresh_heads_return_the_curves_of_the_btyd_model() -> None:
     hazard, repeats, value = curves()
     out = Heads(Z, H)(z() * 100, hazard, repeats, value)
     torch.testing.assert_close(out.hazard, hazard, rtol=1e-6, atol=0)
@@ -51,7 +51,7 @@ def test_horizons_never_contradict_each_other(seed: int) -> None:
     assert bool((out.orders >= out.p_purchase).all())
 
 
-def test_an_anchor_that_stands_still_still_gives_positive_curves() -> None:
+def test_an_btyd_model_that_stands_still_still_gives_positive_curves() -> None:
     flat = torch.zeros(B, H)
     out = wild()(z(), flat, flat, flat)
     for values in (out.hazard, out.repeats, out.value, out.location, out.sigma):

@@ -1,4 +1,4 @@
-"""Losses against scipy, finite at the edges, additive over workers, and blind to labels that are not mature."""
+"""Losses against scipy, finite at the edges, additive over workers, and blind to labels that are not fully observed."""
 
 from dataclasses import fields, replace
 from typing import get_args
@@ -28,12 +28,12 @@ def outputs(dtype: torch.dtype = torch.float64, rows: int = B) -> Outputs:
         return heads(torch.randn(rows, 6, dtype=dtype), base[0], base[1], base[2])  # type: ignore[no-any-return]
 
 
-def targets(dtype: torch.dtype = torch.float64, mature_share: float = 1.0) -> Targets:
+def targets(dtype: torch.dtype = torch.float64, observed_share: float = 1.0) -> Targets:
     rng = np.random.default_rng(3)
     orders = np.cumsum(rng.poisson(0.7, (B, H)), axis=1)
     value = np.where(orders > 0, rng.lognormal(0, 1, (B, H)) * orders, 0.0)
-    mature = rng.random((B, H)) < mature_share
-    return Targets(*(torch.tensor(a, dtype=dtype) for a in (value, orders, mature)))
+    observed = rng.random((B, H)) < observed_share
+    return Targets(*(torch.tensor(a, dtype=dtype) for a in (value, orders, observed)))
 
 
 def part(thing: Outputs | Targets, rows: slice) -> Outputs | Targets:
@@ -125,7 +125,7 @@ def test_losses_and_gradients_are_finite_at_the_edges(name: LossName, expected: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_members_of_a_mean_are_judged_one_by_one(name: LossName) -> None:
-    one, wanted, config = outputs(), targets(mature_share=0.7), LossConfig(name=name)
+    one, wanted, config = outputs(), targets(observed_share=0.7), LossConfig(name=name)
     other = replace(one, value=one.value * 2, hazard=one.hazard / 2)
     apart = [losses.total(out, wanted, config) for out in (one, other)]
     together = losses.total(mean_of([one, other]), wanted, config)
@@ -135,7 +135,7 @@ def test_members_of_a_mean_are_judged_one_by_one(name: LossName) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sum_and_weight_add_up_over_the_parts_of_a_batch(name: LossName) -> None:
-    out, wanted, config = outputs(), targets(mature_share=0.7), LossConfig(name=name)
+    out, wanted, config = outputs(), targets(observed_share=0.7), LossConfig(name=name)
     whole = losses.total(out, wanted, config)
     pieces = [
         losses.total(part(out, rows), part(wanted, rows), config)  # type: ignore[arg-type]
@@ -143,13 +143,13 @@ def test_sum_and_weight_add_up_over_the_parts_of_a_batch(name: LossName) -> None
     ]
     for i in range(2):
         assert sum(float(p[i]) for p in pieces) == pytest.approx(float(whole[i]), rel=1e-12)
-    assert float(whole[1]) == float(wanted.mature.sum())
+    assert float(whole[1]) == float(wanted.observed.sum())
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("nonsense", [float("nan"), float("inf"), -5.0, 1e30])
-def test_an_immature_label_never_enters(name: LossName, nonsense: float) -> None:
-    out, wanted, config = outputs(), targets(mature_share=0.6), LossConfig(name=name)
+def test_an_not_fully_observed_label_never_enters(name: LossName, nonsense: float) -> None:
+    out, wanted, config = outputs(), targets(observed_share=0.6), LossConfig(name=name)
 
     def result(labels: Targets) -> tuple[Tensor, Tensor]:
         named = [f.name for f in fields(out) if f.name != "members"]
@@ -158,19 +158,19 @@ def test_an_immature_label_never_enters(name: LossName, nonsense: float) -> None
         loss.backward()
         grads = [leaf.grad for name, leaf in leaves.items() if leaf.grad is not None and name != "dispersion"]
         assert len(grads) >= 2
-        assert not any(bool(grad[labels.mature == 0].any()) for grad in grads)
+        assert not any(bool(grad[labels.observed == 0].any()) for grad in grads)
         return torch.stack([loss, weight]).detach(), torch.cat([grad.flatten() for grad in grads])
 
-    absent = wanted.mature == 0
+    absent = wanted.observed == 0
     spoiled = Targets(
-        wanted.value.masked_fill(absent, nonsense), wanted.orders.masked_fill(absent, nonsense), wanted.mature
+        wanted.value.masked_fill(absent, nonsense), wanted.orders.masked_fill(absent, nonsense), wanted.observed
     )
     for clean, dirty in zip(result(wanted), result(spoiled), strict=True):
         assert torch.equal(clean, dirty)
 
 
-def test_a_batch_without_a_mature_label_weighs_nothing() -> None:
-    loss, weight = losses.total(outputs(), targets(mature_share=0.0), LossConfig())
+def test_a_batch_without_a_fully_observed_label_weighs_nothing() -> None:
+    loss, weight = losses.total(outputs(), targets(observed_share=0.0), LossConfig())
     assert (float(loss), float(weight)) == (0.0, 0.0)
 
 

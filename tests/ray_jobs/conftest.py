@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clv.cluster import preparing, training
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from clv.data.spec.models import DatasetSpec
 from clv.simulate.small import Simulation, simulate
 
@@ -50,7 +50,7 @@ discount_rate_annual: 0.1
 
 
 @dataclass(frozen=True)
-class Shop:
+class Dataset:
     """Files of 300 customers from 2023-01-01 to 2024-06-30, and the dataset file."""
 
     folder: Path
@@ -59,7 +59,7 @@ class Shop:
 
 
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("shop")
     made = simulate(
         300, "2023-01-01", "2024-07-01", seed=3, timezone="Europe/Berlin", return_share=0.03, acquired_over=0.85
@@ -76,11 +76,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     made.items.to_csv(folder / "items.csv", index=False)
     made.customers.to_csv(folder / "customers.csv", index=False)
     (folder / "spec.yaml").write_text(SPEC.format(folder=folder))
-    return Shop(folder, folder / "spec.yaml", made)
+    return Dataset(folder, folder / "spec.yaml", made)
 
 
 @pytest.fixture(scope="session")
-def histories(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def histories(shop: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shop prepared into three shards, without Ray."""
     out = tmp_path_factory.mktemp("prepared") / "histories"
     spec = DatasetSpec.load(shop.spec)
@@ -99,7 +99,7 @@ def small_bundle(histories: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     backbone = replace(config.model.backbone, architecture="gru")
     config = replace(config, model=replace(config.model, backbone=backbone), epochs=1, num_origins=4)
     config = replace(config, samples_per_epoch=64, batch_size=64)
-    read, prepared = training.read_shop(histories), Prepared.open(histories)
+    read, prepared = training.read_dataset(histories), PreparedDataset.open(histories)
     phases = fitting.plan(read, prepared.origin(CUT), config)
     fitted = trainer.train(read, phases, config)
     folder = tmp_path_factory.mktemp("bundles") / "bundle"

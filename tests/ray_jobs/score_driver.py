@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 
 from clv.cluster import scoring
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from tests.cluster.two_nodes import two_nodes
 
 
 def scorers() -> list[int]:
     """Processes of this cluster that hold a predictor."""
     children = psutil.Process().children(recursive=True)
-    return [p.pid for p in children if any("Scorer" in part for part in p.cmdline())]
+    return [p.pid for p in children if any("ShardScorer" in part for part in p.cmdline())]
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
                     nodes.remove_node(victim, allow_graceful=False)  # SIGKILL to the raylet; its workers go with it
                 print(f"killed a {what}", flush=True)
 
-        prepared = Prepared.open(histories)
+        prepared = PreparedDataset.open(histories)
         scoring.score(Path(bundle), prepared, prepared.origin(day), Path(out), workers=2, say=say)
 
 

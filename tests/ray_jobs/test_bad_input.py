@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clv.cluster import preparing, session, training
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from clv.data.histories import Histories, concat
 from clv.data.spec.models import DatasetSpec
 from clv.forecast.predictor import Predictor
@@ -164,10 +164,10 @@ def prepare_here(spec: Path, out: Path, partitions: int = 1) -> tuple[dict[str, 
 def test_every_bad_row_is_set_aside_with_its_reason_and_the_good_ones_stay(tmp_path: Path) -> None:
     spec = write_shop(tmp_path, ROWS.encode() + b"".join(BAD_ROWS), more="max_rejected_share: 0.6")
     manifest, h = prepare_here(spec, tmp_path / "out")
-    books = manifest["books"]["events"]
+    accounting = manifest["accounting"]["events"]
     reasons = list(BAD_ROWS.values())
-    assert books["rejected"] == {reason: reasons.count(reason) for reason in set(reasons)}
-    assert (books["read"], books["accepted"]) == (19, 9)
+    assert accounting["rejected"] == {reason: reasons.count(reason) for reason in set(reasons)}
+    assert (accounting["read"], accounting["accepted"]) == (19, 9)
     assert h.customer_id.to_pylist() == ["c0", "c1", "c2"]
     rejects = pa.concat_tables([pq.read_table(tmp_path / "out" / name) for name in manifest["rejects"]])
     assert sorted(rejects["reason"].to_pylist()) == sorted(reasons)
@@ -177,7 +177,7 @@ def test_an_order_id_that_customers_share_is_an_order_of_each_and_a_notice(tmp_p
     rows = HEADER + "a,2024-01-01,o1,5\na,2024-01-01,o1,7\nb,2024-01-02,o1,9\n"
     manifest, h = prepare_here(write_shop(tmp_path, rows), tmp_path / "out", partitions=3)
     assert {name: [h.amount[i]] for i, name in enumerate(h.customer_id.to_pylist())} == {"a": [12.0], "b": [9.0]}
-    notices = manifest["books"]["events"]["notices"]
+    notices = manifest["accounting"]["events"]["notices"]
     assert notices == {"order ids that stand for several customers (each gets an order of its own)": 1}
 
 
@@ -199,7 +199,7 @@ def test_a_customer_with_100_000_events_keeps_them_all_and_is_scored_with_the_ot
 ) -> None:
     customer = ["big"] * 100_000 + [f"c{i % 50}" for i in range(500)]
     folder = write_log(tmp_path, customer, rng.uniform(0, 364.9, 100_500))
-    table = Prepared.open(folder).histories()
+    table = PreparedDataset.open(folder).histories()
     h = Histories.from_table(table)
     assert np.diff(h.offsets)[h.customer_id.to_pylist().index("big")] == pytest.approx(100_000, rel=0.02)
     predictor = Predictor(small_bundle)
@@ -211,17 +211,19 @@ def test_a_customer_with_100_000_events_keeps_them_all_and_is_scored_with_the_ot
 
 def test_one_customer_only_can_be_trained_on(tmp_path: Path) -> None:
     folder = write_log(tmp_path, ["a"] * 12, np.arange(12) * 40.0)
-    phases = fitting.plan(training.read_shop(folder), Prepared.open(folder).origin(None), TrainConfig(num_origins=4))
+    phases = fitting.plan(
+        training.read_dataset(folder), PreparedDataset.open(folder).origin(None), TrainConfig(num_origins=4)
+    )
     assert len(phases.final.days)
     assert len(phases.notices) == 1
-    assert "anchor: 1 customers bought again, fewer than 50" in phases.notices[0]
+    assert "BTYD model: 1 customers bought again, fewer than 50" in phases.notices[0]
 
 
 def test_a_log_too_short_to_hold_an_origin_out_says_what_is_dropped(tmp_path: Path, rng: np.random.Generator) -> None:
     folder = write_log(tmp_path, [f"c{i % 20}" for i in range(300)], np.sort(rng.uniform(0, 75, 300)))
-    phases = fitting.plan(training.read_shop(folder), Prepared.open(folder).origin(None), TrainConfig())
+    phases = fitting.plan(training.read_dataset(folder), PreparedDataset.open(folder).origin(None), TrainConfig())
     assert phases.trial is None
-    assert "horizon 90 days: no past origin of the log has matured" in phases.notices[0]
+    assert "horizon 90 days: no past origin of the log has fully observed" in phases.notices[0]
     assert "too short (76 days) to hold an origin out: no calibration, no early stopping" in phases.notices[1]
 
 

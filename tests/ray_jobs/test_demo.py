@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clv.evaluate.baselines.run import PEERS
+from clv.evaluate.baselines.run import BASELINES
 from clv.evaluate.panel import Panel
 from clv.evaluate.report import html_page
 from clv.evaluate.report.findings import find
@@ -16,7 +16,7 @@ from ray_jobs import demo
 def test_the_last_screen_compares_all_models_and_ours_first(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y = rng.gamma(1.0, 20.0, 200) * (rng.random(200) < 0.5)
-    ran = {name: Prediction(value=y * rng.lognormal(0, 0.5, 200)) for name in ("clv", *PEERS)}
+    ran = {name: Prediction(value=y * rng.lognormal(0, 0.5, 200)) for name in ("clv", *BASELINES)}
     panel = Panel(
         origin=demo.ORIGIN,
         horizon_days=demo.HORIZON_DAYS,
@@ -41,5 +41,5 @@ def test_the_last_screen_compares_all_models_and_ours_first(tmp_path: Path) -> N
         "crps",
         "pit80",
     ]
-    assert [row.split()[0] for row in rows] == ["clv", *PEERS]
+    assert [row.split()[0] for row in rows] == ["clv", *BASELINES]
     assert rows[-1].endswith("not run: the log reaches back 276 days")

@@ -44,7 +44,7 @@ SCORE_COLUMNS = {
     "value_p10": pa.float64(),
     "value_p90": pa.float64(),
     "clv_mean": pa.float64(),
-    "anchor_value_mean": pa.float64(),
+    "btyd_value_mean": pa.float64(),
     "extrapolated": pa.bool_(),
     "value_rank": pa.int64(),
     "value_decile": pa.int32(),
@@ -128,11 +128,11 @@ def check_record(path: Path, **arguments: object) -> dict[str, Any]:
     return dict(record)
 
 
-def test_prepare_keeps_every_event_and_balances_its_books(prepared: Step, shop: Any) -> None:
+def test_prepare_keeps_every_event_and_balances_its_row_accounting(prepared: Step, shop: Any) -> None:
     events = shop.simulation.events
     manifest = json.loads((prepared.folder / "manifest.json").read_text())
-    books = manifest["books"]["events"]
-    assert (books["read"], books["accepted"], books["rejected"]) == (len(events), len(events), {})
+    accounting = manifest["accounting"]["events"]
+    assert (accounting["read"], accounting["accepted"], accounting["rejected"]) == (len(events), len(events), {})
     assert manifest["num_customers"] == 300
     assert f"events: {len(events):,} rows read, {len(events):,} accepted, 0 rejected" in prepared.said
     assert len(manifest["shards"]) == 3
@@ -143,7 +143,7 @@ def test_prepare_keeps_every_event_and_balances_its_books(prepared: Step, shop: 
         found = pq.read_table(path, columns=["customer_id"])["customer_id"].to_pylist()
         assert len(found) == shard["customers"] > 50
         ids += found
-    assert sorted(ids) == sorted(shop.simulation.truth.customer_id)
+    assert sorted(ids) == sorted(shop.simulation.outcomes.customer_id)
     check_record(prepared.folder / "run.json", partitions=3, dataset=str(shop.spec))
 
 
@@ -158,7 +158,7 @@ def test_training_says_who_works_on_what_and_leaves_a_verified_bundle(prepared: 
     assert f"wrote bundle {manifest['version']}" in trained.said
     assert datetime.fromisoformat(manifest["cut"]) == pd.Timestamp(CUT, tz="Europe/Berlin")
     files = {path.name for path in trained.folder.iterdir()}
-    assert files >= {"weights.safetensors", "config.json", "vocab.json", "items.safetensors", "anchor.json",
+    assert files >= {"weights.safetensors", "config.json", "vocab.json", "items.safetensors", "btyd.json",
                      "calibration.json", "metrics.json", "card.md", "manifest.json"}  # fmt: skip
     assert set(manifest["sha256"]) == files - {"manifest.json"}
     for name, digest in manifest["sha256"].items():

@@ -52,7 +52,7 @@ def python(*arguments: str) -> str:
 
 
 @cache
-def probe(verb: str) -> list[dict[str, Any]]:
+def smoke_test(verb: str) -> list[dict[str, Any]]:
     """What a job, run as a module, answers to --help and to an option that it does not have."""
     answers: list[dict[str, Any]] = json.loads(python("-c", PROBE, f"ray_jobs.{verb}").splitlines()[-1])
     return answers
@@ -60,7 +60,7 @@ def probe(verb: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_answers_quickly_without_ray_and_torch(verb: str) -> None:
-    answer, _ = probe(verb)
+    answer, _ = smoke_test(verb)
     assert (answer["code"], answer["loaded"]) == (0, [])
     assert "usage:" in answer["text"].lower()
     assert answer["cpu"] < CPU_SECONDS
@@ -70,14 +70,14 @@ def test_help_answers_quickly_without_ray_and_torch(verb: str) -> None:
 def test_a_job_run_as_a_file_answers_as_it_does_as_a_module(verb: str) -> None:
     """Python then puts the folder of the jobs first on its path, before the standard library."""
     options = re.compile(r"--[a-z][a-z.-]+")
-    as_file, as_module = python(f"ray_jobs/{verb}.py", "--help"), probe(verb)[0]["text"]
+    as_file, as_module = python(f"ray_jobs/{verb}.py", "--help"), smoke_test(verb)[0]["text"]
     assert "usage:" in as_file.lower()
     assert set(options.findall(as_file)) == set(options.findall(as_module))
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_usage_error_ends_with_code_2_and_points_at_the_help(verb: str) -> None:
-    _, answer = probe(verb)
+    _, answer = smoke_test(verb)
     assert (answer["code"], answer["loaded"]) == (2, [])
     assert "--help" in answer["text"]
 

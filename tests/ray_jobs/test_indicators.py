@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from clv.cluster import scoring
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from ray_jobs.indicators import Options, run
 
 ORIGIN = "2024-03-01"
@@ -32,9 +32,11 @@ def test_without_scores_customers_cohorts_and_the_funnel_are_written(histories: 
     run(Options(histories=histories, out=tmp_path / "out", origin=ORIGIN))
 
 
-def score_here(bundle: Path, prepared: Prepared, origin: int, horizons: Any, model: Any, folder: Path, *_: Any) -> int:
+def score_here(
+    bundle: Path, prepared: PreparedDataset, origin: int, horizons: Any, model: Any, folder: Path, *_: Any
+) -> int:
     """`scoring._score_all` without Ray."""
-    scorer = scoring.Scorer(str(bundle), origin, horizons, model, str(folder))
+    scorer = scoring.ShardScorer(str(bundle), origin, horizons, model, str(folder))
     return sum(scorer.score(part, str(shard)) for part, shard in enumerate(prepared.shards))
 
 
@@ -46,7 +48,7 @@ def test_with_scores_predictions_stand_beside_what_came(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scoring, "_score_all", score_here)
-    prepared, out = Prepared.open(histories), tmp_path / "out"
+    prepared, out = PreparedDataset.open(histories), tmp_path / "out"
     scoring.score(
         small_bundle, prepared, prepared.origin(ORIGIN), tmp_path / "scores", csv=False, say=lambda line: None
     )

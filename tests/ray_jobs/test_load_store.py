@@ -51,7 +51,7 @@ def test_every_customer_of_every_shard_is_stored_as_it_was(prepared: Path, tmp_p
     assert (record["read"], record["added"], record["replaced"]) == (8, 8, 0)
 
 
-def test_loading_again_replaces_and_the_books_say_so(
+def test_loading_again_replaces_and_the_row_accounting_say_so(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(Options(histories=prepared, store=str(tmp_path / "store")))

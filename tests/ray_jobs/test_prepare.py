@@ -12,7 +12,7 @@ import pytest
 
 from clv.cluster.preparing import prepare, run_here
 from clv.data import cutoff
-from clv.data.dataset import Prepared
+from clv.data.dataset import PreparedDataset
 from clv.data.histories import Histories, concat
 from clv.data.spec.draft import draft
 from clv.data.spec.models import DatasetSpec, SpecError
@@ -61,8 +61,8 @@ def test_online_retail_gives_the_published_population_and_mean_value(
         assert got[0] == customers
         assert round(got[1], 1) == mean
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["books"]["events"]["read"] == 859_515
-    assert manifest["books"]["events"]["rejected"]["customer_id is missing (anonymous)"] == 199_854
+    assert manifest["accounting"]["events"]["read"] == 859_515
+    assert manifest["accounting"]["events"]["rejected"]["customer_id is missing (anonymous)"] == 199_854
 
 
 def test_cdnow_keeps_every_row(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_taobao_has_behaviour_without_prices_and_counts_what_lies_outside(
     monkeypatch.setenv("CLV_DATA", str(shared_data))
     histories_of("taobao", tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert sum(manifest["books"]["events"]["rejected"].values()) == 36
+    assert sum(manifest["accounting"]["events"]["rejected"].values()) == 36
     assert set(manifest["event_types"]) == {"view", "cart", "favourite", "purchase"}
     assert manifest["first_time"] >= "2017-11-24T16:00"
 
@@ -161,7 +161,7 @@ def test_describe_of_nothing_exits_with_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_prepare_on_ray_says_its_books_and_leaves_a_record(
+def test_prepare_on_ray_says_its_row_accounting_and_leaves_a_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None
 ) -> None:
     needs_package("lifetimes")
@@ -198,7 +198,7 @@ def test_a_log_grows_is_made_compact_and_forgets(tmp_path: Path, capsys: pytest.
     assert "2 files of lines became 1" in said
     assert "erased 1 of 2 listed customers, 1 events" in said
     assert "events: 4 rows read, 3 accepted, 1 rejected" in said
-    histories = Prepared.open(tmp_path / "out").histories()
+    histories = PreparedDataset.open(tmp_path / "out").histories()
     assert histories["customer_id"].to_pylist() == ["b", "c"]
     assert histories["amount"].to_pylist() == [[1.0, 6.0], [7.0]]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["arguments"]["customers"].endswith("gone.txt")

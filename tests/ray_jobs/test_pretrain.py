@@ -51,14 +51,16 @@ def test_an_encoder_is_pretrained_and_training_starts_from_it(
 
 
 def test_an_encoder_that_has_seen_the_held_out_window_is_refused(histories: Path, tmp_path: Path) -> None:
-    from clv.cluster.training import read_shop
-    from clv.data.dataset import Prepared
+    from clv.cluster.training import read_dataset
+    from clv.data.dataset import PreparedDataset
     from clv.models.pretraining.pretrainer import Objectives
     from clv.train import pretraining
 
     options = pretrain.Options(histories=(histories,), out=tmp_path / "encoder", **SMALL)
     config = options.settings()
-    plan = pretraining.plan([read_shop(histories)], [Prepared.open(histories).origin(None)], Objectives(), config)
+    plan = pretraining.plan(
+        [read_dataset(histories)], [PreparedDataset.open(histories).origin(None)], Objectives(), config
+    )
     seen = [transfer.Seen("simulated", plan.grounds[0].cutoff)]
     transfer.save(tmp_path / "encoder", config.model.backbone, plan.space, plan.model(config).state_dict(), seen, {})
     with pytest.raises(ValueError, match=r"has seen simulated until 2024-04-01, after .*run ray_jobs.pretrain with"):

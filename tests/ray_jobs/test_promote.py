@@ -15,7 +15,7 @@ from ray_jobs import promote, rollback
 
 
 def make_bundle(folder: Path, content: float) -> Path:
-    empty = {"vocab": {}, "anchor": {}, "calibration": {}, "metrics": {}, "items": {}}
+    empty = {"vocab": {}, "btyd": {}, "calibration": {}, "metrics": {}, "items": {}}
     config = {"cut_us": 1_307_836_800_000_000}
     bundles.save(bundles.Bundle(config=config, weights={"w": np.array([content])}, **empty), folder)
     return folder

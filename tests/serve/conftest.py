@@ -37,7 +37,7 @@ from clv.serve.store.sqlite import SqliteStore
 CUT = datetime(2011, 6, 1, tzinfo=UTC)
 NUMBERS = [
     *("p_purchase", "churn_probability", "orders_mean", "aov", "value_mean", "value_median", "value_p10", "value_p90"),
-    *("clv_mean", "anchor_value_mean"),
+    *("clv_mean", "btyd_value_mean"),
 ]
 
 
@@ -293,7 +293,7 @@ def shop_histories() -> pa.Table:
 
 @pytest.fixture(scope="session")
 def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a real bundle, cut 2011-06-12: anchor and feature space fitted, the network's weights drawn by a seed."""
+    """Writes a real bundle, cut 2011-06-12: BTYD model and feature space fitted, the network's weights drawn by a seed."""
     from clv import bundle as bundles
     from clv.forecast.adjustment import Adjustment
     from clv.models.inputs.feature_space import Items
@@ -316,12 +316,12 @@ def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPath
                 "cut_us": end,
                 "data_through_us": int(h.time.max()),
                 "model": bundles.as_json(config.model),
-                "money": setup.assembler.money,
-                "typical": setup.assembler.typical.tolist(),
+                "value_scale": setup.assembler.value_scale,
+                "population_average": setup.assembler.population_average.tolist(),
                 "dataset_facts": {**facts, "discount_rate_annual": 0.1},
             },
             vocab=vocab,
-            anchor=setup.assembler.baseline.to_json(),
+            btyd_model=setup.assembler.btyd.to_json(),
             calibration=Adjustment.none(2).to_json(),
             metrics={},
             weights={

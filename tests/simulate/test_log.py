@@ -7,18 +7,18 @@ import pandas as pd
 import pytest
 
 from clv.simulate import log
-from clv.simulate.settings import Shop
+from clv.simulate.settings import ShopSettings
 
-SHOP = Shop.full(num_customers=6_000, seed=3)
+SHOP = ShopSettings.full(num_customers=6_000, seed=3)
 
 
 @pytest.fixture(scope="module")
-def made() -> log.Block:
+def made() -> log.EventBlock:
     return log.block(SHOP, 0, log.catalogue(SHOP))
 
 
 @pytest.fixture(scope="module")
-def events(made: log.Block) -> pd.DataFrame:
+def events(made: log.EventBlock) -> pd.DataFrame:
     table = made.events.to_pandas()
     number = {name: i for i, name in enumerate(made.truth.customer_id)}
     day = (table["event_time"] - pd.Timestamp(SHOP.start, tz="UTC")).dt.total_seconds() / 86_400
@@ -32,7 +32,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_a_block_is_the_same_whatever_was_made_before_it() -> None:
-    shop = Shop.full(num_customers=1_000, seed=3)
+    shop = ShopSettings.full(num_customers=1_000, seed=3)
     items = log.catalogue(shop)
     alone = log.block(shop, 2, items)
     after = [log.block(shop, number, log.catalogue(shop)) for number in range(log.num_blocks(shop))][2]
@@ -43,7 +43,7 @@ def test_a_block_is_the_same_whatever_was_made_before_it() -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_share_no_id_and_no_random_number() -> None:
-    shop = Shop.full(num_customers=800, seed=3)
+    shop = ShopSettings.full(num_customers=800, seed=3)
     first, second = (log.block(shop, number, log.catalogue(shop)).events.to_pandas() for number in (0, 1))
     for name in ("event_id", "customer_id", "order_id"):
         assert not set(first[name].dropna()) & set(second[name].dropna())
@@ -61,7 +61,7 @@ def test_every_kind_of_event_is_there_in_time_and_within_the_log(events: pd.Data
 
 
 def test_customers_come_at_their_arrival_and_buy_first_when_the_truth_says(
-    made: log.Block, events: pd.DataFrame
+    made: log.EventBlock, events: pd.DataFrame
 ) -> None:
     bought = events[events["event_type"] == "purchase"].groupby("customer")["day"].min()
     who = np.flatnonzero(made.truth.first < SHOP.num_days)
@@ -72,7 +72,9 @@ def test_customers_come_at_their_arrival_and_buy_first_when_the_truth_says(
     assert (seen.reindex(waiting) <= made.truth.arrival[waiting] + 0.02).all()
 
 
-def test_who_has_left_hardly_looks_in_and_who_has_not_keeps_browsing(made: log.Block, events: pd.DataFrame) -> None:
+def test_who_has_left_hardly_looks_in_and_who_has_not_keeps_browsing(
+    made: log.EventBlock, events: pd.DataFrame
+) -> None:
     truth, half = made.truth, SHOP.num_days / 2
     who = np.flatnonzero(truth.first < half)
     here = truth._hits_before(half)[who] // truth.regularity < truth.last_order[who]
@@ -81,7 +83,7 @@ def test_who_has_left_hardly_looks_in_and_who_has_not_keeps_browsing(made: log.B
     assert count[here].mean() > 10 * count[~here].mean()
 
 
-def test_popularity_follows_zipf_and_buyers_their_taste(made: log.Block, events: pd.DataFrame) -> None:
+def test_popularity_follows_zipf_and_buyers_their_taste(made: log.EventBlock, events: pd.DataFrame) -> None:
     bought = events[events["event_type"] == "purchase"].merge(made.catalogue.table, on="item_id")
     counts = bought["item_id"].value_counts().to_numpy()
     assert counts[0] > 20 * np.median(counts)
@@ -92,7 +94,7 @@ def test_popularity_follows_zipf_and_buyers_their_taste(made: log.Block, events:
     assert (top.to_numpy() == own)[many.to_numpy()].mean() > 0.6
 
 
-def test_coupons_are_logged_with_their_propensity_and_the_effect_they_have(made: log.Block) -> None:
+def test_coupons_are_logged_with_their_propensity_and_the_effect_they_have(made: log.EventBlock) -> None:
     table = made.treatments.to_pandas()
     # Weighting by the logged propensity gives the effect back (Horvitz and Thompson 1952).
     assert table["treated"].mean() == pytest.approx(table["propensity"].mean(), abs=0.01)
@@ -113,4 +115,4 @@ def test_coupons_are_logged_with_their_propensity_and_the_effect_they_have(made:
 
 def test_impossible_shops_are_refused() -> None:
     with pytest.raises(ValueError, match="num_items 3: a catalogue has at least 12 items"):
-        Shop(num_items=3)
+        ShopSettings(num_items=3)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clv.btyd.models import BGNBD, Anchor
+from clv.btyd.models import BGNBD, BTYDModel
 from clv.data.events import EVENTS
 from clv.simulate.small import Simulation, simulate
 from clv.simulate.truth import mean_orders
@@ -118,31 +118,31 @@ def test_mean_orders_agrees_with_brute_force(leave: float) -> None:
 def test_exact_shop_gives_bgnbd_back_its_parameters_and_totals() -> None:
     shop = simulate(8_000, seed=1, exact_btyd=True, rate=(0.8, 60.0), dropout=(1.0, 4.0))
     frame = sample_frame(shop)
-    anchor = Anchor.fit(frame)
-    counts = anchor.counts
+    btyd_model = BTYDModel.fit(frame)
+    counts = btyd_model.counts
     assert isinstance(counts, BGNBD)
     for name, truth in (("r", 0.8), ("alpha", 60.0), ("a", 1.0), ("b", 4.0)):
         assert abs(np.log(getattr(counts, name) / truth)) < max(4 * counts.stderr[name], 0.1)
-    table, predicted = outcome(shop), anchor.predict(frame, HORIZON)
+    table, predicted = outcome(shop), btyd_model.predict(frame, HORIZON)
     assert (table.index == frame.index).all()
     assert predicted["orders"].sum() == pytest.approx(table["orders"].sum(), rel=0.05)
     assert predicted["value"].sum() == pytest.approx(table["value"].sum(), rel=0.06)
 
 
 def gain_from_baskets(shop: Simulation) -> tuple[float, float, dict[str, float]]:
-    """nGini of the anchor and of the anchor × its error per category of the newest item, learned on other customers."""
+    """nGini of the BTYD model and of the BTYD model × its error per category of the newest item, learned on other customers."""
     table, frame = outcome(shop), sample_frame(shop)
     past = purchases(shop)
     newest = past[past["day"] < 0].groupby("customer_id")["item_id"].last()
     category = newest.map(shop.items.set_index("item_id")["category"]).reindex(frame.index)
-    anchor, real = Anchor.fit(frame).predict(frame, HORIZON)["value"], table["value_real"]
+    btyd_model, real = BTYDModel.fit(frame).predict(frame, HORIZON)["value"], table["value_real"]
     learn = np.arange(len(frame)) % 2 == 0
-    error = real[learn].groupby(category[learn]).sum() / anchor[learn].groupby(category[learn]).sum()
-    y, plain, corrected = real[~learn], anchor[~learn], (anchor * category.map(error))[~learn]
+    error = real[learn].groupby(category[learn]).sum() / btyd_model[learn].groupby(category[learn]).sum()
+    y, plain, corrected = real[~learn], btyd_model[~learn], (btyd_model * category.map(error))[~learn]
     return ngini(y.to_numpy(), plain.to_numpy()), ngini(y.to_numpy(), corrected.to_numpy()), error.to_dict()
 
 
-def test_baskets_tell_what_the_anchor_cannot_know() -> None:
+def test_baskets_tell_what_the_btyd_model_cannot_know() -> None:
     plain, corrected, error = gain_from_baskets(simulate(8_000, seed=2))
     assert corrected > plain + 0.005
     assert error["Club / Refill"] > 2 * error["Clearance / Last chance"]
@@ -153,13 +153,15 @@ def test_baskets_tell_nothing_where_bgnbd_is_exact() -> None:
     assert corrected < plain + 0.001
 
 
-def test_anchor_ranks_clearly_below_the_oracle_by_default() -> None:
+def test_btyd_model_ranks_clearly_below_the_oracle_by_default() -> None:
     shop = simulate(6_000, seed=2)
     table, frame = outcome(shop), sample_frame(shop)
     y = table["value_real"].to_numpy()
-    oracle, anchor = (ngini(y, s["value"].to_numpy()) for s in (table, Anchor.fit(frame).predict(frame, HORIZON)))
-    assert anchor > 0.3
-    assert oracle > anchor + 0.05
+    oracle, btyd_model = (
+        ngini(y, s["value"].to_numpy()) for s in (table, BTYDModel.fit(frame).predict(frame, HORIZON))
+    )
+    assert btyd_model > 0.3
+    assert oracle > btyd_model + 0.05
 
 
 def test_two_thousand_customers_over_two_years_take_under_two_seconds() -> None:

@@ -23,9 +23,9 @@ from clv.models.inputs.feature_space import Items
 from clv.models.model import ModelConfig
 from clv.simulate import small
 from clv.train.config import EngineConfig, TrainConfig
-from clv.train.fitting import Setup, Shop, prepare
+from clv.train.fitting import Dataset, Setup, prepare
 
-MakeShop = Callable[..., Shop]
+MakeShop = Callable[..., Dataset]
 CLOCK = Clock("Europe/London")
 WORKER = Path(__file__).with_name("engine_worker.py")
 
@@ -38,15 +38,17 @@ def shop_histories() -> pa.Table:
 
 @pytest.fixture(scope="session")
 def make_shop(shop_histories: pa.Table) -> MakeShop:
-    def build(table: pa.Table = shop_histories, value: Value = "gross", horizons: tuple[int, ...] = (30, 90)) -> Shop:
+    def build(
+        table: pa.Table = shop_histories, value: Value = "gross", horizons: tuple[int, ...] = (30, 90)
+    ) -> Dataset:
         end = CLOCK.parse("2024-07-01")
-        return Shop(Histories.from_table(table), CLOCK, value, horizons, Items.empty(), end)
+        return Dataset(Histories.from_table(table), CLOCK, value, horizons, Items.empty(), end)
 
     return build
 
 
 @pytest.fixture(scope="session")
-def shop(make_shop: MakeShop) -> Shop:
+def shop(make_shop: MakeShop) -> Dataset:
     return make_shop()
 
 
@@ -72,7 +74,7 @@ def tiny() -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def setup(shop: Shop, cutoff: int, tiny: TrainConfig) -> Setup:
+def setup(shop: Dataset, cutoff: int, tiny: TrainConfig) -> Setup:
     return prepare(shop, cutoff, tiny, 30)
 
 
@@ -82,7 +84,7 @@ def config(tiny: TrainConfig) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def folder(setup: Setup, shop: Shop, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(setup: Setup, shop: Dataset, config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = setup.source(shop, config).epoch(0)
     assert len(samples) >= 96
     path = tmp_path_factory.mktemp("engine")

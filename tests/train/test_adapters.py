@@ -19,7 +19,7 @@ from clv.train import estimate, export, fitting, loop, trainer
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
 from clv.train.examples.loader import steps_of
-from clv.train.fitting import Setup, Shop
+from clv.train.fitting import Dataset, Setup
 from clv.train.optimizers import make_optimizer
 
 pytest.importorskip("peft")
@@ -51,7 +51,7 @@ def settings(tiny: TrainConfig, source: str, method: Any, **changes: Any) -> Tra
     return replace(tiny, model=model, optimizer=rate, **changes)
 
 
-def trained(config: TrainConfig, setup: Setup, shop: Shop) -> CustomerModel:
+def trained(config: TrainConfig, setup: Setup, shop: Dataset) -> CustomerModel:
     model = setup.model(config)
     engine = make_engine(model, loop.sum_loss(config, True), config, torch.device("cpu"))
     for step in list(steps_of(setup.source(shop, config).epoch(0), config, 0, 1, 0))[:4]:
@@ -61,7 +61,7 @@ def trained(config: TrainConfig, setup: Setup, shop: Shop) -> CustomerModel:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_adapters_are_silent_at_the_start(
-    method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Shop
+    method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Dataset
 ) -> None:
     config = settings(tiny, source, method)
     plain = setup.model(replace(config, model=config.model.plain)).eval()
@@ -75,7 +75,7 @@ def test_adapters_are_silent_at_the_start(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_only_adapters_and_what_lies_outside_the_backbone_learn(
-    method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Shop
+    method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Dataset
 ) -> None:
     config = settings(tiny, source, method)
     before = setup.model(replace(config, model=config.model.plain)).state_dict()
@@ -110,7 +110,7 @@ def test_only_adapters_and_what_lies_outside_the_backbone_learn(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_of_a_bundle_says_what_apart_says_and_can_be_kept_apart(
-    method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Shop, tmp_path: Path
+    method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Dataset, tmp_path: Path
 ) -> None:
     config = settings(tiny, source, method)
     model = trained(config, setup, shop)
@@ -137,7 +137,7 @@ def test_the_model_of_a_bundle_says_what_apart_says_and_can_be_kept_apart(
 
 
 def test_a_whole_run_leaves_plain_weights_and_adapters_apart(
-    tiny: TrainConfig, source: str, shop: Shop, cutoff: int
+    tiny: TrainConfig, source: str, shop: Dataset, cutoff: int
 ) -> None:
     config = settings(tiny, source, "lora", epochs=1)
     phases = fitting.plan(shop, cutoff, config)
@@ -157,12 +157,12 @@ def test_a_whole_run_leaves_plain_weights_and_adapters_apart(
 
 @pytest.mark.parametrize("method", ["lora", "prefix", "bottleneck"])
 def test_a_bundle_scores_with_adapters_merged_or_as_a_part_of_it(
-    method: str, tiny: TrainConfig, source: str, shop: Shop, cutoff: int, shop_histories: pa.Table, tmp_path: Path
+    method: str, tiny: TrainConfig, source: str, shop: Dataset, cutoff: int, shop_histories: pa.Table, tmp_path: Path
 ) -> None:
     config = settings(tiny, source, method, epochs=1)
     phases = fitting.plan(shop, cutoff, config)
     fitted = trainer.train(shop, phases, config)
-    fitted = replace(fitted, adjustment=replace(fitted.adjustment, gate_purchase=(1.0, 1.0), gate_value=(1.0, 1.0)))
+    fitted = replace(fitted, adjustment=replace(fitted.adjustment, blend_purchase=(1.0, 1.0), blend_value=(1.0, 1.0)))
     facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": "gross"}
     facts |= {"horizons": [30, 90], "discount_rate_annual": 0.1}
     made = export.to_bundle(shop, phases, config, fitted, facts, [])
@@ -182,7 +182,9 @@ def test_a_bundle_scores_with_adapters_merged_or_as_a_part_of_it(
     assert ((other["p_purchase"] / scores["p_purchase"] - 1).abs().max() > 1e-5) == bool(stay)
 
 
-def test_averaged_weights_hold_the_ranks_of_the_budget(tiny: TrainConfig, source: str, shop: Shop, cutoff: int) -> None:
+def test_averaged_weights_hold_the_ranks_of_the_budget(
+    tiny: TrainConfig, source: str, shop: Dataset, cutoff: int
+) -> None:
     config = settings(tiny, source, "adalora", epochs=1)
     phases = fitting.plan(shop, cutoff, config)
     fitted = trainer.train(shop, phases, config)
@@ -259,7 +261,7 @@ def test_a_backbone_without_such_modules_is_refused(tiny: TrainConfig) -> None:
 
 
 def test_adapters_of_another_shape_are_refused(
-    tiny: TrainConfig, source: str, setup: Setup, shop: Shop, tmp_path: Path
+    tiny: TrainConfig, source: str, setup: Setup, shop: Dataset, tmp_path: Path
 ) -> None:
     config = settings(tiny, source, "lora")
     model = trained(config, setup, shop)

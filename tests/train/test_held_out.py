@@ -1,4 +1,4 @@
-"""The gate: how much of the model is believed; and what a held-out origin may teach."""
+"""The blend weight: how much of the model is believed; and what a held-out origin may teach."""
 
 import numpy as np
 import pytest
@@ -6,35 +6,35 @@ import pytest
 from clv.forecast.adjustment import Adjustment
 from clv.forecast.network import forecast
 from clv.train.config import TrainConfig
-from clv.train.fitting import Setup, Shop
-from clv.train.held_out import HeldOut, best_gate, judge
+from clv.train.fitting import Dataset, Setup
+from clv.train.held_out import HeldOut, best_blend_weight, judge
 
 
 @pytest.mark.parametrize(
     ("gains", "expected"),
     [
-        ({0.0: 0.0, 0.5: 0.003, 1.0: -0.02}, 0.0),  # not enough to leave the anchor
+        ({0.0: 0.0, 0.5: 0.003, 1.0: -0.02}, 0.0),  # not enough to leave the BTYD model
         ({0.0: 0.0, 0.5: -0.01, 1.0: -0.02}, 0.0),
         ({0.0: 0.0, 0.25: 0.02, 0.75: 0.0215, 1.0: 0.0205}, 1.0),  # as good as the best: the model's
         ({0.0: 0.0, 0.25: 0.02, 0.75: 0.0215, 1.0: 0.015}, 0.75),
         ({0.0: 0.0, 0.25: 0.02, 0.75: 0.01, 1.0: 0.0}, 0.25),
     ],
 )
-def test_the_gate_leaves_the_anchor_for_a_gain_and_ties_go_to_the_model(
+def test_the_blend_weight_leaves_the_btyd_model_for_a_gain_and_ties_go_to_the_model(
     gains: dict[float, float], expected: float
 ) -> None:
-    assert best_gate(gains) == expected
+    assert best_blend_weight(gains) == expected
 
 
 def test_the_totals_of_the_held_out_origin_are_left_to_the_level(
-    setup: Setup, shop: Shop, tiny: TrainConfig, cutoff: int
+    setup: Setup, shop: Dataset, tiny: TrainConfig, cutoff: int
 ) -> None:
     rows = setup.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
     held_out = HeldOut(rows, 0, np.full(2, 0.1))
-    raw = forecast(setup.model(tiny), rows.samples, setup.assembler.money)
+    raw = forecast(setup.model(tiny), rows.samples, setup.assembler.value_scale)
     keep = held_out.buyers
     low = raw.moved(raw.hazard / 4, raw.value / 4)  # so low that the origin asks for more
-    said = low.gated(rows.base, 1.0, 1.0).p_purchase[keep, 0].mean()
+    said = low.blended(rows.base, 1.0, 1.0).p_purchase[keep, 0].mean()
     assert said < 0.6 * (held_out.labels(0)[1][keep] > 0).mean()
     adjustment, outlook = judge(held_out, low, (1.0, 1.0))
     assert adjustment.calibration[0].customers == keep.sum()
@@ -43,11 +43,11 @@ def test_the_totals_of_the_held_out_origin_are_left_to_the_level(
 
 
 def test_values_drawn_together_are_spread_again_and_the_total_stays(
-    setup: Setup, shop: Shop, tiny: TrainConfig, cutoff: int
+    setup: Setup, shop: Dataset, tiny: TrainConfig, cutoff: int
 ) -> None:
     rows = setup.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
     held_out = HeldOut(rows, 0, np.full(2, 0.1))
-    keep, raw = held_out.buyers, forecast(setup.model(tiny), rows.samples, setup.assembler.money)
+    keep, raw = held_out.buyers, forecast(setup.model(tiny), rows.samples, setup.assembler.value_scale)
     close = raw.moved(raw.hazard, rows.base.value**0.6)
     adjustment, outlook = judge(held_out, close, (1.0, 1.0))
     after = outlook.forecast.value[keep, 0]

@@ -20,17 +20,17 @@ from clv.train.engines.factory import make_engine
 from clv.train.engines.torch_engine import Engine
 from clv.train.examples.in_memory import RandomOrigins, first_days
 from clv.train.examples.loader import Whole, ahead, global_batches, steps_of
-from clv.train.fitting import Setup, Shop, prepare
+from clv.train.fitting import Dataset, Setup, prepare
 from clv.train.loop import Average, Position, Saving, learning_rate
 
 
 @pytest.fixture(scope="module")
-def setup(shop: Shop, cutoff: int, tiny: TrainConfig) -> Setup:
+def setup(shop: Dataset, cutoff: int, tiny: TrainConfig) -> Setup:
     return prepare(shop, cutoff, tiny, 30)
 
 
 @pytest.fixture(scope="module")
-def source(setup: Setup, shop: Shop, tiny: TrainConfig) -> RandomOrigins:
+def source(setup: Setup, shop: Dataset, tiny: TrainConfig) -> RandomOrigins:
     return setup.source(shop, tiny)
 
 
@@ -39,7 +39,16 @@ def engine_of(setup: Setup, config: TrainConfig) -> Engine:
 
 
 def assert_equal_samples(first: Samples, second: Samples) -> None:
-    for name in ("wide", "base_hazard", "base_repeats", "base_value", "typical", "value", "orders", "mature"):
+    for name in (
+        "wide",
+        "base_hazard",
+        "base_repeats",
+        "base_value",
+        "population_average",
+        "value",
+        "orders",
+        "observed",
+    ):
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
     for name in ("offsets", "scalars", "codes", "item_offsets", "item"):
         assert np.array_equal(getattr(first.tokens, name), getattr(second.tokens, name)), name
@@ -52,15 +61,15 @@ def test_an_epoch_depends_on_its_number_and_the_seed_alone(source: RandomOrigins
         assert len(other) != len(first) or not np.array_equal(other.wide, first.wide)
 
 
-def test_every_sample_has_a_matured_label(source: RandomOrigins) -> None:
+def test_every_sample_has_a_fully_observed_label(source: RandomOrigins) -> None:
     samples = source.epoch(0)
     assert len(samples) > 250
-    assert samples.mature is not None
-    assert samples.mature.any(axis=1).all()
-    assert not samples.mature.all()  # the newest origins know the short horizon only
+    assert samples.observed is not None
+    assert samples.observed.any(axis=1).all()
+    assert not samples.observed.all()  # the newest origins know the short horizon only
 
 
-def test_origins_are_those_whose_shortest_horizon_ends_before_the_cut(setup: Setup, shop: Shop, cutoff: int) -> None:
+def test_origins_are_those_whose_shortest_horizon_ends_before_the_cut(setup: Setup, shop: Dataset, cutoff: int) -> None:
     ends = shop.clock.start_of(setup.days + min(shop.horizons))
     assert len(setup.days) >= 4
     assert (ends <= cutoff).all()
@@ -77,7 +86,7 @@ def test_a_pair_of_customer_and_origin_comes_once_an_epoch(source: RandomOrigins
     assert len(rows) <= sum(known)
 
 
-def test_the_season_of_the_cut_is_drawn_more_often(shop: Shop, tiny: TrainConfig) -> None:
+def test_the_season_of_the_cut_is_drawn_more_often(shop: Dataset, tiny: TrainConfig) -> None:
     late = prepare(shop, shop.clock.parse("2024-05-01"), replace(tiny, num_origins=12), 30)
     even, bonus = (replace(late.source(shop, tiny), season_bonus=b, num_samples=4_000).epoch(0) for b in (0.0, 50.0))
     # The origins a year before the cut are young: their samples have few tokens.
@@ -105,7 +114,9 @@ def test_first_days_are_of_events_known_before_the_cut(source: RandomOrigins, cu
 
 
 def test_no_past_origin_at_all_says_that_the_log_is_too_short(source: RandomOrigins) -> None:
-    with pytest.raises(ValueError, match="no past origin has a matured label: the log is too short for the horizons"):
+    with pytest.raises(
+        ValueError, match="no past origin has a fully observed label: the log is too short for the horizons"
+    ):
         replace(source, days=np.zeros(0, np.int32)).epoch(0)
 
 

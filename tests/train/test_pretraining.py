@@ -19,8 +19,8 @@ from clv.train import fitting, pretraining
 from clv.train.config import TrainConfig
 from clv.train.examples.loader import WINDOW
 from clv.train.examples.on_storage import Piece
-from clv.train.fitting import Shop
-from clv.train.pretraining import Plan, ShardPasts
+from clv.train.fitting import Dataset
+from clv.train.pretraining import PretrainingPlan, ShardPasts
 from clv.train.trainer import Hooks
 from tests.train.shard_files import write_shards
 
@@ -33,23 +33,23 @@ def config(tiny: TrainConfig) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def planned(shop: Shop, cutoff: int, config: TrainConfig) -> Plan:
+def planned(shop: Dataset, cutoff: int, config: TrainConfig) -> PretrainingPlan:
     return pretraining.plan([shop], [cutoff], ALL, config)
 
 
-def drawn(plan: Plan, config: TrainConfig) -> dict[str, np.ndarray]:
+def drawn(plan: PretrainingPlan, config: TrainConfig) -> dict[str, np.ndarray]:
     samples = plan.in_memory(config, config.samples_per_epoch).epoch(0)
     assert samples.following is not None
     return {**vars(samples.tokens), **vars(samples.following)}
 
 
-def test_the_past_ends_where_training_holds_its_last_window_out(planned: Plan, shop, cutoff, config) -> None:
+def test_the_past_ends_where_training_holds_its_last_window_out(planned: PretrainingPlan, shop, cutoff, config) -> None:
     phases = fitting.plan(shop, cutoff, config)
-    assert phases.trial is not None
-    assert planned.grounds[0].cutoff == phases.trial.cutoff < cutoff
+    assert phases.holdout is not None
+    assert planned.grounds[0].cutoff == phases.holdout.cutoff < cutoff
 
 
-def test_nothing_after_the_past_reaches_a_sample(planned: Plan, shop: Shop, cutoff: int, config) -> None:
+def test_nothing_after_the_past_reaches_a_sample(planned: PretrainingPlan, shop: Dataset, cutoff: int, config) -> None:
     until = planned.grounds[0].cutoff
     future = Histories.from_table(scramble_future(shop.histories.to_table(), until, 1))
     other = pretraining.plan([replace(shop, histories=future)], [cutoff], ALL, config)
@@ -61,7 +61,9 @@ def test_nothing_after_the_past_reaches_a_sample(planned: Plan, shop: Shop, cuto
     assert any(not np.array_equal(a, b) for a, b in zip(*(drawn(p, config).values() for p in later), strict=True))
 
 
-def test_the_next_event_is_the_first_after_the_origin_and_censored_at_the_cut(planned: Plan, shop: Shop) -> None:
+def test_the_next_event_is_the_first_after_the_origin_and_censored_at_the_cut(
+    planned: PretrainingPlan, shop: Dataset
+) -> None:
     ground, rng = planned.grounds[0], np.random.default_rng(0)
     h, clock = shop.histories, shop.clock
     customers = np.arange(len(h))
@@ -76,7 +78,7 @@ def test_the_next_event_is_the_first_after_the_origin_and_censored_at_the_cut(pl
     assert 0.1 < following.known.mean() < 0.95
 
 
-def test_every_objective_falls_on_rows_drawn_for_the_purpose(planned: Plan, config: TrainConfig) -> None:
+def test_every_objective_falls_on_rows_drawn_for_the_purpose(planned: PretrainingPlan, config: TrainConfig) -> None:
     longer = replace(config, epochs=6)
     done = pretraining.train(planned, longer)
     first, last = done.history[0], done.history[-1]
@@ -84,7 +86,9 @@ def test_every_objective_falls_on_rows_drawn_for_the_purpose(planned: Plan, conf
         assert float(last[name]) < float(first[name]), name
 
 
-def test_a_resumed_run_ends_like_the_undisturbed_one(planned: Plan, config: TrainConfig, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_like_the_undisturbed_one(
+    planned: PretrainingPlan, config: TrainConfig, tmp_path: Path
+) -> None:
     whole = pretraining.train(planned, config)
 
     def stop_after_first(row: Any, save: Any) -> None:
@@ -100,7 +104,7 @@ def test_a_resumed_run_ends_like_the_undisturbed_one(planned: Plan, config: Trai
         assert torch.equal(tensor, resumed.weights[name]), name
 
 
-def test_several_shops_share_one_encoder_and_take_equal_parts(shop: Shop, cutoff: int, config) -> None:
+def test_several_shops_share_one_encoder_and_take_equal_parts(shop: Dataset, cutoff: int, config) -> None:
     events = shop.histories
     dear = replace(shop, name="dear", histories=replace(events, amount=events.amount * 50))
     both = pretraining.plan([shop, dear], [cutoff, cutoff], Objectives(), config)
@@ -114,7 +118,7 @@ def test_several_shops_share_one_encoder_and_take_equal_parts(shop: Shop, cutoff
 
 
 def test_training_starts_from_the_encoder_and_refuses_one_that_knows_too_much(
-    planned: Plan, shop: Shop, cutoff: int, config: TrainConfig, tmp_path: Path
+    planned: PretrainingPlan, shop: Dataset, cutoff: int, config: TrainConfig, tmp_path: Path
 ) -> None:
     done = pretraining.train(planned, replace(config, epochs=1))
     named = replace(shop, name="simulated")
@@ -123,7 +127,7 @@ def test_training_starts_from_the_encoder_and_refuses_one_that_knows_too_much(
     transfer.save(tmp_path / "e", backbone, planned.space, done.weights, [Seen("simulated", until)], {})
     tuned = replace(config, model=replace(config.model, backbone=replace(backbone, pretrained=str(tmp_path / "e"))))
     phases = fitting.plan(named, cutoff, tuned)
-    for setup in filter(None, (phases.trial, phases.final)):
+    for setup in filter(None, (phases.holdout, phases.final)):
         model = setup.model(tuned)
         name = "backbone.model.encoder.layer.0.attention.self.query.weight"
         assert torch.equal(model.state_dict()[name], done.weights[name])
@@ -133,7 +137,7 @@ def test_training_starts_from_the_encoder_and_refuses_one_that_knows_too_much(
 
 
 def test_shops_on_storage_are_pretrained_on_shard_by_shard(
-    shop: Shop, cutoff: int, config: TrainConfig, shop_histories: pa.Table, tmp_path: Path
+    shop: Dataset, cutoff: int, config: TrainConfig, shop_histories: pa.Table, tmp_path: Path
 ) -> None:
     paths = write_shards(shop_histories, tmp_path, 5)
     small = replace(shop, name="small", shards=paths[:1])
@@ -157,7 +161,7 @@ def noted(pieces: Iterable[Piece], read: list[str]) -> Iterator[Piece]:
 
 
 def test_nothing_after_the_past_is_read_of_a_shard(
-    planned: Plan, shop: Shop, config: TrainConfig, shop_histories: pa.Table, tmp_path: Path
+    planned: PretrainingPlan, shop: Dataset, config: TrainConfig, shop_histories: pa.Table, tmp_path: Path
 ) -> None:
     until, drawn = planned.grounds[0].cutoff, []
     for number, table in enumerate((shop_histories, scramble_future(shop_histories, until, 1))):

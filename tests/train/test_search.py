@@ -3,7 +3,7 @@ import pytest
 from clv.evaluate.report import tuning_page
 from clv.train import search
 from clv.train.config import TrainConfig
-from clv.train.search import Choice, Range
+from clv.train.search import Choice, SearchRange
 
 
 def test_bounds_lie_around_what_is_given() -> None:
@@ -11,7 +11,7 @@ def test_bounds_lie_around_what_is_given() -> None:
     space = search.space(search.NAMES, config)
     assert set(space) == set(search.NAMES)
     rate = space["learning_rate"]
-    assert isinstance(rate, Range)
+    assert isinstance(rate, SearchRange)
     assert rate.low < config.optimizer.learning_rate < rate.high
     assert space["batch_size"] == Choice((64, 128, 256))
     assert space["epochs"] == Choice((3, 6, 12))
@@ -41,8 +41,15 @@ def test_what_cannot_be_tuned_is_refused_by_name() -> None:
 
 def test_the_page_shows_every_trial_and_loads_nothing() -> None:
     trials = [
-        {"trial": "aa", "learning_rate": 0.1, "size": "2x64", "scores": (0.1, 0.2), "best": 0.2, "failed": ""},
-        {"trial": "bb", "learning_rate": 0.001, "size": "4x128", "scores": (), "best": float("-inf"), "failed": "nan"},
+        {"holdout": "aa", "learning_rate": 0.1, "size": "2x64", "scores": (0.1, 0.2), "best": 0.2, "failed": ""},
+        {
+            "holdout": "bb",
+            "learning_rate": 0.001,
+            "size": "4x128",
+            "scores": (),
+            "best": float("-inf"),
+            "failed": "nan",
+        },
     ]
     page = tuning_page.page(trials, "a search")
     own = page.split("</script>")[-2]

@@ -1,4 +1,4 @@
-"""On shops whose truth is known: better than the anchor where the anchor is wrong, the anchor where it is right."""
+"""On shops whose truth is known: better than the BTYD model where the BTYD model is wrong, the BTYD model where it is right."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from clv.models.inputs.feature_space import Items
 from clv.models.model import ModelConfig
 from clv.simulate.small import simulate
 from clv.train.config import TrainConfig
-from clv.train.fitting import Shop, plan
+from clv.train.fitting import Dataset, plan
 from clv.train.trainer import load_model, train
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ BROWSED: dict[str, Any] = {"rate": (1.2, 110.0), "dropout": (0.9, 3.5), "session
 @dataclass(frozen=True)
 class Outcome:
     truth: np.ndarray
-    anchor: np.ndarray
+    btyd_model: np.ndarray
     model: np.ndarray
 
     def error(self, value: np.ndarray) -> float:
@@ -40,7 +40,7 @@ def fitted(num_customers: int, seed: int = 1, **settings: Any) -> Outcome:
     clock = Clock("UTC")
     simulation = simulate(num_customers, "2023-01-01", "2025-01-01", seed, **settings)
     histories = Histories.from_table(build(simulation.events, clock))
-    shop = Shop(histories, clock, "gross", (30, HORIZON), Items.empty(), clock.parse("2025-01-01"))
+    shop = Dataset(histories, clock, "gross", (30, HORIZON), Items.empty(), clock.parse("2025-01-01"))
     backbone = BackboneConfig(architecture="gru", width=64, num_layers=1, max_tokens=48)
     config = TrainConfig(model=ModelConfig(backbone=backbone), samples_per_epoch=6000, batch_size=64)
     config = config.with_engine(kind="torch")
@@ -48,8 +48,8 @@ def fitted(num_customers: int, seed: int = 1, **settings: Any) -> Outcome:
     found = train(shop, phases, config)
     assembler = phases.final.assembler
     rows = assembler.at(histories, clock.parse(ORIGIN))
-    raw = forecast(load_model(phases.final, config, found.weights), rows.samples, assembler.money)
-    error = assembler.baseline.forecast_level(int(clock.day_of(np.array([clock.parse(ORIGIN)]))[0]))[2]
+    raw = forecast(load_model(phases.final, config, found.weights), rows.samples, assembler.value_scale)
+    error = assembler.btyd.forecast_factor(int(clock.day_of(np.array([clock.parse(ORIGIN)]))[0]))[2]
     outlook = adjust(raw, rows.base, rows.table, error, found.adjustment)
     known = rows.table["has_purchase"].to_numpy()
     expected = simulation.truth.expected(ORIGIN, HORIZON).set_index("customer_id")["value"]
@@ -57,13 +57,13 @@ def fitted(num_customers: int, seed: int = 1, **settings: Any) -> Outcome:
     return Outcome(truth, rows.base.value[known, 1], outlook.forecast.value[known, 1])
 
 
-def test_where_customers_tell_by_browsing_the_model_ranks_far_better_than_the_anchor() -> None:
+def test_where_customers_tell_by_browsing_the_model_ranks_far_better_than_the_btyd_model() -> None:
     found = fitted(2_000, **BROWSED)
-    assert ngini(found.truth, found.model) > ngini(found.truth, found.anchor) + 0.05
-    assert found.error(found.model) < 0.85 * found.error(found.anchor)
+    assert ngini(found.truth, found.model) > ngini(found.truth, found.btyd) + 0.05
+    assert found.error(found.model) < 0.85 * found.error(found.btyd)
 
 
-def test_where_the_anchor_is_right_the_gate_keeps_it_there() -> None:
+def test_where_the_btyd_model_is_right_the_blend_weight_keeps_it_there() -> None:
     found = fitted(800, exact_btyd=True)
-    assert ngini(found.truth, found.model) > ngini(found.truth, found.anchor) - 0.005
-    assert found.error(found.model) < 1.05 * found.error(found.anchor)
+    assert ngini(found.truth, found.model) > ngini(found.truth, found.btyd) - 0.005
+    assert found.error(found.model) < 1.05 * found.error(found.btyd)

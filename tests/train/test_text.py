@@ -22,7 +22,7 @@ from clv.train import estimate, fitting, loop
 from clv.train.config import TrainConfig, overlaid
 from clv.train.engines.factory import make_engine
 from clv.train.export import to_bundle
-from clv.train.fitting import Setup, Shop, prepare
+from clv.train.fitting import Dataset, Setup, prepare
 from clv.train.trainer import train
 from ray_jobs import pretrain
 from ray_jobs.settings import TrainSettings
@@ -31,7 +31,7 @@ NUMBERS = ["p_purchase", "orders_mean", "value_mean", "value_p10", "value_p90", 
 
 
 @pytest.fixture(scope="module")
-def shop(shop_histories: pa.Table, make_shop: Callable[..., Shop]) -> Shop:
+def shop(shop_histories: pa.Table, make_shop: Callable[..., Dataset]) -> Dataset:
     """The simulated shop with the texts of its items."""
     made = small.simulate(200, "2023-01-01", "2024-07-01", seed=3, timezone="Europe/London").items
     keys = stable_hash(pa.array(made["item_id"], pa.string()))
@@ -57,13 +57,13 @@ def config(tiny: TrainConfig, text_checkpoint: str) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def setup(shop: Shop, cutoff: int, config: TrainConfig) -> Setup:
+def setup(shop: Dataset, cutoff: int, config: TrainConfig) -> Setup:
     return prepare(shop, cutoff, config, 30)
 
 
 def test_any_number_of_workers_and_any_zero_stage_take_the_same_steps(
     setup: Setup,
-    shop: Shop,
+    shop: Dataset,
     config: TrainConfig,
     tmp_path: Path,
     run_workers: Callable[[Path, int, list[dict[str, Any]]], list[dict[str, Any]]],
@@ -92,7 +92,7 @@ def test_any_number_of_workers_and_any_zero_stage_take_the_same_steps(
             torch.testing.assert_close(result["weights"][name], weight, atol=2e-4, rtol=1e-3)
 
 
-def test_word_pieces_learn_and_the_layers_below_learn_less(setup: Setup, shop: Shop, config: TrainConfig) -> None:
+def test_word_pieces_learn_and_the_layers_below_learn_less(setup: Setup, shop: Dataset, config: TrainConfig) -> None:
     rates = replace(config.optimizer, layer_decay=0.1, backbone_share=1.0, name="sgd")
     chosen = replace(config, optimizer=rates)
     model = setup.model(chosen)
@@ -116,13 +116,13 @@ def test_word_pieces_learn_and_the_layers_below_learn_less(setup: Setup, shop: S
 
 
 def test_a_bundle_scores_without_the_checkpoint_that_it_began_with(
-    shop: Shop, shop_histories: pa.Table, cutoff: int, config: TrainConfig, source: Path, tmp_path: Path
+    shop: Dataset, shop_histories: pa.Table, cutoff: int, config: TrainConfig, source: Path, tmp_path: Path
 ) -> None:
     backbone = replace(config.model.backbone, pretrained=str(source))
     config = replace(config, model=replace(config.model, backbone=backbone))
     phases = fitting.plan(shop, cutoff, config)
     fitted = train(shop, phases, config)
-    fitted = replace(fitted, adjustment=replace(fitted.adjustment, gate_purchase=(1.0, 1.0), gate_value=(0.75, 0.75)))
+    fitted = replace(fitted, adjustment=replace(fitted.adjustment, blend_purchase=(1.0, 1.0), blend_value=(0.75, 0.75)))
     facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": "gross"}
     facts |= {"horizons": [30, 90], "discount_rate_annual": 0.1}
     made = to_bundle(shop, phases, config, fitted, facts, [])

@@ -23,17 +23,17 @@ def tell(folder: Path, name: Name) -> None:
     settings = Tracking(folder=str(folder), run="r1", names=(name,), settings=TrainConfig())
     board = settings.open()
     for step in (1, 2, 3):
-        board.step({"phase": "trial", "step": step, "loss": 1.0 / step, "learning_rate": 0.1})
+        board.step({"phase": "holdout", "step": step, "loss": 1.0 / step, "learning_rate": 0.1})
     for tracker in board.trackers:
         tracker.close(failed=True)
     board = settings.open()
-    board.step({"phase": "trial", "step": 4, "loss": 0.25, "learning_rate": 0.1})
-    board.epoch({"phase": "trial", "epoch": 1, "step": 4, "loss": 0.4, "waiting": 0.01, "seconds": 2.0})
+    board.step({"phase": "holdout", "step": 4, "loss": 0.25, "learning_rate": 0.1})
+    board.epoch({"phase": "holdout", "epoch": 1, "step": 4, "loss": 0.4, "waiting": 0.01, "seconds": 2.0})
     board.end({"held_out": {"clv": {"auc": 0.7, "crps": None}}})
 
 
 LOSSES = [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]
-NAMES = {"trial/loss", "trial/learning_rate", "trial/waiting", "trial/seconds", "held_out/clv/auc"}
+NAMES = {"holdout/loss", "holdout/learning_rate", "holdout/waiting", "holdout/seconds", "held_out/clv/auc"}
 
 
 def test_tensorboard_reads_one_curve_over_a_resume(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_tensorboard_reads_one_curve_over_a_resume(tmp_path: Path) -> None:
     found = EventAccumulator(str(tmp_path))
     found.Reload()
     assert set(found.Tags()["scalars"]) == NAMES
-    assert [(e.step, pytest.approx(e.value)) for e in found.Scalars("trial/loss")] == LOSSES
+    assert [(e.step, pytest.approx(e.value)) for e in found.Scalars("holdout/loss")] == LOSSES
 
 
 def test_mlflow_keeps_one_run_with_settings_metrics_and_its_end(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_mlflow_keeps_one_run_with_settings_metrics_and_its_end(tmp_path: Path) 
     assert run.info.status == "FINISHED"
     assert set(run.data.metrics) == NAMES
     assert run.data.params["model.backbone.width"] == "128"
-    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "trial/loss")] == LOSSES
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "holdout/loss")] == LOSSES
 
 
 def test_wandb_writes_offline_files_of_one_id_without_a_network(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_wandb_writes_offline_files_of_one_id_without_a_network(tmp_path: Path) 
             if record.HasField("history"):
                 items = record.history.item
                 rows.append({item.key or "/".join(item.nested_key): float(item.value_json) for item in items})
-    assert [(row["step"], row["trial/loss"]) for row in rows if "trial/loss" in row] == LOSSES
+    assert [(row["step"], row["holdout/loss"]) for row in rows if "holdout/loss" in row] == LOSSES
     assert {key for row in rows for key in row if "/" in key} == NAMES
 
 

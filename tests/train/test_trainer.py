@@ -19,27 +19,27 @@ from clv.evaluate.panel import Panel
 from clv.forecast.adjustment import Adjustment, adjust
 from clv.forecast.network import forecast
 from clv.train.config import TrainConfig
-from clv.train.fitting import Phases, Setup, Shop, plan, primary_horizon
-from clv.train.trainer import PATIENCE, UNJUDGED_GATE, Fitted, Hooks, load_model, train
+from clv.train.fitting import Dataset, Phases, Setup, plan, primary_horizon
+from clv.train.trainer import DEFAULT_BLEND_WEIGHT, PATIENCE, Fitted, Hooks, load_model, train
 
-MakeShop = Callable[..., Shop]
+MakeShop = Callable[..., Dataset]
 
 
-def fit(shop: Shop, cutoff: int, config: TrainConfig, **more: Any) -> tuple[Phases, Fitted]:
+def fit(shop: Dataset, cutoff: int, config: TrainConfig, **more: Any) -> tuple[Phases, Fitted]:
     phases = plan(shop, cutoff, config)
     return phases, train(shop, phases, config, **more)
 
 
 @pytest.fixture(scope="module")
-def fitted(shop: Shop, cutoff: int, tiny: TrainConfig) -> tuple[Phases, Fitted]:
+def fitted(shop: Dataset, cutoff: int, tiny: TrainConfig) -> tuple[Phases, Fitted]:
     return fit(shop, cutoff, tiny)
 
 
-def scores(shop: Shop, setup: Setup, fitted: Fitted, config: TrainConfig) -> dict[str, np.ndarray]:
+def scores(shop: Dataset, setup: Setup, fitted: Fitted, config: TrainConfig) -> dict[str, np.ndarray]:
     """What a predictor would say at the cut."""
     rows = setup.assembler.at(shop.histories, setup.cutoff)
-    raw = forecast(load_model(setup, config, fitted.weights), rows.samples, setup.assembler.money)
-    _, _, error = setup.assembler.baseline.forecast_level(setup.assembler.baseline.cutoff_day)
+    raw = forecast(load_model(setup, config, fitted.weights), rows.samples, setup.assembler.value_scale)
+    _, _, error = setup.assembler.btyd.forecast_factor(setup.assembler.btyd.cutoff_day)
     outlook = adjust(raw, rows.base, rows.table, error, fitted.adjustment)
     f = outlook.forecast
     return {
@@ -93,38 +93,38 @@ def test_the_trial_knows_nothing_after_its_held_out_origin(
     fitted: tuple[Phases, Fitted], make_shop: MakeShop, shop_histories: pa.Table, cutoff: int, tiny: TrainConfig
 ) -> None:
     phases, _ = fitted
-    assert phases.trial is not None
-    held_out = phases.trial.cutoff
-    clock = phases.trial.assembler.clock
+    assert phases.holdout is not None
+    held_out = phases.holdout.cutoff
+    clock = phases.holdout.assembler.clock
     assert clock.day_of(cutoff) - clock.day_of(held_out) == phases.primary == 90
     scrambled = plan(make_shop(scramble_future(shop_histories, held_out, seed=4)), cutoff, tiny)
-    assert scrambled.trial is not None
-    assert scrambled.trial.assembler.baseline.to_json() == phases.trial.assembler.baseline.to_json()
-    assert scrambled.trial.assembler.money == phases.trial.assembler.money
-    first, second = (p.trial.assembler.space.to_arrays() for p in (phases, scrambled) if p.trial)
+    assert scrambled.holdout is not None
+    assert scrambled.holdout.assembler.btyd.to_json() == phases.holdout.assembler.btyd.to_json()
+    assert scrambled.holdout.assembler.value_scale == phases.holdout.assembler.value_scale
+    first, second = (p.holdout.assembler.space.to_arrays() for p in (phases, scrambled) if p.holdout)
     assert first[0] == second[0]
     assert all(np.array_equal(first[1][name], second[1][name]) for name in first[1])
-    assert scrambled.final.assembler.baseline.to_json() != phases.final.assembler.baseline.to_json()
+    assert scrambled.final.assembler.btyd.to_json() != phases.final.assembler.btyd.to_json()
 
 
 def test_a_run_says_what_it_did(fitted: tuple[Phases, Fitted], tiny: TrainConfig) -> None:
     phases, run = fitted
     assert phases.notices == ()
-    trial = [row for row in run.history if row["phase"] == "trial"]
+    holdout = [row for row in run.history if row["phase"] == "holdout"]
     final = [row for row in run.history if row["phase"] == "final"]
-    assert [row["epoch"] for row in trial] == [1, 2]
-    best = max(trial, key=lambda row: float(row["held_out_score"]))
+    assert [row["epoch"] for row in holdout] == [1, 2]
+    best = max(holdout, key=lambda row: float(row["held_out_score"]))
     assert len(final) == best["epoch"]
-    assert run.adjustment.gate_value == (best["gate_value"],) * 2
-    assert run.adjustment.gate_purchase == (best["gate_purchase"],) * 2
+    assert run.adjustment.blend_value == (best["blend_value"],) * 2
+    assert run.adjustment.blend_purchase == (best["blend_purchase"],) * 2
     assert run.panel is not None
     assert (run.panel.origin, run.panel.horizon_days) == ("2024-01-02", 90)
-    assert set(run.panel.models()) == {"clv", "anchor", "past_spend", "bgnbd_gg"}
+    assert set(run.panel.models()) == {"clv", "btyd", "past_spend", "bgnbd_gg"}
     assert 0.5 < auc(run.panel.orders > 0, score_of(run.panel.models()["clv"])) < 1
 
 
-def test_the_totals_of_value_and_orders_are_the_anchors(
-    fitted: tuple[Phases, Fitted], shop: Shop, tiny: TrainConfig
+def test_the_totals_of_value_and_orders_are_the_btyd_models(
+    fitted: tuple[Phases, Fitted], shop: Dataset, tiny: TrainConfig
 ) -> None:
     phases, run = fitted
     found = scores(shop, phases.final, run, tiny)
@@ -133,15 +133,17 @@ def test_the_totals_of_value_and_orders_are_the_anchors(
     np.testing.assert_allclose(found["orders"].sum(0), rows.base.orders.sum(0), rtol=0.02)
 
 
-def test_a_log_too_short_to_hold_an_origin_out_keeps_half_way_to_the_anchor(shop: Shop, tiny: TrainConfig) -> None:
+def test_a_log_too_short_to_hold_an_origin_out_keeps_half_way_to_the_btyd_model(
+    shop: Dataset, tiny: TrainConfig
+) -> None:
     phases, run = fit(shop, shop.clock.parse("2023-03-20"), replace(tiny, samples_per_epoch=64))
-    assert phases.trial is None
+    assert phases.holdout is None
     long, short, *_ = phases.notices
     assert long == (
-        "horizon 90 days: no past origin of the log has matured for it, so its increments follow the BTYD model"
+        "horizon 90 days: no past origin of the log has fully observed for it, so its increments follow the BTYD model"
     )
     assert short.startswith("the log is too short (78 days) to hold an origin out: no calibration, no early stopping")
-    assert run.adjustment.gate_purchase == run.adjustment.gate_value == (UNJUDGED_GATE, 0.0) == (0.5, 0.0)
+    assert run.adjustment.blend_purchase == run.adjustment.blend_value == (DEFAULT_BLEND_WEIGHT, 0.0) == (0.5, 0.0)
     assert run.panel is None
     assert {row["phase"] for row in run.history} == {"final"}
     assert len(run.history) == tiny.epochs
@@ -159,20 +161,20 @@ def test_a_log_too_short_to_hold_an_origin_out_keeps_half_way_to_the_anchor(shop
             assert ours[fifth].sum() == pytest.approx(theirs[fifth].sum(), rel=1e-6)
 
 
-def test_a_horizon_that_matured_for_the_final_fit_alone_keeps_the_chosen_weight(
+def test_a_horizon_that_fully_observed_for_the_final_fit_alone_keeps_the_chosen_weight(
     make_shop: MakeShop, cutoff: int, tiny: TrainConfig
 ) -> None:
     shop = make_shop(horizons=(30, 300))
     phases, run = fit(shop, cutoff, tiny)
-    assert phases.trial is not None
-    assert (phases.trial.num_matured, phases.final.num_matured) == (1, 2)
+    assert phases.holdout is not None
+    assert (phases.holdout.num_matured, phases.final.num_matured) == (1, 2)
     assert phases.notices == ()
-    best = max((row for row in run.history if row["phase"] == "trial"), key=lambda row: float(row["held_out_score"]))
-    assert run.adjustment.gate_purchase == (best["gate_purchase"],) * 2
-    assert run.adjustment.gate_value == (best["gate_value"],) * 2
+    best = max((row for row in run.history if row["phase"] == "holdout"), key=lambda row: float(row["held_out_score"]))
+    assert run.adjustment.blend_purchase == (best["blend_purchase"],) * 2
+    assert run.adjustment.blend_value == (best["blend_value"],) * 2
 
 
-def test_a_log_without_any_matured_origin_says_so(shop: Shop, tiny: TrainConfig) -> None:
+def test_a_log_without_any_fully_observed_origin_says_so(shop: Dataset, tiny: TrainConfig) -> None:
     with pytest.raises(ValueError, match="too short for"):
         fit(shop, shop.clock.parse("2023-02-10"), tiny)
 
@@ -181,7 +183,7 @@ def test_a_shop_without_prices_learns_purchases(make_shop: MakeShop, cutoff: int
     value: Value = "none"
     shop = make_shop(value=value)
     phases, run = fit(shop, cutoff, tiny)
-    assert phases.final.assembler.money == 1.0
+    assert phases.final.assembler.value_scale == 1.0
     found = scores(shop, phases.final, run, tiny)
     assert (found["value"] < 0.01).all()
     assert found["p"][:, 1].max() > 0.3
@@ -227,17 +229,17 @@ def test_one_customer_alone_is_enough_to_train(
         ("2024-08-01", r"origin 2024-08-01 lies after the log ends, 2024-07-01"),
     ],
 )
-def test_a_cut_outside_the_log_is_refused(date: str, message: str, shop: Shop, tiny: TrainConfig) -> None:
+def test_a_cut_outside_the_log_is_refused(date: str, message: str, shop: Dataset, tiny: TrainConfig) -> None:
     with pytest.raises(ValueError, match=message):
         plan(shop, shop.clock.parse(date), tiny)
 
 
-def test_views_alone_make_no_anchor(
+def test_views_alone_make_no_btyd_model(
     make_shop: MakeShop, shop_histories: pa.Table, cutoff: int, tiny: TrainConfig
 ) -> None:
     h = Histories.from_table(shop_histories)
     looking = make_shop(replace(h, type=np.full_like(h.type, 2)).to_table())
-    with pytest.raises(ValueError, match="nobody has bought before the origin: an anchor needs purchases"):
+    with pytest.raises(ValueError, match="nobody has bought before the origin: an BTYD model needs purchases"):
         plan(looking, cutoff, tiny)
 
 
@@ -247,7 +249,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_run_killed_after_any_epoch_resumes_to_the_same_end(
-    after: int, shop: Shop, cutoff: int, tiny: TrainConfig, tmp_path: Path
+    after: int, shop: Dataset, cutoff: int, tiny: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny, token_dropout=0.2)
     phases, whole = fit(shop, cutoff, config)
@@ -271,7 +273,7 @@ def test_a_run_killed_after_any_epoch_resumes_to_the_same_end(
 
 
 def test_a_trial_that_had_stopped_early_is_not_taken_up_again(
-    shop: Shop, cutoff: int, tiny: TrainConfig, tmp_path: Path
+    shop: Dataset, cutoff: int, tiny: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(tiny, epochs=4)
     phases = plan(shop, cutoff, config)
@@ -287,18 +289,18 @@ def test_a_trial_that_had_stopped_early_is_not_taken_up_again(
     progress = torch.load(path, weights_only=False)
     torch.save(replace(progress, best_epoch=0), path)  # as if no epoch had been better than what was before
     resumed = train(shop, phases, config, checkpoint=tmp_path / "checkpoint")
-    assert [row["epoch"] for row in resumed.history if row["phase"] == "trial"] == [1, 2]
+    assert [row["epoch"] for row in resumed.history if row["phase"] == "holdout"] == [1, 2]
     assert [row["epoch"] for row in resumed.history if row["phase"] == "final"] == [1]
 
 
-def test_every_step_and_epoch_is_told(shop: Shop, cutoff: int, tiny: TrainConfig) -> None:
+def test_every_step_and_epoch_is_told(shop: Dataset, cutoff: int, tiny: TrainConfig) -> None:
     steps: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     hooks = Hooks(on_step=steps.append, on_epoch=lambda row, save: rows.append(row))
     _, run = fit(shop, cutoff, tiny, hooks=hooks)
     assert rows == run.history
     table = pd.DataFrame(steps)
-    assert set(table["phase"]) == {"trial", "final"}
+    assert set(table["phase"]) == {"holdout", "final"}
     for row in rows:
         part = table[(table["phase"] == row["phase"]) & (table["step"] <= row["step"])]
         assert part["step"].tolist() == list(range(1, int(row["step"]) + 1))

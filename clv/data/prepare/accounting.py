@@ -1,4 +1,4 @@
-"""The books: every row read is accepted or rejected for one named reason, and the sums are checked at every stage."""
+"""the row accounting: every row read is accepted or rejected for one named reason, and the sums are checked at every stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REJECTS = pa.schema(
 
 
 @dataclass
-class Books:
+class RowAccounting:
     """Counts of one stage over one table; `notices` count what deserves a look but is no reason to reject a row."""
 
     read: int = 0
@@ -32,7 +32,7 @@ class Books:
     rejected: Counter[str] = field(default_factory=Counter)
     notices: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: Books) -> None:
+    def add(self, other: RowAccounting) -> None:
         self.read += other.read
         self.accepted += other.accepted
         self.rejected.update(other.rejected)
@@ -42,7 +42,7 @@ class Books:
         """RuntimeError when rows got lost or doubled: a defect of ours, never of the data."""
         if self.read != self.accepted + self.rejected.total():
             raise RuntimeError(
-                f"{stage}: the books do not balance: {self.read} rows read, {self.accepted} accepted,"
+                f"{stage}: the row accounting do not balance: {self.read} rows read, {self.accepted} accepted,"
                 f" {self.rejected.total()} rejected"
             )
 
@@ -59,11 +59,11 @@ class Books:
         }
 
     @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> Books:
+    def from_json(cls, raw: dict[str, Any]) -> RowAccounting:
         return cls(raw["read"], raw["accepted"], Counter(raw["rejected"]), Counter(raw["notices"]))
 
     def lines(self, title: str) -> list[str]:
-        """The books in plain words, one line each."""
+        """the row accounting in plain words, one line each."""
         out = [f"{title}: {self.read:,} rows read, {self.accepted:,} accepted, {self.rejected.total():,} rejected"]
         out += [f"  - {count:,} {reason}" for reason, count in self.rejected.most_common()]
         return out + [f"  ! {count:,} {notice}" for notice, count in self.notices.most_common()]

@@ -11,7 +11,7 @@ import pyarrow as pa
 from clv.data import attributes, histories
 from clv.data.events import EVENTS
 from clv.data.prepare import items, mapping, partition, profile
-from clv.data.prepare.accounting import Books
+from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.partition import LINES
 from clv.data.prepare.publish import ITEMS_BUILT, file_sha256
 from clv.data.spec.models import DatasetSpec
@@ -23,11 +23,11 @@ def build_partition(spec: DatasetSpec, paths: list[str], out: Path, number: int)
     `paths[i]` is the file of unit i. Doing it again replaces every file by an equal one.
     """
     work = out / LINES
-    events, rejects, books = partition.cleaned(
+    events, rejects, accounting = partition.cleaned(
         partition.gather(work / "events", number, carried_schema(spec)), spec, paths
     )
-    tables, side = [rejects], {"events": books.to_json()}
-    given, more, customer_books = _attributes(spec, work, number)
+    tables, side = [rejects], {"events": accounting.to_json()}
+    given, more, customer_accounting = _attributes(spec, work, number)
     tables += more
     part: dict[str, Any] = {"partition": number, "customers": 0}
     if len(events):
@@ -41,20 +41,20 @@ def build_partition(spec: DatasetSpec, paths: list[str], out: Path, number: int)
         part["types"] = sorted(set(events["event_type"].unique().to_pylist()))
         if given is not None:
             without = len(given) - int(np.isin(given["customer_id"].to_numpy(), table["customer_id"].to_numpy()).sum())
-            customer_books.notices["customers of the customer table without an event"] += without
+            customer_accounting.notices["customers of the customer table without an event"] += without
     if given is not None:
-        side["customers"] = customer_books.to_json()
+        side["customers"] = customer_accounting.to_json()
     seen = partition.gather(work / "items", number, items.SEEN)
     if spec.items:
-        found, item_rejects, item_books = items.from_table(seen)
+        found, item_rejects, item_accounting = items.from_table(seen)
         tables.append(item_rejects)
-        side["items"] = item_books.to_json()
+        side["items"] = item_accounting.to_json()
     else:
         found = items.from_events(seen)
     partition.write_parquet(found, work / ITEMS_BUILT / f"part-{number:05d}.parquet")
     partition.write_rejects(tables, work, f"customer-{number:05d}")
     pairs = partition.gather(work / "orders", number, partition.ORDERS)
-    return part | {"books": side, "items": len(found), "shared_orders": partition.shared_orders(pairs)}
+    return part | {"accounting": side, "items": len(found), "shared_orders": partition.shared_orders(pairs)}
 
 
 def shard_path(out: Path, number: int) -> Path:
@@ -67,15 +67,15 @@ def carried_schema(spec: DatasetSpec) -> pa.Schema:
     return pa.schema([known.field(name) for name in partition.carried(spec)])
 
 
-def _attributes(spec: DatasetSpec, work: Path, number: int) -> tuple[pa.Table | None, list[pa.Table], Books]:
+def _attributes(spec: DatasetSpec, work: Path, number: int) -> tuple[pa.Table | None, list[pa.Table], RowAccounting]:
     """attr_* of this partition's customers, joined over the customer tables."""
     joined: pa.Table | None = None
     rejects: list[pa.Table] = []
-    books = Books()
+    accounting = RowAccounting()
     for position, source in enumerate(spec.customers):
         rows = partition.gather(work / f"customers-{position}", number, attributes.schema(source))
         kept, rejected, more = items.first_of(rows, "customer_id", "customers")
-        books.add(more)
+        accounting.add(more)
         rejects.append(rejected)
         joined = kept if joined is None else joined.join(kept, "customer_id", join_type="full outer", use_threads=False)
-    return joined, rejects, books
+    return joined, rejects, accounting

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from clv.data import histories
 from clv.data.prepare import cleaning, items, mapping
-from clv.data.prepare.accounting import Books
+from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.erasure import REASON
 from clv.data.prepare.partition import whole_events
 from clv.data.sources import reading
-from clv.data.sources.reading import Block
+from clv.data.sources.reading import SourceBlock
 from clv.data.spec.models import DatasetSpec, SpecError
 
 CHECK_ROWS = 10_000
@@ -24,16 +24,16 @@ class TooManyRejectsError(ValueError):
     """More rows were rejected than the spec allows."""
 
 
-def check_share(books: Books, spec: DatasetSpec, place: str, examples: str = "") -> None:
+def check_share(accounting: RowAccounting, spec: DatasetSpec, place: str, examples: str = "") -> None:
     """TooManyRejectsError, with the reasons, past `max_rejected_share` or when no event at all was accepted."""
-    if not books.read:
+    if not accounting.read:
         raise SpecError(f"{place}: the event sources hold no rows; there is nothing to prepare")
     # Who was erased says nothing about the spec.
-    wrong = (books.rejected.total() - books.rejected[REASON]) / books.read
-    if not books.accepted or wrong > spec.max_rejected_share:
-        reasons = "".join(f"{line}\n" for line in books.lines("events")[1:])
+    wrong = (accounting.rejected.total() - accounting.rejected[REASON]) / accounting.read
+    if not accounting.accepted or wrong > spec.max_rejected_share:
+        reasons = "".join(f"{line}\n" for line in accounting.lines("events")[1:])
         raise TooManyRejectsError(
-            f"{place}: {books.rejected.total():,} of {books.read:,} events ({books.rejected_share:.1%}) were rejected,"
+            f"{place}: {accounting.rejected.total():,} of {accounting.read:,} events ({accounting.rejected_share:.1%}) were rejected,"
             f" max_rejected_share is {spec.max_rejected_share:.1%}:\n{reasons}{examples}"
             "correct the spec, or raise max_rejected_share if this is how the data are"
         )
@@ -59,10 +59,12 @@ def check_sources(spec: DatasetSpec, place: str) -> list[reading.Unit]:
     return units
 
 
-def check(spec: DatasetSpec, place: str, say: Callable[[str], None], num_rows: int = CHECK_ROWS) -> dict[str, Books]:
-    """Tries the first `num_rows` rows of each table and says the books; raises the errors that prepare would."""
+def check(
+    spec: DatasetSpec, place: str, say: Callable[[str], None], num_rows: int = CHECK_ROWS
+) -> dict[str, RowAccounting]:
+    """Tries the first `num_rows` rows of each table and says the row accounting; raises the errors that prepare would."""
     units = check_sources(spec, place)
-    total: dict[str, Books] = {}
+    total: dict[str, RowAccounting] = {}
     # List prices fill amounts: then the item table is read whole, or amounts would look missing that are not.
     priced = spec.cleaning.missing_amount == "item_price"
     listed: list[pa.Table] = []
@@ -82,35 +84,35 @@ def check(spec: DatasetSpec, place: str, say: Callable[[str], None], num_rows: i
                     listed += [taken.events] if priced else []
                 else:
                     taken = items.take_customers(block, spec.customers[number], spec, unit.path)
-                total.setdefault(f"{table}[{number}]", Books()).add(taken.books)
+                total.setdefault(f"{table}[{number}]", RowAccounting()).add(taken.accounting)
                 if left <= 0:
                     break
             if left <= 0:
                 break
         if events:
             _second_half(pa.concat_tables(events), spec, total[f"{table}[{number}]"], say)
-    for name, books in total.items():
-        for line in books.lines(name):
+    for name, accounting in total.items():
+        for line in accounting.lines(name):
             say(line)
     say(f"checked the first {num_rows:,} rows of each table; nothing was written")
-    events_books = Books()
-    for name, books in total.items():
+    events_accounting = RowAccounting()
+    for name, accounting in total.items():
         if name.startswith("events"):
-            events_books.add(books)
-    check_share(events_books, spec, place)
+            events_accounting.add(accounting)
+    check_share(events_accounting, spec, place)
     return total
 
 
-def _head(block: Block, num_rows: int) -> Block:
+def _head(block: SourceBlock, num_rows: int) -> SourceBlock:
     lines = block.malformed[:num_rows]
     return replace(block, rows=block.rows.slice(0, max(num_rows - len(lines), 0)), malformed=lines)
 
 
-def _second_half(events: pa.Table, spec: DatasetSpec, books: Books, say: Callable[[str], None]) -> None:
+def _second_half(events: pa.Table, spec: DatasetSpec, accounting: RowAccounting, say: Callable[[str], None]) -> None:
     verdict = cleaning.customer_rules(events.combine_chunks(), spec)
-    books.rejected.update(verdict.counts())
-    books.accepted -= int((~verdict.accepted).sum())
-    books.check("check")
+    accounting.rejected.update(verdict.counts())
+    accounting.accepted -= int((~verdict.accepted).sum())
+    accounting.check("check")
     kept = events.filter(pa.array(verdict.accepted))
     if len(kept):
         table = histories.build(whole_events(kept), spec.clock)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clv.data.events import stable_hash
-from clv.data.prepare.accounting import Books, Verdict
+from clv.data.prepare.accounting import RowAccounting, Verdict
 from clv.data.spec.models import Bounds, DatasetSpec
 
 
@@ -47,7 +47,9 @@ class Draft:
     filled: NDArray[np.bool_]
 
 
-def row_rules(draft: Draft, spec: DatasetSpec, verdict: Verdict, books: Books, prices: Prices | None = None) -> None:
+def row_rules(
+    draft: Draft, spec: DatasetSpec, verdict: Verdict, accounting: RowAccounting, prices: Prices | None = None
+) -> None:
     """Ignored ids, returns, missing amounts, bounds: in this order, the first reason of a row stands."""
     rules, clock = spec.cleaning, spec.clock
     if rules.ignore_orders and draft.order_id is not None:
@@ -58,7 +60,7 @@ def row_rules(draft: Draft, spec: DatasetSpec, verdict: Verdict, books: Books, p
     returned = _recognise_returns(draft, spec)
     sale = np.asarray(pc.equal(draft.kind, "purchase").fill_null(False).to_numpy(zero_copy_only=False))
     if spec.value != "none":
-        _fill_amounts(draft, sale | returned, rules.missing_amount, verdict, books, prices)
+        _fill_amounts(draft, sale | returned, rules.missing_amount, verdict, accounting, prices)
     magnitude = np.where(returned, np.abs(draft.quantity), draft.quantity)
     _bound(magnitude, rules.bounds.quantity, "quantity", verdict)
     _bound(draft.unit_price, rules.bounds.unit_price, "unit_price", verdict)
@@ -66,7 +68,7 @@ def row_rules(draft: Draft, spec: DatasetSpec, verdict: Verdict, books: Books, p
     draft.quantity = magnitude
     if returned.any():
         draft.amount = np.where(returned, -np.abs(draft.amount), draft.amount)
-        books.notices["rows recognised as returns"] += int((returned & verdict.accepted).sum())
+        accounting.notices["rows recognised as returns"] += int((returned & verdict.accepted).sum())
     limits = rules.bounds.event_time
     if limits.min is not None:
         verdict.reject(draft.time < clock.parse(limits.min), f"event_time before {limits.min}")
@@ -74,7 +76,7 @@ def row_rules(draft: Draft, spec: DatasetSpec, verdict: Verdict, books: Books, p
         verdict.reject(draft.time >= clock.parse(limits.below), f"event_time not before {limits.below}")
     negative = sale & ~returned & (draft.amount < 0) & verdict.accepted
     if negative.any():
-        books.notices["purchases with a negative amount (no rule in cleaning.returns covers them)"] += int(
+        accounting.notices["purchases with a negative amount (no rule in cleaning.returns covers them)"] += int(
             negative.sum()
         )
 
@@ -113,7 +115,12 @@ def _recognise_returns(draft: Draft, spec: DatasetSpec) -> NDArray[np.bool_]:
 
 
 def _fill_amounts(
-    draft: Draft, needed: NDArray[np.bool_], rule: str, verdict: Verdict, books: Books, prices: Prices | None
+    draft: Draft,
+    needed: NDArray[np.bool_],
+    rule: str,
+    verdict: Verdict,
+    accounting: RowAccounting,
+    prices: Prices | None,
 ) -> None:
     missing = needed & np.isnan(draft.amount)
     if not missing.any():
@@ -126,7 +133,7 @@ def _fill_amounts(
     verdict.reject(missing & ~draft.filled, "amount is missing")
     filled = int((draft.filled & verdict.accepted).sum())
     if filled:
-        books.notices[f"missing amounts filled by the rule {rule!r} and flagged"] += filled
+        accounting.notices[f"missing amounts filled by the rule {rule!r} and flagged"] += filled
 
 
 def _bound(values: NDArray[np.float64], bounds: Bounds, name: str, verdict: Verdict) -> None:

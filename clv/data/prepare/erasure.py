@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clv.data.events import stable_hash
-from clv.data.prepare.accounting import REJECTS, Books
+from clv.data.prepare.accounting import REJECTS, RowAccounting
 from clv.data.spec.models import DatasetSpec
 from clv.data.workdir import link, replacing, write_text
 
@@ -79,16 +79,18 @@ class Erased:
         return found
 
 
-def leave_out(rows: pa.Table, erased: Erased, books: Books, table: str, path: str) -> tuple[pa.Table, pa.Table]:
-    """(rows that may stay, rejects of the others, without their record); the books are changed to match."""
+def leave_out(
+    rows: pa.Table, erased: Erased, accounting: RowAccounting, table: str, path: str
+) -> tuple[pa.Table, pa.Table]:
+    """(rows that may stay, rejects of the others, without their record); the row accounting are changed to match."""
     timed = "event_time" in rows.column_names
     time = rows["event_time"].cast(pa.int64()).to_numpy() if timed else None
     gone = erased.mask(rows["customer_id"], time)
     count = int(gone.sum())
     if not count:
         return rows, REJECTS.empty_table()
-    books.accepted -= count
-    books.rejected[REASON] += count
+    accounting.accepted -= count
+    accounting.rejected[REASON] += count
     numbered = "row" in rows.column_names
     number = rows["row"].filter(pa.array(gone)).combine_chunks() if numbered else pa.nulls(count, pa.int64())
     return rows.filter(pa.array(~gone)), _nameless(table, path, number)
@@ -137,7 +139,7 @@ def blank_all(source: Path, target: Path, spec: DatasetSpec, ids: set[str], leav
 
 
 def write_gone(rejects: Path, gone: dict[str, int], made: Erasure) -> None:
-    """A row of rejects for each row that went, so that rejects and books still agree."""
+    """A row of rejects for each row that went, so that rejects and row accounting still agree."""
     rows = [_nameless(table, "", pa.nulls(gone[table], pa.int64())) for table in ("events", "customers")]
     table = pa.concat_tables(rows)
     if len(table):

@@ -13,10 +13,10 @@ import pyarrow.ipc
 from clv.data import attributes
 from clv.data.events import stable_hash
 from clv.data.prepare import parsing
-from clv.data.prepare.accounting import REJECTS, Books, Verdict, malformed_rejects
+from clv.data.prepare.accounting import REJECTS, RowAccounting, Verdict, malformed_rejects
 from clv.data.prepare.cleaning import Prices
 from clv.data.prepare.mapping import CATEGORY_SEPARATOR, Taken, check_column, check_time, joined_ids, joined_text
-from clv.data.sources.reading import Block
+from clv.data.sources.reading import SourceBlock
 from clv.data.spec.models import CustomerSource, DatasetSpec, EventSource, ItemSource, SpecError
 
 ITEMS = pa.schema(
@@ -46,7 +46,7 @@ def described(source: EventSource) -> bool:
     return source.columns.item_text is not None or source.columns.item_category is not None
 
 
-def take(block: Block, source: ItemSource, path: str) -> Taken:
+def take(block: SourceBlock, source: ItemSource, path: str) -> Taken:
     """Rows (SEEN) of a block of an item table; items without an id, or with a price that is no number, are rejected."""
     rows, columns = block.rows, source.columns
     nothing = pa.nulls(len(rows), pa.string())
@@ -68,35 +68,37 @@ def take(block: Block, source: ItemSource, path: str) -> Taken:
         ],
         schema=SEEN,
     )
-    return _split(table, block, verdict, Books(), "items", path)
+    return _split(table, block, verdict, RowAccounting(), "items", path)
 
 
-def take_customers(block: Block, source: CustomerSource, spec: DatasetSpec, path: str) -> Taken:
+def take_customers(block: SourceBlock, source: CustomerSource, spec: DatasetSpec, path: str) -> Taken:
     """Rows (customer_id, attr_*) of a block of a customer table; rows without an id are rejected."""
     rows = block.rows
-    verdict, books = Verdict(len(rows)), Books()
+    verdict, accounting = Verdict(len(rows)), RowAccounting()
     ids = joined_ids(rows, source.columns.customer_id, True)
     verdict.reject(np.asarray(pc.is_null(ids).to_numpy(zero_copy_only=False)), "customer_id is missing")
     table = pa.table(
-        {"customer_id": ids} | attributes.values(rows, source, spec.timezone, verdict, books),
+        {"customer_id": ids} | attributes.values(rows, source, spec.timezone, verdict, accounting),
         schema=attributes.schema(source),
     )
-    return _split(table, block, verdict, books, "customers", path)
+    return _split(table, block, verdict, accounting, "customers", path)
 
 
-def _split(table: pa.Table, block: Block, verdict: Verdict, books: Books, name: str, path: str) -> Taken:
+def _split(
+    table: pa.Table, block: SourceBlock, verdict: Verdict, accounting: RowAccounting, name: str, path: str
+) -> Taken:
     count = len(block.rows)
     number = None if block.row is None else pa.array(np.arange(block.row, block.row + count))
     rejects = pa.concat_tables(
         [verdict.rejects(block.rows, name, "read", path, number), malformed_rejects(block.malformed, name, path)]
     )
-    books.read, books.rejected = count + len(block.malformed), verdict.counts()
+    accounting.read, accounting.rejected = count + len(block.malformed), verdict.counts()
     if block.malformed:
-        books.rejected["malformed row"] += len(block.malformed)
+        accounting.rejected["malformed row"] += len(block.malformed)
     accepted = table.filter(pa.array(verdict.accepted))
-    books.accepted = len(accepted)
-    books.check(f"intake of {path}")
-    return Taken(accepted, rejects, books)
+    accounting.accepted = len(accepted)
+    accounting.check(f"intake of {path}")
+    return Taken(accepted, rejects, accounting)
 
 
 def check_side_table(
@@ -158,13 +160,13 @@ def _leading(seen: pa.Table, name: str, ids: pa.Array) -> Any:
     return rows[name].take(pc.index_in(ids, rows["item_id"].combine_chunks()))
 
 
-def from_table(rows: pa.Table) -> tuple[pa.Table, pa.Table, Books]:
-    """(ITEMS, rejects, books) of an item table's partition: of several rows with one id the first stays."""
-    kept, rejects, books = first_of(rows, "item_id", "items")
-    return finished(kept), rejects, books
+def from_table(rows: pa.Table) -> tuple[pa.Table, pa.Table, RowAccounting]:
+    """(ITEMS, rejects, row accounting) of an item table's partition: of several rows with one id the first stays."""
+    kept, rejects, accounting = first_of(rows, "item_id", "items")
+    return finished(kept), rejects, accounting
 
 
-def first_of(rows: pa.Table, key: str, table: str) -> tuple[pa.Table, pa.Table, Books]:
+def first_of(rows: pa.Table, key: str, table: str) -> tuple[pa.Table, pa.Table, RowAccounting]:
     """Rows with the first of each `key`, the others as rejects."""
     hashes = stable_hash(rows[key])
     verdict = Verdict(len(rows))
@@ -173,7 +175,7 @@ def first_of(rows: pa.Table, key: str, table: str) -> tuple[pa.Table, pa.Table, 
     verdict.reject(repeat, f"{key} stands in the table before")
     rejects = verdict.rejects(rows, table, "customer", "", None) if repeat.any() else REJECTS.empty_table()
     kept = rows.filter(pa.array(verdict.accepted))
-    return kept, rejects, Books(len(rows), len(kept), verdict.counts())
+    return kept, rejects, RowAccounting(len(rows), len(kept), verdict.counts())
 
 
 def finished(rows: pa.Table) -> pa.Table:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from clv.data.events import EVENTS, US, stable_hash
 from clv.data.prepare import cleaning, parsing
-from clv.data.prepare.accounting import Books, Verdict, malformed_rejects
-from clv.data.sources.reading import Block
+from clv.data.prepare.accounting import RowAccounting, Verdict, malformed_rejects
+from clv.data.sources.reading import SourceBlock
 from clv.data.spec.errors import did_you_mean
 from clv.data.spec.models import DatasetSpec, EventSource, EventType, Source, SpecError
 
@@ -32,15 +32,15 @@ CATEGORY_SEPARATOR = " / "
 
 @dataclass
 class Taken:
-    """What a block gave: events (EVENTS, then EXTRAS), rejects (REJECTS), books."""
+    """What a block gave: events (EVENTS, then EXTRAS), rejects (REJECTS), row accounting."""
 
     events: pa.Table
     rejects: pa.Table
-    books: Books
+    accounting: RowAccounting
 
 
 def take(
-    block: Block, source: EventSource, spec: DatasetSpec, path: str, prices: cleaning.Prices | None = None
+    block: SourceBlock, source: EventSource, spec: DatasetSpec, path: str, prices: cleaning.Prices | None = None
 ) -> Taken:
     """Events and rejects of a block of `source`; `path` is only written beside the rejects.
 
@@ -49,7 +49,7 @@ def take(
     rows, columns = block.rows, source.columns
     count = len(rows)
     verdict = Verdict(count)
-    books = Books(read=count + len(block.malformed))
+    accounting = RowAccounting(read=count + len(block.malformed))
     trim = not _is_parquet(source, path)
 
     customer = joined_ids(rows, columns.customer_id, trim)
@@ -70,11 +70,11 @@ def take(
     amount, _ = _number(rows, columns.amount, "amount", source, verdict)
     absent = np.isnan(quantity)
     if had_quantity and (counted := int((absent & verdict.accepted).sum())):
-        books.notices["rows without a quantity, counted as 1"] += counted
+        accounting.notices["rows without a quantity, counted as 1"] += counted
     quantity = np.where(absent, 1.0, quantity)
     amount = np.where(np.isnan(amount), quantity * unit_price, amount)
     if shifted:
-        books.notices["times in the hour of a clock change, read by rule"] += shifted
+        accounting.notices["times in the hour of a clock change, read by rule"] += shifted
 
     draft = cleaning.Draft(
         kind=kind,
@@ -86,7 +86,7 @@ def take(
         amount=amount,
         filled=np.zeros(count, bool),
     )
-    cleaning.row_rules(draft, spec, verdict, books, prices)
+    cleaning.row_rules(draft, spec, verdict, accounting, prices)
 
     nothing = pa.nulls(count, pa.string())
     table = pa.table(
@@ -118,13 +118,13 @@ def take(
             malformed_rejects(block.malformed, "events", path),
         ]
     )
-    books.rejected.update(verdict.counts())
+    accounting.rejected.update(verdict.counts())
     if block.malformed:
-        books.rejected["malformed row"] += len(block.malformed)
+        accounting.rejected["malformed row"] += len(block.malformed)
     events = table if accepted.all() else table.filter(pa.array(accepted))
-    books.accepted = len(events)
-    books.check(f"intake of {path}")
-    return Taken(events, rejects, books)
+    accounting.accepted = len(events)
+    accounting.check(f"intake of {path}")
+    return Taken(events, rejects, accounting)
 
 
 def needed(source: Source, spec: DatasetSpec) -> set[str] | None:

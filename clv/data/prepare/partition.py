@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clv.data.events import EVENTS, stable_hash
 from clv.data.prepare import cleaning, items, mapping
-from clv.data.prepare.accounting import REJECTS, Books
+from clv.data.prepare.accounting import REJECTS, RowAccounting
 from clv.data.prepare.erasure import Erased, blanked, leave_out
 from clv.data.sources import reading
 from clv.data.sources.reading import Unit
@@ -32,22 +32,22 @@ UNIT = pa.field("unit", pa.int32())
 
 def split(
     unit: Unit, spec: DatasetSpec, place: str, work: Path, num_partitions: int, erased: Erased | None = None
-) -> dict[str, Books]:
-    """Reads a unit, writes accepted rows by partition and rejects under `work`; returns the books by table."""
+) -> dict[str, RowAccounting]:
+    """Reads a unit, writes accepted rows by partition and rejects under `work`; returns the row accounting by table."""
     source = getattr(spec, unit.table)[unit.source]
     key = f"{unit.table}[{unit.source}]"
     writers = {name: Splitter(work / name, unit.number, num_partitions) for name in ("orders", "items", "events")}
     customers = Splitter(work / f"customers-{unit.source}", unit.number, num_partitions)
     prices = items.load_prices(work) if spec.cleaning.missing_amount == "item_price" else None
     wanted = carried(spec)
-    books = Books()
+    accounting = RowAccounting()
     rejects: list[pa.Table] = []
     for block in reading.read(source, unit, place, key, mapping.needed(source, spec)):
         if unit.table == "events":
             taken = mapping.take(block, source, spec, unit.path, prices)
             events = taken.events
             if erased:
-                events, left_out = leave_out(events, erased, taken.books, "events", unit.path)
+                events, left_out = leave_out(events, erased, taken.accounting, "events", unit.path)
                 rejects.append(left_out)
             if UNIT.name in wanted:
                 events = events.append_column(UNIT, pa.array(np.full(len(events), unit.number, np.int32)))
@@ -65,16 +65,16 @@ def split(
             taken = items.take_customers(block, source, spec, unit.path)
             known = taken.events
             if erased:
-                known, left_out = leave_out(known, erased, taken.books, "customers", unit.path)
+                known, left_out = leave_out(known, erased, taken.accounting, "customers", unit.path)
                 rejects.append(left_out)
             customers.add(known, stable_hash(known["customer_id"]))
-        books.add(taken.books)
+        accounting.add(taken.accounting)
         rejects.append(blanked(taken.rejects, spec, erased.named) if erased else taken.rejects)
     for writer in (*writers.values(), customers):
         writer.close()
     write_rejects(rejects, work, f"read-{unit.number:05d}")
-    books.check(f"pass 1 of {unit.path}")
-    return {unit.table: books}
+    accounting.check(f"pass 1 of {unit.path}")
+    return {unit.table: accounting}
 
 
 def carried(spec: DatasetSpec) -> list[str]:
@@ -191,29 +191,29 @@ def whole_events(table: pa.Table) -> pa.Table:
     return pa.table(columns, schema=pa.schema([field.with_nullable(True) for field in EVENTS]))
 
 
-def cleaned(table: pa.Table, spec: DatasetSpec, paths: list[str]) -> tuple[pa.Table, pa.Table, Books]:
-    """(events of EVENTS, rejects, books) of whole customers after the rules that need them whole."""
-    books = Books(read=len(table))
+def cleaned(table: pa.Table, spec: DatasetSpec, paths: list[str]) -> tuple[pa.Table, pa.Table, RowAccounting]:
+    """(events of EVENTS, rejects, row accounting) of whole customers after the rules that need them whole."""
+    accounting = RowAccounting(read=len(table))
     rules = spec.cleaning
     if rules.exact_duplicates == "keep" and rules.duplicated_orders == "keep":
-        books.accepted = len(table)
-        return whole_events(table), REJECTS.empty_table(), books
+        accounting.accepted = len(table)
+        return whole_events(table), REJECTS.empty_table(), accounting
     table = table.combine_chunks()
     full = whole_events(table)
     extras = [name for name in ("row_hash",) if name in table.column_names]
     for name in extras:
         full = full.append_column(name, table[name])
     verdict = cleaning.customer_rules(full, spec)
-    books.rejected = verdict.counts()
+    accounting.rejected = verdict.counts()
     source = pa.array(paths, pa.string()).take(table["unit"].combine_chunks())
     source = source.combine_chunks() if isinstance(source, pa.ChunkedArray) else source
     row = table["row"].combine_chunks()
     row = pa.concat_arrays(row.chunks) if isinstance(row, pa.ChunkedArray) else row
     rejects = verdict.rejects(full.select(EVENTS.names), "events", "customer", source, row)
     events = full.select(EVENTS.names).filter(pa.array(verdict.accepted))
-    books.accepted = len(events)
-    books.check("customer rules")
-    return events, rejects, books
+    accounting.accepted = len(events)
+    accounting.check("customer rules")
+    return events, rejects, accounting
 
 
 def write_rejects(tables: list[pa.Table], work: Path, name: str) -> None:

@@ -30,7 +30,7 @@ def page(spec: DatasetSpec, manifest: dict[str, Any], stats: Stats) -> str:
         f"<h1>{escape(title)}</h1>\n<p class=note>{escape(spec.description)}</p>\n"
         + _summary(spec, manifest, stats)
         + _findings(spec, manifest, stats)
-        + _books(manifest)
+        + _accounting(manifest)
         + _months(spec, stats)
         + _customers(spec, stats)
         + _indicators(spec, stats)
@@ -58,9 +58,9 @@ def _summary(spec: DatasetSpec, manifest: dict[str, Any], stats: Stats) -> str:
 
 
 def _findings(spec: DatasetSpec, manifest: dict[str, Any], stats: Stats) -> str:
-    books = manifest["books"]["events"]
-    rejected = sum(books["rejected"].values())
-    lines = [f"{rejected:,} of {books['read']:,} event rows ({rejected / max(books['read'], 1):.1%}) were left out; "
+    accounting = manifest["accounting"]["events"]
+    rejected = sum(accounting["rejected"].values())
+    lines = [f"{rejected:,} of {accounting['read']:,} event rows ({rejected / max(accounting['read'], 1):.1%}) were left out; "
              f"the dataset allows {spec.max_rejected_share:.0%}."]  # fmt: skip
     if stats["buyers"]:
         lines.append(
@@ -93,13 +93,15 @@ def _findings(spec: DatasetSpec, manifest: dict[str, Any], stats: Stats) -> str:
     return "<h2>What to know</h2>\n<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>\n"
 
 
-def _books(manifest: dict[str, Any]) -> str:
-    out = ["<h2>The books</h2>\n<p class=note>Every row read was accepted, or written to rejects/ with a reason.</p>\n"]
-    for table, books in manifest["books"].items():
-        rows = [("read", books["read"], "")]
-        rows += [(f"left out: {reason}", -count, "") for reason, count in books["rejected"].items()]
-        rows += [("accepted", books["accepted"], "")]
-        rows += [(f"note: {notice}", count, " class=warn") for notice, count in books["notices"].items()]
+def _accounting(manifest: dict[str, Any]) -> str:
+    out = [
+        "<h2>the row accounting</h2>\n<p class=note>Every row read was accepted, or written to rejects/ with a reason.</p>\n"
+    ]
+    for table, accounting in manifest["accounting"].items():
+        rows = [("read", accounting["read"], "")]
+        rows += [(f"left out: {reason}", -count, "") for reason, count in accounting["rejected"].items()]
+        rows += [("accepted", accounting["accepted"], "")]
+        rows += [(f"note: {notice}", count, " class=warn") for notice, count in accounting["notices"].items()]
         body = "".join(f"<tr{c}><td>{escape(name)}</td><td class=n>{count:,}</td></tr>" for name, count, c in rows)
         out.append(f"<h3>{escape(table)}</h3><table>{body}</table>\n")
     return "".join(out)

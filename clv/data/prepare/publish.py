@@ -1,4 +1,4 @@
-"""The end of every job that writes a histories folder: books are closed, items joined, manifest and page written."""
+"""The end of every job that writes a histories folder: row accounting are closed, items joined, manifest and page written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from clv.data import histories
 from clv.data.events import type_code
 from clv.data.prepare import profile, profile_page
-from clv.data.prepare.accounting import Books
+from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.check import check_share
 from clv.data.prepare.partition import LINES
 from clv.data.spec.models import DatasetSpec, SpecError
@@ -34,7 +34,7 @@ class Stock:
     partitions: int
     paths: list[str]  # of each unit of work
     files: list[dict[str, Any]]  # fingerprints of the sources
-    read: dict[str, dict[str, Any]]  # books of pass 1 by table
+    read: dict[str, dict[str, Any]]  # row accounting of pass 1 by table
     parts: list[dict[str, Any]]  # what each partition was made into, in their order
 
     @classmethod
@@ -53,11 +53,11 @@ def finish(
     """Writes manifest, stats, page, spec and stock of a folder whose shards are complete; returns the manifest.
 
     `more` joins the manifest. TooManyRejectsError past the spec's share, SpecError for two event types of one code,
-    RuntimeError when the books do not balance: a defect of ours.
+    RuntimeError when the row accounting do not balance: a defect of ours.
     """
-    books = {table: Books.from_json(raw) for table, raw in stock.read.items()}
-    _close_books(books, stock.parts)
-    check_share(books["events"], spec, place, examples(folder))
+    accounting = {table: RowAccounting.from_json(raw) for table, raw in stock.read.items()}
+    _close_accounting(accounting, stock.parts)
+    check_share(accounting["events"], spec, place, examples(folder))
     types = sorted({name for part in stock.parts for name in part.get("types", [])})
     _check_type_codes(types)
     num_items = _join_items(folder, stock.partitions)
@@ -81,7 +81,7 @@ def finish(
         "first_time": _iso(stats["first_us"]),
         "last_time": _iso(stats["last_us"]),
         "event_types": {name: int(code) for name, code in zip(types, type_code(types).tolist(), strict=True)},
-        "books": {table: b.to_json() for table, b in books.items()},
+        "accounting": {table: b.to_json() for table, b in accounting.items()},
         "shards": [
             {key: part[key] for key in ("file", "partition", "customers", "sha256")}
             for part in stock.parts
@@ -96,8 +96,8 @@ def finish(
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     write_text(folder / "stats.json", json.dumps(stats, indent=1) + "\n")
     write_text(folder / "quality.html", profile_page.page(spec, manifest, stats))
-    for table, table_books in books.items():
-        for line in table_books.lines(table):
+    for table, table_accounting in accounting.items():
+        for line in table_accounting.lines(table):
             say(line)
     say(
         f"histories: {stats['customers']:,} customers, {stats['tokens']:,} tokens of {stats['lines']:,} events,"
@@ -127,24 +127,28 @@ def _measure_again(folder: Path, parts: list[dict[str, Any]]) -> None:
             part["stats"] = profile.measure(pq.read_table(folder / part["file"]))
 
 
-def _close_books(books: dict[str, Books], parts: list[dict[str, Any]]) -> None:
-    """Pass 2 took in what pass 1 let through; its rejects and notices join the books of the table."""
-    for table in list(books):
-        second = Books()
+def _close_accounting(accounting: dict[str, RowAccounting], parts: list[dict[str, Any]]) -> None:
+    """Pass 2 took in what pass 1 let through; its rejects and notices join the row accounting of the table."""
+    for table in list(accounting):
+        second = RowAccounting()
         for part in parts:
-            if table in part["books"]:
-                second.add(Books.from_json(part["books"][table]))
+            if table in part["accounting"]:
+                second.add(RowAccounting.from_json(part["accounting"][table]))
         second.check(f"pass 2, {table}")
         if table == "events" or second.read:
-            if second.read != books[table].accepted:
-                raise RuntimeError(f"pass 1 let {books[table].accepted} {table} through, pass 2 received {second.read}")
-            books[table].accepted = second.accepted
-            books[table].rejected.update(second.rejected)
-            books[table].notices.update({k: n for k, n in second.notices.items() if n})
-        books[table].check(f"{table} in all")
+            if second.read != accounting[table].accepted:
+                raise RuntimeError(
+                    f"pass 1 let {accounting[table].accepted} {table} through, pass 2 received {second.read}"
+                )
+            accounting[table].accepted = second.accepted
+            accounting[table].rejected.update(second.rejected)
+            accounting[table].notices.update({k: n for k, n in second.notices.items() if n})
+        accounting[table].check(f"{table} in all")
     shared = sum(part["shared_orders"] for part in parts)
     if shared:
-        books["events"].notices["order ids that stand for several customers (each gets an order of its own)"] = shared
+        accounting["events"].notices["order ids that stand for several customers (each gets an order of its own)"] = (
+            shared
+        )
 
 
 def _check_type_codes(types: list[str]) -> None:

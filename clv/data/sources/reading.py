@@ -48,7 +48,7 @@ class Unit:
 
 
 @dataclass
-class Block:
+class SourceBlock:
     """Some rows as they stand in the source; `row` is the number of the first, None where it cannot be known."""
 
     rows: pa.Table
@@ -173,7 +173,7 @@ def _first_types(
     return {name: c.type for name, c in columns.items() if name not in expected or c.null_count < len(c)}
 
 
-def read(source: Source, unit: Unit, place: str, key: str, columns: set[str] | None = None) -> Iterator[Block]:
+def read(source: Source, unit: Unit, place: str, key: str, columns: set[str] | None = None) -> Iterator[SourceBlock]:
     """The rows of a unit, in blocks of bounded size, columns as they are called in the source.
 
     With `columns`, no other ones where that saves reading them. Rows outside of the source's `where` do not come.
@@ -191,19 +191,19 @@ def read(source: Source, unit: Unit, place: str, key: str, columns: set[str] | N
                 raise SpecError(f"{place}: {key}.where: {_first_line(error)}") from error
             if not keep.all():
                 # The rows that stay have no place in the file that a first number could tell.
-                block = Block(block.rows.filter(pa.array(keep)), None, block.malformed)
+                block = SourceBlock(block.rows.filter(pa.array(keep)), None, block.malformed)
         yield block
 
 
 def _blocks(
     source: Source, unit: Unit, place: str, key: str, columns: set[str] | None, expected: set[str]
-) -> Iterator[Block]:
+) -> Iterator[SourceBlock]:
     if source.sql is not None:
         # The address is filled here and not in the plan: it may hold a password, and a unit's path is written down.
         url = fill_variables(source.sql.url, f"{key}.sql.url", place)
         first = 0
         for rows in sql.query(url, source.sql.query, f"{place}: {key}.sql"):
-            yield Block(rows, first)
+            yield SourceBlock(rows, first)
             first += len(rows)
         return
     filesystem, path = opened(unit.path)
@@ -217,7 +217,7 @@ def _blocks(
             for batch in file.iter_batches(
                 BATCH_ROWS, row_groups=list(range(unit.start, unit.stop)), columns=names, use_threads=False
             ):
-                yield Block(pa.Table.from_batches([batch]), first)
+                yield SourceBlock(pa.Table.from_batches([batch]), first)
                 first += batch.num_rows
         return
     stream = filesystem.open_input_stream(path) if unit.start == 0 else filesystem.open_input_file(path)
@@ -227,7 +227,7 @@ def _blocks(
         for rows, row, malformed in text_files.blocks(
             stream, source, kind, unit.start, stop, ascii_like, f"{place}: {key} ({unit.path})", expected
         ):
-            yield Block(rows, row, malformed)
+            yield SourceBlock(rows, row, malformed)
 
 
 def fingerprint(unit_paths: list[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Buy-till-you-die peers: BG/NBD and MBG/NBD with Gamma-Gamma spend, fitted on everybody known at the test origin."""
+"""Buy-till-you-die baselines: BG/NBD and MBG/NBD with Gamma-Gamma spend, fitted on everybody known at the test origin."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def _predict(kind: Kind, test: pd.DataFrame, horizon: int, context: Context) -> 
     forecast = context.expect(kind, test, horizon)
     p = np.clip(forecast["p_purchase"].to_numpy(float), 0.0, 1.0)
     value = np.maximum(forecast["value"].to_numpy(float), 0.0)
-    anchor = context.anchors[kind, int(test["origin_day"].iloc[0])]
-    return Prediction(value=value, p_purchase=p, quantiles=_spread(test, forecast, p, value, anchor.spend))
+    btyd_model = context.btyd_models[kind, int(test["origin_day"].iloc[0])]
+    return Prediction(value=value, p_purchase=p, quantiles=_spread(test, forecast, p, value, btyd_model.spend))
 
 
 def _spread(

@@ -1,4 +1,4 @@
-"""What peers see of sample frames, and what they share: population, feature matrices, anchors of each origin."""
+"""What baselines see of sample frames, and what they share: population, feature matrices, BTYD models of each origin."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from clv.btyd.models import Anchor, Kind
+from clv.btyd.models import BTYDModel, Kind
 from clv.data.features import feature_names
 from clv.forecast.distributions import Array
 
 
 class NotRun(Exception):
-    """A peer that does not apply here; its text is the reason shown to people."""
+    """A baseline that does not apply here; its text is the reason shown to people."""
 
 
 @dataclass(kw_only=True)
 class Context:
-    """Shared by the peers of one run: threads of LightGBM, first day of the log, anchors already fitted.
+    """Shared by the baselines of one run: threads of LightGBM, first day of the log, BTYD models already fitted.
 
     More threads than free cores make LightGBM many times slower: its threads wait for each other spinning.
     `log_start_day` (local days since 1970) is the first day of data; without it the oldest customer's first purchase.
@@ -26,7 +26,7 @@ class Context:
 
     threads: int = 1
     log_start_day: int | None = None
-    anchors: dict[tuple[str, int], Anchor] = field(default_factory=dict)
+    btyd_models: dict[tuple[str, int], BTYDModel] = field(default_factory=dict)
 
     def log_days(self, test: pd.DataFrame) -> int:
         """Days of log before the origin of `test`."""
@@ -35,26 +35,26 @@ class Context:
         return max(int(np.ceil(test["T"].max())), 1)
 
     def expect(self, kind: Kind, frame: pd.DataFrame, horizon: int) -> pd.DataFrame:
-        """Anchor forecasts (days, p_purchase, orders, value) per row, fitted at each origin on who was known there."""
+        """BTYD model forecasts (days, p_purchase, orders, value) per row, fitted at each origin on who was known there."""
         parts = []
         for origin, rows in frame.groupby("origin_day", sort=False):
             key = (kind, int(str(origin)))
-            if key not in self.anchors:
-                self.anchors[key] = Anchor.fit(rows, kind=kind)
-            forecast = self.anchors[key].predict(rows, horizon)
+            if key not in self.btyd_models:
+                self.btyd_models[key] = BTYDModel.fit(rows, kind=kind)
+            forecast = self.btyd_models[key].predict(rows, horizon)
             parts.append(forecast.set_axis(rows.index, axis=0))
         together: pd.DataFrame = pd.concat(parts).loc[frame.index]
         return together
 
 
 def population(frame: pd.DataFrame, horizon: int | None = None) -> pd.DataFrame:
-    """Rows with a purchase before the origin, and if a horizon is given, with a matured label for it; index 0..n-1."""
+    """Rows with a purchase before the origin, and if a horizon is given, with a fully observed label for it; index 0..n-1."""
     rows = frame["has_purchase"].to_numpy(bool)
     if horizon is not None:
         if f"value_{horizon}" not in frame:
             have = [c[6:] for c in map(str, frame) if c.startswith("value_") and c != "value_past"]
             raise ValueError(f"no label value_{horizon} in the training frame; it has horizons {have}")
-        rows = rows & frame[f"mature_{horizon}"].to_numpy(bool)
+        rows = rows & frame[f"observed_{horizon}"].to_numpy(bool)
     return frame.loc[rows].reset_index(drop=True)
 
 

@@ -21,7 +21,7 @@ def linear(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int, con
     """Ridge regression of log(1 + value), back-transformed by the smearing factor of the training rows (Duan 1983)."""
     value, _ = labels(train, horizon)
     if not len(value):
-        raise NotRun("no matured training rows")
+        raise NotRun("no fully observed training rows")
     x, x_test = (_with_intercept(m) for m in log_features(train, test))
     penalty = RIDGE * np.eye(x.shape[1])
     penalty[0, 0] = 0.0

@@ -14,10 +14,10 @@ from clv.evaluate.baselines.trees import lgbm_btyd_offset, lgbm_hurdle, lgbm_l1,
 from clv.evaluate.baselines.ziln import ziln_mlp
 from clv.forecast.distributions import Prediction
 
-Peer = Callable[[pd.DataFrame, pd.DataFrame, int, int, Context], Prediction]
+Baseline = Callable[[pd.DataFrame, pd.DataFrame, int, int, Context], Prediction]
 
 
-PEERS: dict[str, Peer] = {
+BASELINES: dict[str, Baseline] = {
     "past_spend": past_spend,
     "bgnbd_gg": bgnbd_gg,
     "mbgnbd_gg": mbgnbd_gg,
@@ -32,24 +32,26 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def run_peers(
+def run_baselines(
     train: pd.DataFrame,
     test: pd.DataFrame,
     horizon: int,
     seed: int = 0,
-    names: Iterable[str] = tuple(PEERS),
+    names: Iterable[str] = tuple(BASELINES),
     context: Context | None = None,
 ) -> dict[str, Prediction | dict[str, str]]:
-    """Every peer's prediction for `population(test)`, in its row order; {"not_run": reason} for one that could not run.
+    """Every baseline's prediction for `population(test)`, in its row order; {"not_run": reason} for one that could not run.
 
-    train: sample frames of matured origins, stacked; rows without a matured label or a purchase are left out here.
+    train: sample frames of fully observed origins, stacked; rows without a fully observed label or a purchase are left out here.
     test: the frame at one origin; its labels are never looked at. horizon in days.
     """
-    unknown = sorted(set(names) - set(PEERS))
+    unknown = sorted(set(names) - set(BASELINES))
     if unknown:
-        raise ValueError(f"unknown peers {unknown}; choose from {list(PEERS)}")
-    # Labels of the test origin are dropped, so that no peer can see them by mistake.
-    hidden = [c for c in test if str(c).startswith(("value_", "orders_", "days_", "mature_")) and str(c)[-1].isdigit()]
+        raise ValueError(f"unknown baselines {unknown}; choose from {list(BASELINES)}")
+    # Labels of the test origin are dropped, so that no baseline can see them by mistake.
+    hidden = [
+        c for c in test if str(c).startswith(("value_", "orders_", "days_", "observed_")) and str(c)[-1].isdigit()
+    ]
     past, now = population(train, horizon), population(test.drop(columns=hidden))
     if now["origin_day"].nunique() > 1:
         raise ValueError(f"the test frame mixes {now['origin_day'].nunique()} origins; give one")
@@ -60,10 +62,10 @@ def run_peers(
             out[name] = {"not_run": "no customer has a purchase before the origin"}
             continue
         try:
-            out[name] = PEERS[name](past, now, horizon, seed, shared)
+            out[name] = BASELINES[name](past, now, horizon, seed, shared)
         except NotRun as reason:
             out[name] = {"not_run": str(reason)}
         except (ValueError, ArithmeticError, ImportError, RuntimeError, IndexError) as error:
-            # A peer that breaks on a strange shop must not take the back-test with it, nor be silent.
+            # A baseline that breaks on a strange shop must not take the back-test with it, nor be silent.
             out[name] = {"not_run": f"{type(error).__name__}: {error}"}
     return out

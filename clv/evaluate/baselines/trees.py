@@ -21,7 +21,7 @@ def _boost(x: Array, y: Array, objective: str, seed: int, context: Context, init
     try:
         import lightgbm
     except ImportError as error:
-        raise NotRun("lightgbm is not installed; pip install 'clv[peers]'") from error
+        raise NotRun("lightgbm is not installed; pip install 'clv[baselines]'") from error
     if len(y) < 2 or not np.any(y != y[0]):
         raise NotRun("the training labels do not vary")
     settings = {

@@ -12,7 +12,7 @@ SHOWN = ("ngini", "spearman", "auc", "mae_over_mean", "rmse_over_mean", "bias", 
 
 
 def judgement(found: Sequence[Findings]) -> list[str]:
-    """Lines of Markdown: what to use, a sentence per peer, whether the data suffice, tables, bands.
+    """Lines of Markdown: what to use, a sentence per baseline, whether the data suffice, tables, bands.
 
     Several origins of one horizon are told together, then each in a table of its own.
     """

@@ -13,7 +13,7 @@ from clv.evaluate import metrics
 from clv.forecast import distributions
 from clv.forecast.distributions import Array, Prediction
 
-OURS, REALISED, PEER_COLOURS = "#2457d6", "#f2994a", ("#6b7280", "#0f9d76", "#a855c7", "#b8860b")
+OURS, REALISED, BASELINE_COLOURS = "#2457d6", "#f2994a", ("#6b7280", "#0f9d76", "#a855c7", "#b8860b")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
 ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
@@ -37,7 +37,7 @@ def _html(figure: go.Figure, name: str, x: str, y: str, height: int = 340, legen
 def lift(name: str, y: ArrayLike, shown: Mapping[str, Prediction], labels: Mapping[str, str]) -> str:
     """Share of all value captured by the best-ranked share of customers; first of `shown` is our model."""
     figure = go.Figure()
-    colours = (OURS, *PEER_COLOURS)
+    colours = (OURS, *BASELINE_COLOURS)
     for i, (model, prediction) in enumerate(shown.items()):
         fraction, share = metrics.lift(y, prediction.value)
         line = {"color": colours[i % len(colours)], "width": 3 if i == 0 else 1.6}
@@ -126,6 +126,6 @@ def pit(name: str, y: ArrayLike, prediction: Prediction, seed: int, bins: int = 
 
 def chosen(model: str, scores: Mapping[str, float], always: Sequence[str], most: int = 4) -> list[str]:
     """Models worth a line in a chart: ours, the well-known ones, then the best by score."""
-    peers = sorted((p for p in scores if p != model), key=lambda p: -scores[p])
-    ranked = [p for p in always if p in peers] + [p for p in peers if p not in always]
+    baselines = sorted((p for p in scores if p != model), key=lambda p: -scores[p])
+    ranked = [p for p in always if p in baselines] + [p for p in baselines if p not in always]
     return [model, *ranked[: most - 1]]

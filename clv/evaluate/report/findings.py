@@ -12,7 +12,7 @@ from clv.evaluate import leakage, metrics, probabilistic
 from clv.evaluate.bootstrap import Interval, bootstrap, interval
 from clv.evaluate.panel import Panel, Visitors
 from clv.evaluate.report import verdict
-from clv.evaluate.report.verdict import Comparison, Replicates, Sufficiency
+from clv.evaluate.report.verdict import MetricComparison, Replicates, Sufficiency
 from clv.forecast import distributions, portfolio
 from clv.forecast.distributions import Array, Prediction
 
@@ -39,14 +39,14 @@ class Findings:
     model: str
     metrics: Mapping[str, Mapping[str, Any]]
     replicates: Mapping[str, Replicates]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[MetricComparison, ...]
     advice: str
     sufficiency: Sufficiency
-    leak: leakage.Verdict | None
+    leak: leakage.LeakageFinding | None
     uncertainty: Mapping[str, Mapping[str, float | None]]
     cells: Mapping[str, Mapping[str, float]]
     one_order: Mapping[str, Mapping[str, Any]]
-    one_order_comparisons: tuple[Comparison, ...]
+    one_order_comparisons: tuple[MetricComparison, ...]
     visitors: VisitorFindings | None
 
     def to_json(self) -> dict[str, Any]:
@@ -54,13 +54,13 @@ class Findings:
         return {
             "advice": self.advice,
             "sufficiency": asdict(self.sufficiency),
-            "against": {c.peer: _plain(c) for c in self.comparisons},
+            "against": {c.baseline: _plain(c) for c in self.comparisons},
             "uncertainty": {name: dict(found) for name, found in self.uncertainty.items()},
             "uncertainty_by_cell": {name: _finite(found) for name, found in self.cells.items()},
             "one_order": {
                 "customers": int(self.panel.once().sum()),
                 "models": {name: dict(found) for name, found in self.one_order.items()},
-                "against": {c.peer: _plain(c) for c in self.one_order_comparisons},
+                "against": {c.baseline: _plain(c) for c in self.one_order_comparisons},
             },
             "visitors": None if self.visitors is None else asdict(self.visitors),
         }
@@ -101,13 +101,13 @@ def find(panel: Panel, *, model: str = "clv", draws: int = 1000, seed: int = 0) 
     )
 
 
-def over_origins(found: Sequence[Findings]) -> tuple[Comparison, ...]:
-    """Ours against every peer that ran at every origin, mean over the origins."""
+def over_origins(found: Sequence[Findings]) -> tuple[MetricComparison, ...]:
+    """Ours against every baseline that ran at every origin, mean over the origins."""
     names = [n for n in found[0].replicates if n != found[0].model and all(n in f.replicates for f in found)]
     return tuple(verdict.compare(n, [(f.replicates[f.model], f.replicates[n]) for f in found]) for n in names)
 
 
-def _comparisons(model: str, replicates: Mapping[str, Replicates]) -> tuple[Comparison, ...]:
+def _comparisons(model: str, replicates: Mapping[str, Replicates]) -> tuple[MetricComparison, ...]:
     return tuple(verdict.compare(n, [(replicates[model], r)]) for n, r in replicates.items() if n != model)
 
 
@@ -168,7 +168,7 @@ def _against_conversion(ahead: Interval) -> str:
     return f"Who of the visitors will buy is told equally well by the conversion baseline: {facts}, too close to call."
 
 
-def _plain(c: Comparison) -> dict[str, Any]:
+def _plain(c: MetricComparison) -> dict[str, Any]:
     lead = _finite({"estimate": c.lead.estimate, "low": c.lead.low, "high": c.lead.high})
     return {"outcome": c.outcome, "gains": c.gains, "losses": c.losses, "lead": lead, "sentence": c.sentence}
 

@@ -11,7 +11,7 @@ from clv.evaluate.bootstrap import Interval, interval
 from clv.evaluate.metrics import BETTER
 from clv.forecast.distributions import Array
 
-# Ranking, size of errors and level: a peer must be judged on all, MAE alone rewards predicting the median.
+# Ranking, size of errors and level: a baseline must be judged on all, MAE alone rewards predicting the median.
 CORE = ("ngini", "auc", "mae_over_mean", "rmse_over_mean", "bias", "decile_mape")
 # Metric: its name, what a gain and a loss are called, and the format of their size.
 WORDS = {
@@ -26,7 +26,7 @@ NOMINAL = 0.8  # of all intervals that card and report judge
 SURE_ERRORS = 1.96  # standard errors of a share that chance explains in 19 of 20 cases
 LABELS = {
     "clv": "This model",
-    "anchor": "BG/NBD with seasonal level (the anchor)",
+    "btyd": "BG/NBD with seasonal level (the BTYD model)",
     "past_spend": "Past spend",
     "bgnbd_gg": "BG/NBD + Gamma-Gamma",
     "mbgnbd_gg": "MBG/NBD + Gamma-Gamma",
@@ -40,8 +40,8 @@ LABELS = {
     "seasonal_naive": "Same window last year",
     "conversion": "Conversion rate of like visitors",
 }
-ADVICE = {"anchor": "BG/NBD with its seasonal level", "bgnbd_gg": "BG/NBD", "mbgnbd_gg": "MBG/NBD"}
-SIMPLE = ("bgnbd_gg", "mbgnbd_gg", "anchor")  # where the model is no better than these, they are the better choice
+ADVICE = {"btyd": "BG/NBD with its seasonal level", "bgnbd_gg": "BG/NBD", "mbgnbd_gg": "MBG/NBD"}
+SIMPLE = ("bgnbd_gg", "mbgnbd_gg", "btyd")  # where the model is no better than these, they are the better choice
 MIN_REPEAT_BUYERS = 50
 SEASON_DAYS = 365 + 180  # a season is learned from the same season a year before, with half a year of log before it
 
@@ -49,13 +49,13 @@ Replicates = Mapping[str, Array]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Ours against one peer: metrics with a significant gain or loss, and a sentence with the size of each.
+class MetricComparison:
+    """Ours against one baseline: metrics with a significant gain or loss, and a sentence with the size of each.
 
     `outcome` is "better" (gains alone), "worse" (losses alone), "mixed" (both) or "even" (neither).
     """
 
-    peer: str
+    baseline: str
     gains: tuple[str, ...]
     losses: tuple[str, ...]
     sentence: str
@@ -87,7 +87,7 @@ def gain(metric: str, pairs: Sequence[tuple[Replicates, Replicates]]) -> Interva
     return interval(np.mean(ahead, axis=0))
 
 
-def compare(peer: str, pairs: Sequence[tuple[Replicates, Replicates]]) -> Comparison:
+def compare(baseline: str, pairs: Sequence[tuple[Replicates, Replicates]]) -> MetricComparison:
     """Judge the replicates of two models, (ours, theirs) per origin, as `bootstrap.bootstrap` gives them."""
     found = {m: gain(m, pairs) for m in CORE if all(m in ours and m in theirs for ours, theirs in pairs)}
     # Of a metric that resampling itself worsens, the interval may lie on the other side of zero than the estimate.
@@ -95,13 +95,15 @@ def compare(peer: str, pairs: Sequence[tuple[Replicates, Replicates]]) -> Compar
     losses = tuple(m for m, g in found.items() if max(g.high, g.estimate) < 0)
     outcome = ("mixed" if losses else "better") if gains else ("worse" if losses else "even")
     lead = found["ngini"] if np.isfinite(found["ngini"].estimate) else found["auc"]
-    sentence = _sentence(peer, {m: g for m, g in found.items() if np.isfinite(g.low)}, gains, losses)
-    return Comparison(peer=peer, gains=gains, losses=losses, sentence=sentence, outcome=outcome, lead=lead)
+    sentence = _sentence(baseline, {m: g for m, g in found.items() if np.isfinite(g.low)}, gains, losses)
+    return MetricComparison(
+        baseline=baseline, gains=gains, losses=losses, sentence=sentence, outcome=outcome, lead=lead
+    )
 
 
-def _sentence(peer: str, found: Mapping[str, Interval], gains: Sequence[str], losses: Sequence[str]) -> str:
+def _sentence(baseline: str, found: Mapping[str, Interval], gains: Sequence[str], losses: Sequence[str]) -> str:
     """Winner and measures follow from the significant differences alone; each is named with its size."""
-    name, num, ends = label(peer), len(gains) + len(losses), "on every measure that differs significantly"
+    name, num, ends = label(baseline), len(gains) + len(losses), "on every measure that differs significantly"
     if not found:
         return f"{name}: no comparison possible, every measure is undefined."
     better, worse = ("; ".join(_difference(m, found[m]) for m in some) for some in (gains, losses))
@@ -110,7 +112,7 @@ def _sentence(peer: str, found: Mapping[str, Interval], gains: Sequence[str], lo
         return f"This model and {name} differ significantly on none of {len(found)} measures: {first}."
     if not losses:
         return f"This model beats {name} {ends} ({num} of {len(found)}): {better}."
-    advice = f"; use {ADVICE.get(peer, name)} here" if len(losses) > len(gains) else ""
+    advice = f"; use {ADVICE.get(baseline, name)} here" if len(losses) > len(gains) else ""
     if not gains:
         return f"This model loses to {name} {ends} ({num} of {len(found)}): {worse}{advice}."
     return (
@@ -130,23 +132,21 @@ def _difference(metric: str, ahead: Interval) -> str:
     return f"{name} {gained if sign > 0 else lost} by {size} ({bounds})"
 
 
-def recommendation(comparisons: Sequence[Comparison]) -> str:
+def recommendation(comparisons: Sequence[MetricComparison]) -> str:
     """What to use, in one sentence."""
     if not comparisons:
         return "No other model ran, so there is nothing to compare with."
     least = min(comparisons, key=lambda c: c.balance)
     if least.balance < 0:
-        name, num = ADVICE.get(least.peer, label(least.peer)), len(least.losses)
+        name, num = ADVICE.get(least.baseline, label(least.baseline)), len(least.losses)
         return (
             f"Use {name} here: significantly better than this model on {num} measure{'s' if num > 1 else ''}, "
             f"worse on {len(least.gains) or 'none'}."
         )
-    by_name = {c.peer: c for c in comparisons}
-    for peer in SIMPLE:
-        if peer in by_name and not by_name[peer].gains:
-            return (
-                f"Use {ADVICE[peer]} here: this model is significantly better than it on no measure, and it is simpler."
-            )
+    by_name = {c.baseline: c for c in comparisons}
+    for baseline in SIMPLE:
+        if baseline in by_name and not by_name[baseline].gains:
+            return f"Use {ADVICE[baseline]} here: this model is significantly better than it on no measure, and it is simpler."
     better = sum(c.balance > 0 for c in comparisons)
     if not better:
         return f"This model is on balance neither better nor worse than any of {len(comparisons)} alternatives."

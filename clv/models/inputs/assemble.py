@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clv.btyd.seasonal import SMALLEST, Baseline, Curves, levelled
+from clv.btyd.seasonal import SMALLEST, Curves, SeasonalBTYD, with_factor
 from clv.data import features
 from clv.data.clock import Clock
 from clv.data.cutoff import Cut, Value, cut
@@ -33,24 +33,24 @@ class Assembled:
 class Assembler:
     """Everything fitted that stands between histories and a model.
 
-    money: shop currency per unit of value. typical (2, 3, H): mean hazard, repeats and value (in money) of the anchor
+    money: shop currency per unit of value. typical (2, 3, H): mean hazard, repeats and value (in money) of the BTYD model
     at the cut, before any level, over the visitors and over the buyers.
     """
 
     clock: Clock
     value: Value
     horizons: tuple[int, ...]
-    baseline: Baseline
+    btyd: SeasonalBTYD
     space: FeatureSpace
-    money: float
+    value_scale: float
     max_tokens: int
-    typical: Floats
+    population_average: Floats
 
     def at(self, histories: Histories, origin: int, known_before: int | None = None) -> Assembled:
         """Everybody known at the origin (us), with the forecast level of that origin; labels if `known_before`."""
         past = cut(histories, origin, self.horizons, self.clock, value=self.value, known_before=known_before)
         day = int(self.clock.day_of(np.array([origin]))[0])
-        orders, value, _ = self.baseline.forecast_level(day)
+        orders, value, _ = self.btyd.forecast_factor(day)
         return self._assemble(past, orders, value)
 
     def train(
@@ -61,45 +61,45 @@ class Assembler:
         past = cut(
             histories, origins, self.horizons, self.clock, value=self.value, customers=customers, known_before=cutoff
         )
-        orders, value = self.baseline.realised_level(past.origin_day)
+        orders, value = self.btyd.realised_factor(past.origin_day)
         return self._assemble(past, orders, value).samples
 
-    def _assemble(self, past: Cut, orders_level: Floats, value_level: Floats) -> Assembled:
+    def _assemble(self, past: Cut, orders_factor: Floats, value_factor: Floats) -> Assembled:
         table = features.frame(past, self.horizons)
-        plain = self.baseline.curves(table)
-        base = levelled(plain, orders_level, value_level)
+        plain = self.btyd.curves(table)
+        base = with_factor(plain, orders_factor, value_factor)
         labels = past.labels
         buyer = table["has_purchase"].to_numpy(bool).astype(np.int64)
-        hazard, repeats, worth = np.moveaxis(self.typical[buyer], 1, 0)
-        typical = [hazard * orders_level, repeats * orders_level, worth * value_level]
+        hazard, repeats, worth = np.moveaxis(self.population_average[buyer], 1, 0)
+        population_average = [hazard * orders_factor, repeats * orders_factor, worth * value_factor]
         samples = Samples(
             tokens=self.space.tokens(past, self.max_tokens),
             wide=np.concatenate([self.space.wide(table), self._curve_features(plain)], axis=1),
             base_hazard=base.hazard.astype(np.float32),
             base_repeats=base.repeats.astype(np.float32),
-            base_value=(base.value / self.money).astype(np.float32),
-            typical=np.stack(typical, axis=1).astype(np.float32),
-            value=None if labels is None else np.nan_to_num(labels.value / self.money).astype(np.float32),
+            base_value=(base.value / self.value_scale).astype(np.float32),
+            population_average=np.stack(population_average, axis=1).astype(np.float32),
+            value=None if labels is None else np.nan_to_num(labels.value / self.value_scale).astype(np.float32),
             orders=None if labels is None else np.nan_to_num(labels.orders).astype(np.float32),
-            mature=None if labels is None else labels.mature,
-            unit=np.maximum(self.typical[1, 2], 1e-3).astype(np.float32),
+            observed=None if labels is None else labels.observed,
+            unit=np.maximum(self.population_average[1, 2], 1e-3).astype(np.float32),
         )
         return Assembled(samples, base, table, past)
 
     def _curve_features(self, curves: Curves) -> NDArray[np.float32]:
-        """The anchor's curves before any level, so that a season seen once is not taken for a kind of customer."""
-        stacked = np.concatenate([curves.hazard, curves.repeats, curves.value / self.money], axis=1)
+        """The BTYD model's curves before any level, so that a season seen once is not taken for a kind of customer."""
+        stacked = np.concatenate([curves.hazard, curves.repeats, curves.value / self.value_scale], axis=1)
         return (np.log(stacked + 1e-4) / 4).astype(np.float32)
 
 
-def typical_curves(plain: Curves, buyers: NDArray[np.bool_], money: float) -> Floats:
-    """`Assembler.typical` from the anchor's curves of everybody; where one kind is missing, the other stands for it."""
-    stacked = np.stack([plain.hazard, plain.repeats, plain.value / money], axis=1)
+def population_average_curves(plain: Curves, buyers: NDArray[np.bool_], value_scale: float) -> Floats:
+    """`Assembler.population_average` from the BTYD model's curves of everybody; where one kind is missing, the other stands for it."""
+    stacked = np.stack([plain.hazard, plain.repeats, plain.value / value_scale], axis=1)
     kinds = [stacked[rows] if rows.any() else stacked for rows in (~buyers, buyers)]
     return np.stack([np.maximum(rows.mean(axis=0), SMALLEST) for rows in kinds])
 
 
-def money_scale(cuts: Cut) -> float:
+def fit_value_scale(cuts: Cut) -> float:
     """Mean value of an order in the pasts of `cuts`: the unit in which value is learned; 1 without prices."""
     worth = cuts.worth()[np.unique(cuts.index)]
     paid = worth[worth > 0]

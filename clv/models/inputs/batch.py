@@ -16,7 +16,7 @@ from clv.models.inputs.tokens import TextArrays, TokenArrays
 
 @dataclass(frozen=True)
 class Targets:
-    """Outcomes per horizon, (B, H); value in units of the model's money scale; mature is 0 where nothing is known.
+    """Outcomes per horizon, (B, H); value in units of the model's money scale; fully observed is 0 where nothing is known.
 
     unit (H,): the typical value of a horizon, by which errors of value are divided, so that neither a long horizon nor
     a shop of dear baskets drowns the other losses.
@@ -24,7 +24,7 @@ class Targets:
 
     value: Tensor
     orders: Tensor
-    mature: Tensor
+    observed: Tensor
     unit: Tensor = field(default_factory=lambda: torch.ones(1))
 
 
@@ -32,7 +32,7 @@ class Targets:
 class Batch:
     """B customers at their origins, T tokens (events oldest first, or a text; padded at the end).
 
-    base_*: what the anchor expects by each horizon, cumulative, (B, H): hazard = -log P(no purchase),
+    base_*: what the BTYD model expects by each horizon, cumulative, (B, H): hazard = -log P(no purchase),
     repeats = E[(orders - 1)+], value in units of the model's money scale. typical: the same of a mean customer at the
     cut, at the level of the row's origin.
     """
@@ -46,15 +46,15 @@ class Batch:
     base_hazard: Tensor
     base_repeats: Tensor
     base_value: Tensor
-    typical: Tensor  # (B, 3, H): hazard, repeats, value of the typical customer
+    population_average: Tensor  # (B, 3, H): hazard, repeats, value of the population average
     targets: Targets | None = None
 
     @property
     def starts(self) -> dict[str, tuple[Tensor, ...]]:
-        """(hazard, repeats, value), (B, H) each, of this customer's anchor and of the typical customer."""
+        """(hazard, repeats, value), (B, H) each, of this customer's BTYD model and of the population average."""
         return {
-            "anchor": (self.base_hazard, self.base_repeats, self.base_value),
-            "typical": self.typical.unbind(1),
+            "btyd": (self.base_hazard, self.base_repeats, self.base_value),
+            "population_average": self.population_average.unbind(1),
         }
 
     def to(self, device: torch.device | str) -> Batch:
@@ -78,10 +78,10 @@ class Samples:
     base_hazard: NDArray[np.float32]
     base_repeats: NDArray[np.float32]
     base_value: NDArray[np.float32]
-    typical: NDArray[np.float32]
+    population_average: NDArray[np.float32]
     value: NDArray[np.float32] | None = None
     orders: NDArray[np.float32] | None = None
-    mature: NDArray[np.bool_] | None = None
+    observed: NDArray[np.bool_] | None = None
     unit: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
@@ -120,11 +120,11 @@ class Samples:
             index, place, rows = index[mine], place[mine] // num_parts, rows[first::num_parts]
         tokens = {n: torch.from_numpy(a) for n, a in self.tokens.padded(index, place, len(rows)).items()}
         targets = None
-        if self.value is not None and self.orders is not None and self.mature is not None:
+        if self.value is not None and self.orders is not None and self.observed is not None:
             targets = Targets(
                 torch.from_numpy(self.value[rows]),
                 torch.from_numpy(self.orders[rows]),
-                torch.from_numpy(self.mature[rows].astype(np.float32)),
+                torch.from_numpy(self.observed[rows].astype(np.float32)),
                 torch.ones(1) if self.unit is None else torch.from_numpy(self.unit),
             )
         return Batch(
@@ -132,7 +132,7 @@ class Samples:
             wide=torch.from_numpy(self.wide[rows]),
             base_hazard=torch.from_numpy(self.base_hazard[rows]),
             base_repeats=torch.from_numpy(self.base_repeats[rows]),
-            typical=torch.from_numpy(self.typical[rows]),
+            population_average=torch.from_numpy(self.population_average[rows]),
             base_value=torch.from_numpy(self.base_value[rows]),
             targets=targets,
         )

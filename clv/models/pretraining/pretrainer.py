@@ -316,11 +316,11 @@ def joint_space(spaces: list[FeatureSpace]) -> FeatureSpace:
     )
 
 
-def scaled_as(joint: FeatureSpace, shop: FeatureSpace) -> FeatureSpace:
+def scaled_as(joint: FeatureSpace, dataset: FeatureSpace) -> FeatureSpace:
     """The joint vocabulary with one shop's own scale of amounts: a dear basket is dear in its own shop."""
     return replace(
         joint,
-        amount_edges=shop.amount_edges,
-        amount_center=shop.amount_center,
-        amount_scale=shop.amount_scale,
+        amount_edges=dataset.amount_edges,
+        amount_center=dataset.amount_center,
+        amount_scale=dataset.amount_scale,
     )

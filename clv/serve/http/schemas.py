@@ -205,7 +205,7 @@ class Score(BaseModel):
     value_p10: float | None
     value_p90: float | None
     clv_mean: float | None
-    anchor_value_mean: float | None
+    btyd_value_mean: float | None
     extrapolated: bool
     value_rank: int | None = Field(None, description="Null: a rank needs the whole customer base, see batch scoring.")
     value_decile: int | None = Field(None, description="Null: a decile needs the whole customer base.")

@@ -53,7 +53,7 @@ class Canary:
 class Shadow:
     """The scorer of one request that the bundle in service answers and the candidate computes too, afterwards."""
 
-    def __init__(self, candidate: BatchedScorer, current: BatchedScorer, comparison: Comparison) -> None:
+    def __init__(self, candidate: BatchedScorer, current: BatchedScorer, comparison: ShadowComparison) -> None:
         self._candidate, self._current, self._comparison = candidate, current, comparison
         self.facts = current.facts
 
@@ -81,7 +81,7 @@ class Shadow:
             LOG.exception("the shadow %s failed", self._candidate.facts.version)
 
 
-class Comparison:
+class ShadowComparison:
     """Scores of two bundles for the same histories, as sums per horizon: those of several replicas can be added."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ _MOMENTS = ((0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1))
 
 
 def report(of_replicas: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per horizon over all replicas' `Comparison.to_json`: totals, correlation of log(1 + value), mean absolute
+    """One row per horizon over all replicas' `ShadowComparison.to_json`: totals, correlation of log(1 + value), mean absolute
     difference of the purchase probability, and the share of customers whose value changed by more than 5 and 25 %."""
     by_days: dict[int, list[dict[str, Any]]] = {}
     for one in of_replicas:

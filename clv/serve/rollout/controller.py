@@ -1,6 +1,6 @@
 """A new bundle for running replicas: tried, promoted, proved, watched, and taken back by itself when something is off.
 
-The replicas follow the registry and sign the roll call; nothing here talks to Ray, and no request is dropped, since a
+The replicas follow the registry and sign the heartbeats; nothing here talks to Ray, and no request is dropped, since a
 replica changes its bundle between two requests.
 """
 
@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clv.registry import Comparison, Registry, Trial
+from clv.registry import BundleComparison, Candidate, Registry
 from clv.serve.rollout.canary import report
 from clv.serve.rollout.heartbeat import Entry, Served, Watch
-from clv.serve.rollout.smoke_test import Probe
+from clv.serve.rollout.smoke_test import SmokeTest
 
 LOOK_S = 0.25
 
@@ -26,7 +26,7 @@ class RolloutError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RolloutPolicy:
     """What is rolled out, how, and what takes it back.
 
     `error_share` is how much larger the share of failed answers may become, `min_errors` how few failures never count.
@@ -34,7 +34,7 @@ class Plan:
 
     version: str
     reason: str | None = None
-    comparison: Comparison | None = None
+    comparison: BundleComparison | None = None
     force: bool = False
     canary_share: float = 0.0
     shadow_share: float = 0.0
@@ -52,9 +52,9 @@ class Plan:
             raise ValueError("deadline_s must be above 0, trial_s and watch_s at least 0, error_share within [0, 1)")
 
     @property
-    def trial(self) -> Trial | None:
+    def trial(self) -> Candidate | None:
         share = self.canary_share or self.shadow_share
-        return Trial(self.version, share, shadow=bool(self.shadow_share)) if share else None
+        return Candidate(self.version, share, shadow=bool(self.shadow_share)) if share else None
 
 
 class Rollout:
@@ -63,12 +63,12 @@ class Rollout:
     def __init__(
         self,
         registry: Registry,
-        plan: Plan,
-        probe: Probe | None,
+        plan: RolloutPolicy,
+        smoke_test: SmokeTest | None,
         say: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.registry, self.plan, self.probe, self.say = registry, plan, probe, say
+        self.registry, self.plan, self.smoke_test, self.say = registry, plan, smoke_test, say
         self._watch = Watch(registry.root)
         self._sleep = sleep
         self.comparison: list[dict[str, Any]] = []
@@ -108,11 +108,11 @@ class Rollout:
             self._sleep(LOOK_S)
         if not (found := self._watch.alive()):
             raise RolloutError(
-                f"no replica signs the roll call in {self.registry.root}: is the service running, with this registry?"
+                f"no replica signs the heartbeats in {self.registry.root}: is the service running, with this registry?"
             )
         return found
 
-    def _try_out(self, trial: Trial) -> None:
+    def _try_out(self, trial: Candidate) -> None:
         kind = "shadow" if trial.shadow else "canary"
         self.registry.start_trial(trial)
         self._until("have loaded", lambda entry: entry.trial == trial.version)
@@ -153,9 +153,11 @@ class Rollout:
             self._sleep(LOOK_S)
 
     def _prove(self) -> None:
-        if self.probe is not None:
-            asked = self.probe.check(len(self._watch.alive()))
-            self.say(f"{asked} answers for {self.probe.num_customers} probe customers are those of {self.plan.version}")
+        if self.smoke_test is not None:
+            asked = self.smoke_test.check(len(self._watch.alive()))
+            self.say(
+                f"{asked} answers for {self.smoke_test.num_customers} probe customers are those of {self.plan.version}"
+            )
 
     def _observe(self, seconds: float, tally: Tally) -> None:
         """Looks for so long; RolloutError as soon as failures rise."""

@@ -1,4 +1,4 @@
-"""A replica follows its registry: the bundle in production, and what is tried beside it. It signs the roll call."""
+"""A replica follows its registry: the bundle in production, and what is tried beside it. It signs the heartbeats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from clv.registry import Registry, Trial
+from clv.registry import Candidate, Registry
 from clv.serve.rollout.heartbeat import Entry, sign
 from clv.serve.scoring.backend import LiveBackend
 from clv.serve.scoring.scorer import BatchedScorer, Predicts
@@ -18,7 +18,7 @@ LOG = logging.getLogger(__name__)
 class Follower:
     """Loads in the background what the registry names, and puts it in service between two requests.
 
-    A version that fails stays with its reason in the roll call and is not tried again while it is named. Signing goes
+    A version that fails stays with its reason in the heartbeats and is not tried again while it is named. Signing goes
     on while a bundle loads, however long: a replica that hangs is seen to be behind, not taken for dead.
     """
 
@@ -50,7 +50,7 @@ class Follower:
         await self._follow_trial(trial, production)
         self.backend.metrics.failed_bundles.set(len(self._failed))
 
-    async def _follow_trial(self, trial: Trial | None, production: str) -> None:
+    async def _follow_trial(self, trial: Candidate | None, production: str) -> None:
         if trial is None or trial.version == production:
             if self.backend.candidate:
                 self.backend.end_trial()
@@ -58,10 +58,10 @@ class Follower:
             candidate = self.backend.candidate
             known = candidate if candidate and candidate.facts.version == trial.version else None
             if scorer := known or await self._prepared(trial.version):
-                self.backend.try_out(scorer, trial)
+                self.backend.fit_holdout(scorer, trial)
 
     async def sign(self) -> None:
-        """One line in the roll call."""
+        """One line in the heartbeats."""
         self._beat += 1
         await asyncio.to_thread(sign, self.registry.root, self.entry())
 
@@ -83,7 +83,7 @@ class Follower:
             comparison=self.backend.comparison.to_json() if candidate else None,
         )
 
-    def _named(self) -> tuple[str, Trial | None]:
+    def _named(self) -> tuple[str, Candidate | None]:
         return self.registry.production().name, self.registry.trial()
 
     async def _prepared(self, version: str) -> BatchedScorer | None:

@@ -20,16 +20,16 @@ TOLERANCE = 1e-4  # relative: a replica may compute on another device
 LOOKS_PER_REPLICA = 4  # the proxy chooses who answers
 
 
-class ProbeError(ValueError):
+class SmokeTestError(ValueError):
     """The service answers something else than the bundle says, or the bundle says something impossible."""
 
 
-class Probe:
+class SmokeTest:
     """`request` brings the events of all its customers, so that no store can make a difference."""
 
     def __init__(self, predictor: Predicts, request: PredictRequest, url: str, key: str | None = None) -> None:
         if any(customer.events is None for customer in request.customers) or request.as_of is None:
-            raise ProbeError("a probe needs as_of, and the events of every customer")
+            raise SmokeTestError("a probe needs as_of, and the events of every customer")
         self._url, self._key = url, key
         self._version, self.num_customers = predictor.version, len(request.customers)
         self._request = request
@@ -40,14 +40,14 @@ class Probe:
         self._believable()
 
     @classmethod
-    def of(cls, predictor: Predicts, url: str, key: str | None = None, file: Path | None = None) -> Probe:
+    def of(cls, predictor: Predicts, url: str, key: str | None = None, file: Path | None = None) -> SmokeTest:
         """The probe of a file (JSON of a prediction request); without one, twelve invented customers at the cut."""
         if file is None:
             return cls(predictor, PredictRequest.model_validate(invented(predictor)), url, key)
         try:
             request = PredictRequest.model_validate_json(file.read_bytes())
         except ValidationError as error:
-            raise ProbeError(f"{file} is not a prediction request: {error}") from error
+            raise SmokeTestError(f"{file} is not a prediction request: {error}") from error
         return cls(predictor, request, url, key)
 
     def check(self, num_replicas: int) -> int:
@@ -56,7 +56,7 @@ class Probe:
         for _ in range(times):
             found = self._ask()
             if found.model.version != self._version:
-                raise ProbeError(f"{self._url} answers with {found.model.version}, not with {self._version}")
+                raise SmokeTestError(f"{self._url} answers with {found.model.version}, not with {self._version}")
             for result in found.results:
                 here = self._expected.get(result.customer_id, [])
                 self._compare(here, [score.model_dump() for score in result.scores])
@@ -73,11 +73,11 @@ class Probe:
                     model_version=self._version,
                 )
         except (ClvError, httpx.TransportError) as error:
-            raise ProbeError(f"{self._url} does not answer the probe of {self._version}: {error}") from error
+            raise SmokeTestError(f"{self._url} does not answer the probe of {self._version}: {error}") from error
 
     def _compare(self, here: list[dict[str, Any]], there: list[dict[str, Any]]) -> None:
         if len(here) != len(there):
-            raise ProbeError(
+            raise SmokeTestError(
                 f"{self._version} is served with {len(there)} scores of a customer where it has {len(here)}"
             )
         for one, other in zip(here, there, strict=True):
@@ -89,16 +89,18 @@ class Probe:
                     same = name in ("customer_id", "origin") or served == value
                 if not same:
                     days = one["horizon_days"]
-                    raise ProbeError(f"{name} over {days} days is {value} by {self._version}, but served as {served}")
+                    raise SmokeTestError(
+                        f"{name} over {days} days is {value} by {self._version}, but served as {served}"
+                    )
 
     def _believable(self) -> None:
         scores = [score for one in self._expected.values() for score in one]
         if not scores:
-            raise ProbeError(f"{self._version} scores nobody of the probe")
+            raise SmokeTestError(f"{self._version} scores nobody of the probe")
         for score in scores:
             p, value = score["p_purchase"], score["value_mean"]
             if p is None or not 0 <= p <= 1 or (value is not None and value < 0):
-                raise ProbeError(f"{self._version} gives a probe customer p_purchase {p} and value_mean {value}")
+                raise SmokeTestError(f"{self._version} gives a probe customer p_purchase {p} and value_mean {value}")
 
 
 def invented(predictor: Predicts) -> Mapping[str, Any]:

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from clv.data import histories
-from clv.registry import Trial
+from clv.registry import Candidate
 from clv.serve.http.metrics import Metrics
-from clv.serve.rollout.canary import Canary, Comparison, Shadow
+from clv.serve.rollout.canary import Canary, Shadow, ShadowComparison
 from clv.serve.scoring.batching import Batching, one_thread
 from clv.serve.scoring.protocol import NotReady, Scorer
 from clv.serve.scoring.scorer import BatchedScorer, Predicts
@@ -32,8 +32,8 @@ class LiveBackend:
         self.metrics = metrics or Metrics()
         self.current: BatchedScorer | None = None
         self.candidate: BatchedScorer | None = None
-        self.comparison = Comparison()
-        self.trial: Trial | None = None
+        self.comparison = ShadowComparison()
+        self.trial: Candidate | None = None
         self._thread = one_thread()
 
     def prepare(self, predictor: Predicts) -> BatchedScorer:
@@ -52,9 +52,9 @@ class LiveBackend:
         self.metrics.in_service(scorer.facts.version, to_datetime(scorer.facts.cut))
         LOG.info("bundle %s is in service", scorer.facts.version)
 
-    def try_out(self, scorer: BatchedScorer, trial: Trial) -> None:
+    def fit_holdout(self, scorer: BatchedScorer, trial: Candidate) -> None:
         """From the next request on this one gets its share, or is compared."""
-        self.candidate, self.trial, self.comparison = scorer, trial, Comparison()
+        self.candidate, self.trial, self.comparison = scorer, trial, ShadowComparison()
         LOG.info("bundle %s is tried on %g of the requests", trial.version, trial.share)
 
     def end_trial(self) -> None:

@@ -65,7 +65,7 @@ class ConflictError(ValueError):
 
 
 @dataclass(frozen=True)
-class Batch:
+class EventAppend:
     """Events to append: row i is event `keys[i]` of customer `names[i]`."""
 
     names: list[str]
@@ -73,7 +73,7 @@ class Batch:
     lines: log.Lines
 
     @classmethod
-    def of(cls, events: pa.Table, clock: Clock) -> Batch:
+    def of(cls, events: pa.Table, clock: Clock) -> EventAppend:
         """ValueError for events without an id."""
         ids = events["event_id"].to_pylist()
         if None in ids:

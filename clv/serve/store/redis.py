@@ -19,7 +19,7 @@ from redis.retry import Retry
 
 from clv.data.clock import Clock
 from clv.serve.store.protocol import BACKUP, OTHER_VERSION, REMEDY, Appended, StoreUnavailableError
-from clv.serve.store.records import FORMAT, Batch, Held, Put, decode, digest, with_events
+from clv.serve.store.records import FORMAT, EventAppend, Held, Put, decode, digest, with_events
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class RedisStore:
 
     def append(self, events: pa.Table, clock: Clock) -> Appended:
         self._salt()
-        batch = Batch.of(events, clock)
+        batch = EventAppend.of(events, clock)
         places = list(dict.fromkeys(zip(batch.names, batch.keys, strict=True)))
 
         def attempt(pipe: Any) -> list[int]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from clv.data.clock import Clock
 from clv.data.histories import ATTRIBUTE_PREFIX
 from clv.serve.store.protocol import BACKUP, OTHER_VERSION, REMEDY, Appended, StoreUnavailableError
-from clv.serve.store.records import FORMAT, Batch, Held, Put, decode, digest, with_events
+from clv.serve.store.records import FORMAT, EventAppend, Held, Put, decode, digest, with_events
 
 FILE = "store.sqlite"
 LINE_BYTES = 72
@@ -84,7 +84,7 @@ class SqliteStore:
         return len(put.records)
 
     def append(self, events: pa.Table, clock: Clock) -> Appended:
-        batch = Batch.of(events, clock)
+        batch = EventAppend.of(events, clock)
         with self._writing() as connection:
             held = {}
             for place in set(zip(batch.names, batch.keys, strict=True)):

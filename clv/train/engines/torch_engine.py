@@ -197,4 +197,4 @@ def recompute_layers(model: nn.Module) -> None:
 
 def _weight(batch: Batch) -> Tensor:
     assert batch.targets is not None, "training needs labels"
-    return batch.targets.mature.sum()
+    return batch.targets.observed.sum()

@@ -72,7 +72,7 @@ def draw(
     off_season = np.abs((cutoff_day - days + 182) % 365 - 182)
     weight = known * (1 + season_bonus * (off_season <= SEASON_DAYS))
     if weight.sum() == 0:
-        raise ValueError("no past origin has a matured label: the log is too short for the horizons of the spec")
+        raise ValueError("no past origin has a fully observed label: the log is too short for the horizons of the spec")
     origin = rng.choice(len(days), num, p=weight / weight.sum())
     customer = by_first[(rng.random(num) * known[origin]).astype(np.int64)]
     return np.asarray(customer * len(days) + origin)

@@ -25,7 +25,7 @@ class Step(NamedTuple):
     batches: list[Batch]
 
 
-class Source(Protocol):
+class ExampleSource(Protocol):
     """Where the steps of an epoch come from: the same (epoch, seed) gives the same, from step `first` on, and the same
     global batches to any number of workers that make as many micro-batches together."""
 
@@ -95,8 +95,8 @@ def _by_tokens(rows: NDArray[np.int64], lengths: NDArray[np.int64], budget: int)
         start = stop
 
 
-def feed(
-    source: Source, config: TrainConfig, rank: int, world_size: int, epochs: range, first: int = 0
+def loader(
+    source: ExampleSource, config: TrainConfig, rank: int, world_size: int, epochs: range, first: int = 0
 ) -> Iterator[Step | None]:
     """The steps of all epochs, the first of them from step `first`; None ends an epoch."""
     for epoch in epochs:

@@ -10,7 +10,7 @@ from clv.data.events import stable_hash
 from clv.data.prepare import cleaning, mapping
 from clv.data.prepare.cleaning import Prices
 from clv.data.prepare.partition import cleaned, shared_orders
-from clv.data.sources.reading import Block
+from clv.data.sources.reading import SourceBlock
 from clv.data.spec.models import DatasetSpec
 
 SPEC = """
@@ -32,14 +32,14 @@ def taken(spec: DatasetSpec, prices: Prices | None = None, **columns: list[Any])
     count = len(next(iter(columns.values())))
     rows = {"c": ["a"] * count, "t": ["2020-05-05 10:00"] * count, "o": [None] * count, "i": [None] * count}
     rows |= {"q": [1.0] * count, "x": [1.0] * count} | columns
-    return mapping.take(Block(pa.table(rows), 0), spec.events[0], spec, "log.parquet", prices)
+    return mapping.take(SourceBlock(pa.table(rows), 0), spec.events[0], spec, "log.parquet", prices)
 
 
 def test_nothing_is_cleaned_unless_asked_for() -> None:
     got = taken(spec_with(), x=[0.0, -5.0, 1.0, 1.0], q=[0.0, -1.0, 1.0, 1.0], o=["C1", "2", "3", "3"])
-    assert got.books.accepted == 4
+    assert got.accounting.accepted == 4
     assert got.events["event_type"].to_pylist() == ["purchase"] * 4
-    assert got.books.notices == {"purchases with a negative amount (no rule in cleaning.returns covers them)": 1}
+    assert got.accounting.notices == {"purchases with a negative amount (no rule in cleaning.returns covers them)": 1}
 
 
 @pytest.mark.parametrize(
@@ -57,21 +57,21 @@ def test_a_return_is_recognised_and_carries_a_negative_amount(rule: dict[str, An
     amounts = got.events["amount"].to_numpy()
     assert (amounts[np.array(returned)] < 0).all()
     assert (got.events["quantity"].to_numpy()[np.array(returned)] > 0).all()
-    assert got.books.notices["rows recognised as returns"] == sum(returned)
+    assert got.accounting.notices["rows recognised as returns"] == sum(returned)
 
 
 def test_bounds_look_at_the_magnitude_of_a_return() -> None:
     spec = spec_with(returns={"order_id": ["C*"]}, bounds={"quantity": {"above": 0}, "amount": {"max": 100}})
     got = taken(spec, o=["C1", "2", "C3"], q=[-1.0, -1.0, -1.0], x=[-10.0, 5.0, -500.0])
     assert got.events["order_id"].to_pylist() == ["C1"]
-    assert got.books.rejected == {"quantity <= 0": 1, "amount > 100": 1}
+    assert got.accounting.rejected == {"quantity <= 0": 1, "amount > 100": 1}
 
 
 def test_bounds_include_min_and_max_and_exclude_above_and_below() -> None:
     spec = spec_with(bounds={"amount": {"min": 1, "max": 3}, "quantity": {"above": 1, "below": 4}})
     got = taken(spec, x=[0.9, 1, 3, 3.1, 2, 2], q=[2, 2, 3, 2, 1, 4])
     assert got.events["amount"].to_pylist() == [1, 3]
-    assert got.books.rejected == {"amount < 1": 1, "amount > 3": 1, "quantity <= 1": 1, "quantity >= 4": 1}
+    assert got.accounting.rejected == {"amount < 1": 1, "amount > 3": 1, "quantity <= 1": 1, "quantity >= 4": 1}
 
 
 def test_time_bounds_are_local_to_the_shop() -> None:
@@ -79,8 +79,8 @@ def test_time_bounds_are_local_to_the_shop() -> None:
     got = taken(
         spec, t=["2020-05-04T21:59:59Z", "2020-05-04T22:00:00Z", "2020-05-05T21:59:59Z", "2020-05-05T22:00:00Z"]
     )
-    assert got.books.accepted == 2
-    assert got.books.rejected == {"event_time before 2020-05-05": 1, "event_time not before 2020-05-06": 1}
+    assert got.accounting.accepted == 2
+    assert got.accounting.rejected == {"event_time before 2020-05-05": 1, "event_time not before 2020-05-06": 1}
 
 
 def test_ignored_ids_match_exactly_or_by_pattern_and_case_counts() -> None:
@@ -91,12 +91,12 @@ def test_ignored_ids_match_exactly_or_by_pattern_and_case_counts() -> None:
         o=["1", "1", "1", "1", "1", "1", "1", "1", "C9"],
     )
     assert got.events["item_id"].to_pylist() == ["post", "POSTCARD", "gift_1", "A12", None]
-    assert got.books.rejected == {"item_id is to be ignored": 3, "order_id is to be ignored": 1}
+    assert got.accounting.rejected == {"item_id is to be ignored": 3, "order_id is to be ignored": 1}
 
 
 def test_missing_amounts_are_rejected_unless_a_rule_fills_and_flags_them() -> None:
     columns = {"x": [None, 2.0, None], "i": ["a", "a", "b"], "q": [3.0, 1.0, 1.0]}
-    assert taken(spec_with(), **columns).books.rejected == {"amount is missing": 2}
+    assert taken(spec_with(), **columns).accounting.rejected == {"amount is missing": 2}
 
     zero = taken(spec_with(missing_amount="zero"), **columns).events
     assert zero["amount"].to_pylist() == [0.0, 2.0, 0.0]
@@ -106,16 +106,16 @@ def test_missing_amounts_are_rejected_unless_a_rule_fills_and_flags_them() -> No
     listed = taken(spec_with(missing_amount="item_price"), prices, **columns)
     assert listed.events["amount"].to_pylist() == [4.5, 2.0]
     assert listed.events["amount_filled"].to_pylist() == [True, False]
-    assert listed.books.rejected == {"amount is missing": 1}
+    assert listed.accounting.rejected == {"amount is missing": 1}
 
 
 def test_the_first_of_exact_duplicates_stays_and_equal_rows_of_others_do_too() -> None:
     spec = spec_with(exact_duplicates="drop")
     got = taken(spec, c=["a", "b", "a", "a"], o=["1", "1", "1", "1"], x=[5.0, 5.0, 5.0, 6.0])
     table = got.events.append_column("unit", pa.array([0] * 4, pa.int32()))
-    events, rejects, books = cleaned(table, spec, ["log.parquet"])
+    events, rejects, accounting = cleaned(table, spec, ["log.parquet"])
     assert events["amount"].to_pylist() == [5.0, 5.0, 6.0]
-    assert books.rejected == {"exact duplicate of another row": 1}
+    assert accounting.rejected == {"exact duplicate of another row": 1}
     assert rejects["row"].to_pylist() == [2]
     assert rejects["source"].to_pylist() == ["log.parquet"]
 
@@ -164,5 +164,5 @@ def test_made_event_ids_number_equal_rows_and_do_not_depend_on_their_order() -> 
 def test_events_without_prices_need_none() -> None:
     base = DatasetSpec.parse(SPEC, "shop.yaml").model_dump() | {"value": "none", "currency": None}
     got = taken(DatasetSpec.model_validate(base), x=[None, 1.0])
-    assert got.books.accepted == 2
+    assert got.accounting.accepted == 2
     assert got.events["amount"].to_pylist() == [None, 1.0]

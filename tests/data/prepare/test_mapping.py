@@ -1,4 +1,4 @@
-"""From files to events: formats, times, types, rejects, and books that balance."""
+"""From files to events: formats, times, types, rejects, and row accounting that balance."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from clv.data.events import EVENTS
 from clv.data.prepare import parsing
-from clv.data.prepare.accounting import Books, json_rows
+from clv.data.prepare.accounting import RowAccounting, json_rows
 from clv.data.prepare.check import check, check_sources
 from clv.data.prepare.mapping import Taken, take
 from clv.data.sources import reading, text_files
@@ -35,14 +35,14 @@ def shop(path: Path | str, columns: str = "customer_id: id, event_time: t, amoun
 
 def taken(spec: DatasetSpec) -> Taken:
     """All blocks of the first events source, joined."""
-    events, rejects, books = [], [], Books()
+    events, rejects, accounting = [], [], RowAccounting()
     for unit in check_sources(spec, "shop.yaml"):
         for block in reading.read(spec.events[0], unit, "shop.yaml", "events[0]"):
             got = take(block, spec.events[0], spec, unit.path)
             events.append(got.events)
             rejects.append(got.rejects)
-            books.add(got.books)
-    return Taken(pa.concat_tables(events), pa.concat_tables(rejects), books)
+            accounting.add(got.accounting)
+    return Taken(pa.concat_tables(events), pa.concat_tables(rejects), accounting)
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -89,7 +89,7 @@ def test_every_format_gives_the_same_events(tmp_path: Path) -> None:
     results = [taken(spec) for spec in write_all_formats(tmp_path)]
     assert len(results) == 10
     for got in results:
-        assert got.books.read == got.books.accepted == 3
+        assert got.accounting.read == got.accounting.accepted == 3
         assert got.events.select(EVENTS.names).equals(results[0].events.select(EVENTS.names))
     first = results[0].events
     assert first["customer_id"].to_pylist() == ["a", "b", "a"]
@@ -138,7 +138,7 @@ def test_bad_rows_are_rejected_with_reason_record_source_and_row(tmp_path: Path)
     )
     pq.write_table(table, path)
     got = taken(shop(path))
-    assert got.books.rejected == {
+    assert got.accounting.rejected == {
         "customer_id is missing (anonymous)": 2,
         "event_time is unreadable or outside 1970 to 2099": 2,
         "event_time is missing": 1,
@@ -152,21 +152,21 @@ def test_numbers_that_are_none_nan_or_infinite_are_told_apart(tmp_path: Path) ->
     values = ["1", "inf", "twelve", "", "NaN", " 2.5 "]
     text = "id,t,x\n" + "".join(f"a,2020-01-01,{value}\n" for value in values)
     got = taken(shop(written(tmp_path / "log.csv", text)))
-    assert got.books.rejected == {"amount is not a finite number": 2, "amount is missing": 2}
+    assert got.accounting.rejected == {"amount is not a finite number": 2, "amount is missing": 2}
     assert got.events["amount"].to_pylist() == [1.0, 2.5]
 
     table = pa.table({"id": ["a", "b", "c"], "t": ["2020-01-01"] * 3, "x": [1.0, float("nan"), float("inf")]})
     pq.write_table(table, tmp_path / "log.parquet")
     got = taken(shop(tmp_path / "log.parquet"))
-    assert got.books.rejected == {"amount is not a finite number": 1, "amount is missing": 1}
+    assert got.accounting.rejected == {"amount is not a finite number": 1, "amount is missing": 1}
 
 
 def test_lines_with_too_few_fields_or_foreign_bytes_are_rejected_alone(tmp_path: Path) -> None:
     text = b"id,t,x\na,2020-01-01,1\nbroken,line\nb,2020-01-02,2\n" + b"M\xfcller,2020-01-03,3\n"
     got = taken(shop(written(tmp_path / "log.csv", text)))
-    assert got.books.read == 4
-    assert got.books.accepted == 2
-    assert got.books.rejected == {"malformed row": 2}
+    assert got.accounting.read == 4
+    assert got.accounting.accepted == 2
+    assert got.accounting.rejected == {"malformed row": 2}
     records = [json.loads(record)["line"] for record in got.rejects["record"].to_pylist()]
     assert records[0].startswith("not utf-8: M")
     assert records[1] == "2 fields instead of 3: broken,line"
@@ -178,7 +178,7 @@ def test_lines_with_too_few_fields_or_foreign_bytes_are_rejected_alone(tmp_path:
 def test_json_lines_that_are_no_objects_are_rejected_and_odd_types_read_as_text(tmp_path: Path) -> None:
     text = '{"id": 7, "t": "2020-01-01", "x": 1}\nnot json\n[1, 2]\n{"id": "u8", "t": "2020-01-02", "x": "2.5"}\n'
     got = taken(shop(written(tmp_path / "log.jsonl", text)))
-    assert got.books.rejected == {"malformed row": 2}
+    assert got.accounting.rejected == {"malformed row": 2}
     assert got.events["customer_id"].to_pylist() == ["7", "u8"]
     assert got.events["amount"].to_pylist() == [1.0, 2.5]
 
@@ -188,7 +188,7 @@ def test_amount_is_quantity_times_unit_price_where_absent(tmp_path: Path) -> Non
     columns = "customer_id: id, event_time: t, quantity: q, unit_price: p, amount: x"
     got = taken(shop(written(tmp_path / "log.csv", text), columns))
     assert got.events["amount"].to_pylist() == [7.5, 4.0, 5.0]
-    assert got.books.notices == {"rows without a quantity, counted as 1": 1}
+    assert got.accounting.notices == {"rows without a quantity, counted as 1": 1}
 
 
 def test_event_types_are_mapped_and_foreign_ones_rejected_or_kept(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_event_types_are_mapped_and_foreign_ones_rejected_or_kept(tmp_path: Path
     rule = {"column": "k", "map": {"pv": "view", "buy": "purchase"}}
     got = taken(shop(path, "customer_id: id, event_time: t", value="none", event_type=rule))
     assert got.events["event_type"].to_pylist() == ["view", "purchase"]
-    assert got.books.rejected == {"event_type is not in the map": 1, "event_type is missing": 1}
+    assert got.accounting.rejected == {"event_type is not in the map": 1, "event_type is missing": 1}
     got = taken(shop(path, "customer_id: id, event_time: t", value="none", event_type=rule | {"other": "keep"}))
     assert got.events["event_type"].to_pylist() == ["view", "purchase", "spin"]
 
@@ -329,13 +329,13 @@ def test_check_reads_ten_thousand_rows_at_most_and_writes_nothing(tmp_path: Path
     text = "id,t,x\n" + "".join(f"c{i % 50},{1_600_000_000 + i},1\n" for i in range(12_000))
     spec = shop(written(tmp_path / "log.csv", text), time_format="unix_s")
     said: list[str] = []
-    books = check(spec, "shop.yaml", said.append)
-    assert books["events[0]"].read == 10_000
+    accounting = check(spec, "shop.yaml", said.append)
+    assert accounting["events[0]"].read == 10_000
     assert "events[0]: 10,000 rows read, 10,000 accepted, 0 rejected" in said
     assert "50 customers, 10,000 tokens from 10,000 events" in said
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
-def test_books_that_do_not_balance_are_a_defect() -> None:
+def test_row_accounting_that_do_not_balance_are_a_defect() -> None:
     with pytest.raises(RuntimeError, match="5 rows read, 3 accepted, 1 rejected"):
-        Books(read=5, accepted=3, rejected=Counter(x=1)).check("test")
+        RowAccounting(read=5, accepted=3, rejected=Counter(x=1)).check("test")

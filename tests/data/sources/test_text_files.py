@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clv.cluster import preparing
-from clv.data.prepare.accounting import Books
+from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.check import check_sources
 from clv.data.prepare.mapping import take
 from clv.data.sources import text_files
@@ -20,21 +20,23 @@ GOOD_JSON = [
 BAD_JSON = '{"customer": "x", "at": "2024-01-05", "order": "o1", "price": %s}'
 
 
-def books_of(folder: Path, name: str, lines: list[str], more: str = "") -> tuple[Books, list[str | None], list[str]]:
-    """Books of a log of these lines, the customers accepted, and the records rejected."""
+def accounting_of(
+    folder: Path, name: str, lines: list[str], more: str = ""
+) -> tuple[RowAccounting, list[str | None], list[str]]:
+    """Row accounting of a log of these lines, the customers accepted, and the records rejected."""
     (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     columns = "{customer_id: customer, event_time: at, order_id: order, amount: price}"
     spec = DatasetSpec.parse(
         f"name: shop\ntimezone: UTC\ncurrency: EUR\nevents:\n  path: {folder / name}\n  columns: {columns}\n{more}", "s"
     )
-    books, customers, records = Books(), list[str | None](), list[str]()
+    accounting, customers, records = RowAccounting(), list[str | None](), list[str]()
     for unit in plan(spec, "s"):
         for block in read(spec.events[0], unit, "s", "events[0]"):
             got = take(block, spec.events[0], spec, unit.path)
-            books.add(got.books)
+            accounting.add(got.accounting)
             customers += got.events["customer_id"].to_pylist()
             records += got.rejects["record"].to_pylist()
-    return books, customers, records
+    return accounting, customers, records
 
 
 @pytest.mark.parametrize(
@@ -43,9 +45,9 @@ def books_of(folder: Path, name: str, lines: list[str], more: str = "") -> tuple
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_quote_that_nobody_closes_takes_no_other_line_with_it(tmp_path: Path, bad: str, times: int) -> None:
     lines = ["customer,at,order,price", *[*GOOD_CSV, bad] * times, *GOOD_CSV]
-    books, customers, records = books_of(tmp_path, "log.csv", lines)
-    assert books.read == len(lines) - 1
-    assert books.rejected == {"malformed row": times}
+    accounting, customers, records = accounting_of(tmp_path, "log.csv", lines)
+    assert accounting.read == len(lines) - 1
+    assert accounting.rejected == {"malformed row": times}
     assert customers == [f"c{i}" for i in range(6)] * (times + 1)
     for record in records:
         said, line = json.loads(record)["line"].split(": ", 2)[0::2]
@@ -56,15 +58,17 @@ def test_a_quote_that_nobody_closes_takes_no_other_line_with_it(tmp_path: Path, 
 def test_quotes_that_are_closed_or_do_not_open_a_field_are_values(tmp_path: Path) -> None:
     good = ['"a,b",2024-01-05,o1,5', '"say ""hi""",2024-01-05,o1,5', '5" pipe,2024-01-05,o1,5', '"x"y,2024-01-05,o1,5']
     open_quote = 'x,2024-01-05,"o1,5'
-    books, customers, _ = books_of(tmp_path, "log.csv", ["customer,at,order,price", *good, "", open_quote, *GOOD_CSV])
-    assert books.rejected == {"malformed row": 1}
+    accounting, customers, _ = accounting_of(
+        tmp_path, "log.csv", ["customer,at,order,price", *good, "", open_quote, *GOOD_CSV]
+    )
+    assert accounting.rejected == {"malformed row": 1}
     assert customers == ["a,b", 'say "hi"', '5" pipe', "xy", *(f"c{i}" for i in range(6))]
 
 
 def test_values_over_several_lines_are_read_where_the_source_says_so(tmp_path: Path) -> None:
     lines = ["customer,at,order,price", 'x,2024-01-05,"o\n1",5', *GOOD_CSV]
-    books, customers, _ = books_of(tmp_path, "log.csv", lines, more="  newlines_in_values: true\n")
-    assert (books.read, books.accepted) == (7, 7)
+    accounting, customers, _ = accounting_of(tmp_path, "log.csv", lines, more="  newlines_in_values: true\n")
+    assert (accounting.read, accounting.accepted) == (7, 7)
     assert customers[0] == "x"
 
 
@@ -91,16 +95,16 @@ def test_a_json_line_with_something_else_than_expected_is_rejected_alone(
     tmp_path: Path, line: str, reason: str, first: bool
 ) -> None:
     lines = [line, *GOOD_JSON] if first else [*GOOD_JSON, line, *GOOD_JSON]
-    books, customers, _ = books_of(tmp_path, "log.jsonl", lines)
-    assert books.rejected == {reason: 1}
-    assert books.read == len(lines)
+    accounting, customers, _ = accounting_of(tmp_path, "log.jsonl", lines)
+    assert accounting.rejected == {reason: 1}
+    assert accounting.read == len(lines)
     assert customers == [f"c{i}" for i in range(6)] * (len(lines) // 6)
 
 
 def test_a_line_separator_of_unicode_in_a_json_value_ends_no_line(tmp_path: Path) -> None:
     odd = json.dumps({"customer": "x\u2028y\x85z", "at": "2024-01-05", "price": 1.0}, ensure_ascii=False)
-    books, customers, _ = books_of(tmp_path, "log.jsonl", ["nonsense", odd])
-    assert books.rejected == {"malformed row": 1}
+    accounting, customers, _ = accounting_of(tmp_path, "log.jsonl", ["nonsense", odd])
+    assert accounting.rejected == {"malformed row": 1}
     assert customers == ["x\u2028y\x85z"]
 
 
@@ -110,8 +114,8 @@ def test_a_key_that_comes_late_or_only_in_some_blocks_is_a_column_of_all(
     monkeypatch.setattr(text_files, "_TYPED_LINES", 2)
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 400)
     without = [json.dumps({"customer": f"w{i}", "at": "2024-01-05", "price": 2}) for i in range(20)]
-    books, customers, _ = books_of(tmp_path, "log.jsonl", ["nonsense", *without, *GOOD_JSON, *without])
-    assert (books.read, books.accepted) == (47, 46)
+    accounting, customers, _ = accounting_of(tmp_path, "log.jsonl", ["nonsense", *without, *GOOD_JSON, *without])
+    assert (accounting.read, accounting.accepted) == (47, 46)
     assert len(customers) == 46
 
 
@@ -137,5 +141,5 @@ def test_a_file_in_which_no_line_is_right_is_rejected_line_by_line(tmp_path: Pat
     spec.write_text(text + f"  columns: {columns}\n")
     loaded, out = DatasetSpec.load(spec), tmp_path / "out"
     manifest = preparing.prepare(loaded, str(spec), out, run=preparing.run_here, partitions=1, say=lambda line: None)
-    assert manifest["books"]["events"]["rejected"] == {"malformed row": 2}
+    assert manifest["accounting"]["events"]["rejected"] == {"malformed row": 2}
     assert manifest["num_customers"] == 6

@@ -13,7 +13,7 @@ from clv.evaluate.baselines import run
 from clv.evaluate.baselines.inputs import population
 
 H = 90
-# What good fits of the same peers reached: nGini at least, bias at most this far from 1.
+# What good fits of the same baselines reached: nGini at least, bias at most this far from 1.
 WANTED = {
     "past_spend": (0.841, 0.60),
     "bgnbd_gg": (0.854, 0.10),
@@ -44,7 +44,7 @@ def online_retail(folder: Path, clock: Clock) -> histories.Histories:
 
 
 @pytest.mark.slow
-def test_peers_reach_their_known_quality_on_online_retail(shared_data: Path) -> None:
+def test_baselines_reach_their_known_quality_on_online_retail(shared_data: Path) -> None:
     clock = Clock("Europe/London")
     log, origin = online_retail(shared_data, clock), clock.parse("2011-06-12")
     day = int(clock.day_of(np.array([origin]))[0])
@@ -55,7 +55,7 @@ def test_peers_reach_their_known_quality_on_online_retail(shared_data: Path) -> 
     y, orders = now[f"value_{H}"].to_numpy(), now[f"orders_{H}"].to_numpy()
     assert len(now) == 4976
     assert y.mean() == pytest.approx(340.6, abs=0.05)
-    for name, prediction in run.run_peers(train, test, H, names=WANTED).items():
+    for name, prediction in run.run_baselines(train, test, H, names=WANTED).items():
         assert not isinstance(prediction, dict), (name, prediction)
         found = metrics.evaluate(y, orders, prediction)
         ngini, off = WANTED[name]

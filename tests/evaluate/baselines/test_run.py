@@ -46,7 +46,7 @@ def shop(origins: tuple[int, ...], seed: int = 0, n: int = 700) -> pd.DataFrame:
                 f"value_{H}": basket[i] * len(future) * rng.lognormal(0, 0.2),
                 f"orders_{H}": float(len(future)),
                 f"days_{H}": float(len(future)),
-                f"mature_{H}": True,
+                f"observed_{H}": True,
             }
             for w in (30, 90, 180, 365):
                 row |= {f"f_orders_{w}": (past >= origin - w).sum(), f"f_spend_{w}": value[past >= origin - w].sum()}
@@ -60,10 +60,10 @@ def data() -> tuple[pd.DataFrame, pd.DataFrame]:
     return shop(tuple(range(330, 511, 60))), shop((600,))
 
 
-def test_every_peer_of_the_contract_recovers_the_signal(data: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_every_baseline_of_the_contract_recovers_the_signal(data: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     train, test = data
-    found = run.run_peers(train, test, H, seed=1, context=Context(threads=1))
-    assert tuple(found) == tuple(run.PEERS)
+    found = run.run_baselines(train, test, H, seed=1, context=Context(threads=1))
+    assert tuple(found) == tuple(run.BASELINES)
     y, orders = test[f"value_{H}"].to_numpy(), test[f"orders_{H}"].to_numpy()
     for name, prediction in found.items():
         assert not isinstance(prediction, dict), (name, prediction)
@@ -78,13 +78,13 @@ def test_every_peer_of_the_contract_recovers_the_signal(data: tuple[pd.DataFrame
     assert {"lgbm_hurdle", "ziln_mlp"} <= with_distribution
 
 
-def test_peers_are_deterministic_and_never_see_the_labels_of_the_test_origin(
+def test_baselines_are_deterministic_and_never_see_the_labels_of_the_test_origin(
     data: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
     train, test = data
     blind = test.assign(**dict.fromkeys((f"value_{H}", f"orders_{H}", f"days_{H}"), 1000000000.0))
-    first = run.run_peers(train, test, H, seed=1, context=Context(threads=1))
-    second = run.run_peers(train, blind, H, seed=1, context=Context(threads=1))
+    first = run.run_baselines(train, test, H, seed=1, context=Context(threads=1))
+    second = run.run_baselines(train, blind, H, seed=1, context=Context(threads=1))
     for name, prediction in first.items():
         other = second[name]
         assert not isinstance(prediction, dict)
@@ -95,15 +95,17 @@ def test_peers_are_deterministic_and_never_see_the_labels_of_the_test_origin(
 def test_past_spend_scales_the_longest_window_the_log_covers() -> None:
     test = pd.DataFrame({"origin_day": [100, 100], "T": [60.0, 10.0], "has_purchase": [True, True]})
     test = test.assign(f_spend_7=[0.0, 7.0], f_spend_30=[60.0, 7.0], f_spend_365=[900.0, 7.0])
-    found = run.run_peers(test.assign(value_90=0.0, mature_90=True), test, H, names=["past_spend"])["past_spend"]
+    found = run.run_baselines(test.assign(value_90=0.0, observed_90=True), test, H, names=["past_spend"])["past_spend"]
     assert not isinstance(found, dict)
     assert found.value == pytest.approx([60 * 3, 7 * 3])
     week = run.past_spend(test, test, H, 0, Context(log_start_day=97))
     assert week.value == pytest.approx([0, 7 * 90 / 3])
 
 
-def test_rows_without_a_purchase_or_a_matured_label_are_left_out(data: tuple[pd.DataFrame, pd.DataFrame]) -> None:
-    train = data[0].assign(has_purchase=lambda d: d.index % 2 == 0, mature_90=lambda d: d.index % 3 == 0)
+def test_rows_without_a_purchase_or_a_fully_observed_label_are_left_out(
+    data: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    train = data[0].assign(has_purchase=lambda d: d.index % 2 == 0, observed_90=lambda d: d.index % 3 == 0)
     assert len(population(train, H)) == sum(i % 6 == 0 for i in range(len(train)))
     with pytest.raises(ValueError, match=r"no label value_30 in the training frame; it has horizons \['90'\]"):
         population(train, 30)
@@ -111,7 +113,7 @@ def test_rows_without_a_purchase_or_a_matured_label_are_left_out(data: tuple[pd.
 
 def test_a_year_ago_needs_a_year_of_log(data: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     context = Context(log_start_day=400)
-    found = run.run_peers(*data, H, names=["seasonal_naive"], context=context)["seasonal_naive"]
+    found = run.run_baselines(*data, H, names=["seasonal_naive"], context=context)["seasonal_naive"]
     assert found == {"not_run": "the log reaches back 200 days, not the 365 that a year ago needs"}
 
 
@@ -119,7 +121,7 @@ def test_a_missing_lightgbm_is_a_reason_and_not_a_crash(
     data: tuple[pd.DataFrame, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lightgbm", None)
-    found = run.run_peers(*data, H, names=["lgbm_tweedie"])["lgbm_tweedie"]
+    found = run.run_baselines(*data, H, names=["lgbm_tweedie"])["lgbm_tweedie"]
     assert isinstance(found, dict)
     assert "lightgbm is not installed" in found["not_run"]
 
@@ -127,11 +129,11 @@ def test_a_missing_lightgbm_is_a_reason_and_not_a_crash(
 def test_strange_shops_end_in_reasons(data: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     train, test = data
     empty = train.assign(**{f"value_{H}": 0.0, f"orders_{H}": 0.0})
-    for name, found in run.run_peers(empty, test, H, context=Context(threads=1)).items():
+    for name, found in run.run_baselines(empty, test, H, context=Context(threads=1)).items():
         assert isinstance(found, dict) or np.isfinite(found.value).all(), name
-    nobody = run.run_peers(train, test.assign(has_purchase=False), H, names=["linear"])
+    nobody = run.run_baselines(train, test.assign(has_purchase=False), H, names=["linear"])
     assert nobody == {"linear": {"not_run": "no customer has a purchase before the origin"}}
     with pytest.raises(ValueError, match="mixes 4 origins"):
-        run.run_peers(train, train, H)
-    with pytest.raises(ValueError, match=r"unknown peers \['xgb'\]"):
-        run.run_peers(train, test, H, names=["xgb"])
+        run.run_baselines(train, train, H)
+    with pytest.raises(ValueError, match=r"unknown baselines \['xgb'\]"):
+        run.run_baselines(train, test, H, names=["xgb"])

@@ -21,7 +21,7 @@ def panel(n: int = 1200, noise: float = 0.0, seed: int = 0, origin: str = "2011-
         quantiles=hurdle_lognormal(p, mu, np.full(n, 0.5)),
     )
     chance = rng.beta(0.4, 4, 300)
-    came = (rng.random(300) < chance).astype(float)
+    actual = (rng.random(300) < chance).astype(float)
     visitors = {
         "clv": Prediction(value=30 * chance, p_purchase=chance),
         "conversion": Prediction(value=np.full(300, 30 * chance.mean()), p_purchase=np.full(300, chance.mean())),
@@ -40,7 +40,7 @@ def panel(n: int = 1200, noise: float = 0.0, seed: int = 0, origin: str = "2011-
         log_days=700,
         orders_past=1 + rng.poisson(1.2, n),
         cell=rng.choice(["young, one purchase day", "old, 4 or more"], n),
-        visitors=Visitors(y=30 * came, orders=came, predictions=visitors),
+        visitors=Visitors(y=30 * actual, orders=actual, predictions=visitors),
     )
 
 
@@ -100,7 +100,7 @@ def test_cohorts_stand_in_a_table_with_what_a_customer_was_worth(page: str) -> N
         assert shown in page
 
 
-def test_a_peer_that_is_better_is_recommended() -> None:
+def test_a_baseline_that_is_better_is_recommended() -> None:
     body = without_scripts(html_page.render(found(panel(noise=2.0)), title="t"))
     assert "Use BG/NBD here" in body
     assert "use BG/NBD here." in body

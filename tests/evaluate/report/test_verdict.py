@@ -1,4 +1,4 @@
-"""The sentences of card and report: true, one for each peer, and BG/NBD where it does."""
+"""The sentences of card and report: true, one for each baseline, and BG/NBD where it does."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ from clv.evaluate.report.findings import find
 from clv.forecast.distributions import Prediction, hurdle_lognormal
 
 
-def panel(ours: float, peer: float, seed: int = 0, origin: str = "2024-01-01", name: str = "bgnbd_gg") -> Panel:
+def panel(ours: float, baseline: float, seed: int = 0, origin: str = "2024-01-01", name: str = "bgnbd_gg") -> Panel:
     """1,500 customers; log noise of both models' values around the expectation."""
     rng = np.random.default_rng(seed)
     n = 1500
@@ -32,19 +32,19 @@ def panel(ours: float, peer: float, seed: int = 0, origin: str = "2024-01-01", n
         horizon_days=90,
         y=y,
         orders=(y > 0).astype(float),
-        predictions={"clv": model(ours), name: model(peer), "linear": {"not_run": "no features"}},
+        predictions={"clv": model(ours), name: model(baseline), "linear": {"not_run": "no features"}},
         orders_past=1 + rng.poisson(1.5, n),
         log_days=900,
     )
 
 
-# Metric: what this model has and what a peer has where this model is better, and where it is worse.
+# Metric: what this model has and what a baseline has where this model is better, and where it is worse.
 BETTER = {"ngini": (0.75, 0.7), "auc": (0.82, 0.8), "mae_over_mean": (0.9, 0.96), "bias": (1.1, 0.7)}
 WORSE = {"rmse_over_mean": (2.0, 1.9), "decile_mape": (0.3, 0.1), "auc": (0.8, 0.82), "bias": (0.7, 1.1)}
 ALIKE = {"ngini": 0.7, "auc": 0.8, "mae_over_mean": 0.9, "rmse_over_mean": 2.0, "bias": 1.1, "decile_mape": 0.2}
 
 
-def against(differences: Mapping[str, tuple[float, float]], name: str = "lgbm_l1") -> verdict.Comparison:
+def against(differences: Mapping[str, tuple[float, float]], name: str = "lgbm_l1") -> verdict.MetricComparison:
     """Constructed replicates: `differences` are certain, all other metrics scatter around no difference."""
     rng = np.random.default_rng(0)
     ours, theirs = ({m: value + 0.01 * np.r_[0, rng.normal(size=400)] for m, value in ALIKE.items()} for _ in range(2))
@@ -80,7 +80,7 @@ def test_a_model_that_only_loses_does_not_beat_and_each_loss_has_its_size() -> N
     )
 
 
-def test_gains_and_losses_are_named_apart_and_more_losses_than_gains_advise_the_peer() -> None:
+def test_gains_and_losses_are_named_apart_and_more_losses_than_gains_advise_the_baseline() -> None:
     found = against({"ngini": BETTER["ngini"], "decile_mape": WORSE["decile_mape"]})
     assert found.outcome == "mixed"
     wins, losses = found.sentence.split("it loses with ")
@@ -167,7 +167,7 @@ def test_the_card_names_the_reason_of_an_undefined_decile_mape() -> None:
     assert row.split(" | ")[7] == "–"
 
 
-def test_a_peer_that_is_beaten_gets_a_sentence_with_the_gain_and_its_interval() -> None:
+def test_a_baseline_that_is_beaten_gets_a_sentence_with_the_gain_and_its_interval() -> None:
     (comparison,) = find(panel(0.0, 1.0)).comparisons
     assert comparison.outcome == "better"
     assert comparison.lead.low > 0
@@ -178,7 +178,7 @@ def test_a_peer_that_is_beaten_gets_a_sentence_with_the_gain_and_its_interval() 
     assert text.endswith(".")
 
 
-@pytest.mark.parametrize(("name", "advice"), [("bgnbd_gg", "BG/NBD"), ("anchor", "BG/NBD with its seasonal level")])
+@pytest.mark.parametrize(("name", "advice"), [("bgnbd_gg", "BG/NBD"), ("btyd", "BG/NBD with its seasonal level")])
 def test_where_bgnbd_is_better_the_card_says_to_use_it(name: str, advice: str) -> None:
     found = find(panel(1.0, 0.0, name=name))
     assert found.comparisons[0].sentence.endswith(f"; use {advice} here.")

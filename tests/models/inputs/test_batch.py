@@ -59,7 +59,7 @@ def test_a_batch_equals_one_made_by_a_plain_loop(shop, rows: np.ndarray) -> None
         assert batch.targets is not None
         np.testing.assert_array_equal(batch.targets.value[place], samples.value[row])
         np.testing.assert_array_equal(batch.targets.orders[place], samples.orders[row])
-        np.testing.assert_array_equal(batch.targets.mature[place], samples.mature[row])
+        np.testing.assert_array_equal(batch.targets.observed[place], samples.observed[row])
 
 
 def test_a_row_is_the_same_in_every_batch_up_to_padding(shop, rows: np.ndarray) -> None:
@@ -126,7 +126,7 @@ def test_batches_in_order_of_length_hold_every_row_once(shop) -> None:
 
 
 def test_without_labels_there_are_no_targets_and_a_move_keeps_everything(shop, rows: np.ndarray) -> None:
-    assert replace(shop.samples, value=None, orders=None, mature=None).batch(rows).targets is None
+    assert replace(shop.samples, value=None, orders=None, observed=None).batch(rows).targets is None
     batch = shop.samples.batch(rows)
     moved = batch.to("cpu")
     assert equal(batch, moved)

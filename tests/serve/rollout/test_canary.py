@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clv.registry import Trial
-from clv.serve.rollout.canary import Comparison, report
+from clv.registry import Candidate
+from clv.serve.rollout.canary import ShadowComparison, report
 from clv.serve.scoring.backend import LiveBackend
 
 AS_OF = 1_307_836_800_000_000
@@ -38,7 +38,7 @@ def ask(backend: LiveBackend, times: int = 1) -> list[str]:
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_a_canary_answers_its_share(backend: LiveBackend, make_predictor: Callable[..., Any], share: float) -> None:
-    backend.try_out(backend.prepare(make_predictor("v2")), Trial("v2", share, shadow=False))
+    backend.fit_holdout(backend.prepare(make_predictor("v2")), Candidate("v2", share, shadow=False))
     found = ask(backend, 400)
     assert found.count("v2") / 400 == pytest.approx(share, abs=0.08)
     assert backend.candidate is not None
@@ -51,7 +51,7 @@ def test_where_a_canary_fails_the_bundle_in_service_answers(
     backend: LiveBackend, make_predictor: Callable[..., Any]
 ) -> None:
     candidate = make_predictor("v2")
-    backend.try_out(backend.prepare(candidate), Trial("v2", 1.0, shadow=False))
+    backend.fit_holdout(backend.prepare(candidate), Candidate("v2", 1.0, shadow=False))
     candidate.before = fail
     assert ask(backend, 3) == ["v1"] * 3
     assert backend.candidate is not None
@@ -62,7 +62,7 @@ def test_a_shadow_is_compared_and_its_failures_are_not_seen(
     backend: LiveBackend, make_predictor: Callable[..., Any]
 ) -> None:
     candidate = make_predictor("v2")
-    backend.try_out(backend.prepare(candidate), Trial("v2", 1.0, shadow=True))
+    backend.fit_holdout(backend.prepare(candidate), Candidate("v2", 1.0, shadow=True))
     assert ask(backend, 2) == ["v1"] * 2
     rows = report([backend.comparison.to_json()])
     assert [(row["horizon_days"], row["customers"]) for row in rows] == [(30, 4), (90, 4)]
@@ -83,7 +83,7 @@ def test_a_comparison_of_several_replicas_is_that_of_all_their_customers(rng: np
     other, q = value * rng.choice([0.5, 0.97, 1.0, 1.1, 1.6], 900), np.clip(p + 0.02, 0, 1)
     parts = []
     for part in np.array_split(np.arange(900), 3):
-        made = Comparison()
+        made = ShadowComparison()
         for some in np.array_split(part, 2):
             made.add(scores(value[some], p[some]), scores(other[some], q[some]))
         parts.append(made.to_json())
@@ -100,4 +100,4 @@ def test_a_comparison_of_several_replicas_is_that_of_all_their_customers(rng: np
 def test_scores_of_other_customers_are_not_compared() -> None:
     one = scores(np.ones(3), np.ones(3))
     with pytest.raises(ValueError, match="other customers: 2 rows, not these 3"):
-        Comparison().add(one, one.slice(0, 2))
+        ShadowComparison().add(one, one.slice(0, 2))

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 
 from clv.forecast.predictor import Predictor
-from clv.registry import Registry, Trial
+from clv.registry import Candidate, Registry
 from clv.serve.client import Client
-from clv.serve.rollout.controller import Plan, Rollout, RolloutError
+from clv.serve.rollout.controller import Rollout, RolloutError, RolloutPolicy
 from clv.serve.rollout.follower import Follower
-from clv.serve.rollout.smoke_test import Probe, ProbeError
+from clv.serve.rollout.smoke_test import SmokeTest, SmokeTestError
 from clv.serve.scoring.backend import LiveBackend
 from clv.serve.store.sqlite import SqliteStore
 from ray_jobs import deploy
@@ -70,9 +70,9 @@ class Shop:
         callers = [threading.Thread(target=ask) for _ in range(2)]
         for caller in callers:
             caller.start()
-        plan = Plan(**{"version": self.second, "trial_s": 1.0, "watch_s": 0.5, "deadline_s": 20.0, **options})
+        plan = RolloutPolicy(**{"version": self.second, "trial_s": 1.0, "watch_s": 0.5, "deadline_s": 20.0, **options})
         predictor = Predictor(self.registry.path(self.second))
-        rollout = Rollout(self.registry, plan, Probe.of(predictor, self.url), said.append)
+        rollout = Rollout(self.registry, plan, SmokeTest.of(predictor, self.url), said.append)
         ended: BaseException | None = None
         try:
             rollout.run()
@@ -201,7 +201,7 @@ def test_a_bundle_that_is_served_with_other_scores_is_rolled_back(shop: Shop) ->
 
     shop.load = load
     _, ended = shop.deploy()
-    assert isinstance(ended, ProbeError)
+    assert isinstance(ended, SmokeTestError)
     assert "value_mean over 30 days" in str(ended)
     assert (shop.registry.current(), shop.served_now()) == (shop.first, {shop.first})
 
@@ -226,7 +226,7 @@ def test_one_rollout_at_a_time_and_only_into_a_service_that_runs(shop: Shop, tmp
             held.append(error.value)
         time.sleep(seconds)
 
-    plan = Plan(version=shop.second, deadline_s=20, watch_s=0)
+    plan = RolloutPolicy(version=shop.second, deadline_s=20, watch_s=0)
     Rollout(shop.registry, plan, None, said.append, sleep).run()
     assert held
 
@@ -236,8 +236,8 @@ def test_one_rollout_at_a_time_and_only_into_a_service_that_runs(shop: Shop, tmp
         Rollout(deserted, plan, None, said.append).run()
     deserted.promote(shop.first)
     deserted.publish(shop.registry.path(shop.second))
-    with pytest.raises(RolloutError, match="no replica signs the roll call"):
-        Rollout(deserted, Plan(version=shop.second, deadline_s=1), None, said.append).run()
+    with pytest.raises(RolloutError, match="no replica signs the heartbeats"):
+        Rollout(deserted, RolloutPolicy(version=shop.second, deadline_s=1), None, said.append).run()
     assert deserted.current() == shop.first
 
 
@@ -263,10 +263,10 @@ def test_the_job_publishes_compares_and_promotes(
     assert f"in production: {third} (before: {shop.first})" in capsys.readouterr().out
     assert [row["horizon_days"] for row in json.loads((tmp_path / "shadow.json").read_text())] == [30, 90]
 
-    probe = tmp_path / "probe.json"
-    probe.write_text('{"customers": [{"customer_id": "00001"}]}')
+    smoke_test = tmp_path / "smoke_test.json"
+    smoke_test.write_text('{"customers": [{"customer_id": "00001"}]}')
     with pytest.raises(ValueError, match="needs as_of, and the events"):
-        deploy.run(deploy.Options(version=shop.second, **options, probe=probe))
+        deploy.run(deploy.Options(version=shop.second, **options, smoke_test=smoke_test))
     with pytest.raises(ValueError, match="either --bundle or --version"):
         deploy.run(deploy.Options(**options))
     assert shop.registry.current() == third
@@ -277,5 +277,5 @@ def test_the_job_publishes_compares_and_promotes(
 )
 def test_senseless_plans_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must be|two rollouts"):
-        Plan(version="v", **wrong)
-    assert Plan(version="v", shadow_share=0.5).trial == Trial("v", 0.5, shadow=True)
+        RolloutPolicy(version="v", **wrong)
+    assert RolloutPolicy(version="v", shadow_share=0.5).trial == Candidate("v", 0.5, shadow=True)

@@ -1,4 +1,4 @@
-"""A replica serves what its registry names, and says so in the roll call."""
+"""A replica serves what its registry names, and says so in the heartbeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from clv.registry import Registry, Trial
+from clv.registry import Candidate, Registry
 from clv.serve.rollout.canary import Canary, Shadow
 from clv.serve.rollout.follower import Follower
 from clv.serve.rollout.heartbeat import Entry, Served, Watch, entries, sign
@@ -23,7 +23,7 @@ from clv.serve.scoring.backend import LiveBackend
 class NamedRegistry(Registry):
     """A registry whose bundles are empty folders: what they hold is not what is tested here."""
 
-    def name(self, production: str, trial: Trial | None = None) -> None:
+    def name(self, production: str, trial: Candidate | None = None) -> None:
         for version in {production, trial.version if trial else production}:
             (self.root / "versions" / version).mkdir(parents=True, exist_ok=True)
         self._point([production])
@@ -56,7 +56,7 @@ def follower(backend: LiveBackend, registry: NamedRegistry, make_predictor: Call
     return made
 
 
-def looks(follower: Follower, registry: NamedRegistry, *named: tuple[str, Trial | None]) -> list[Entry]:
+def looks(follower: Follower, registry: NamedRegistry, *named: tuple[str, Candidate | None]) -> list[Entry]:
     """What the replica says after each look at a registry that names these."""
 
     async def go() -> list[Entry]:
@@ -83,7 +83,7 @@ def test_a_new_bundle_takes_over_and_a_broken_one_does_not(follower: Any, regist
 def test_a_trial_is_loaded_beside_production_and_promoted_without_loading_again(
     follower: Any, registry: NamedRegistry
 ) -> None:
-    canary, shadow = Trial("v2", 1.0, shadow=False), Trial("v2", 1.0, shadow=True)
+    canary, shadow = Candidate("v2", 1.0, shadow=False), Candidate("v2", 1.0, shadow=True)
     backend = follower.backend
     found = looks(follower, registry, ("v1", canary))
     assert (found[0].in_service, found[0].trial) == ("v1", "v2")
@@ -94,7 +94,7 @@ def test_a_trial_is_loaded_beside_production_and_promoted_without_loading_again(
     found = looks(follower, registry, ("v2", shadow))
     assert (found[0].in_service, found[0].trial, backend.trial) == ("v2", None, None)
     assert follower.loads == ["v2"]
-    assert looks(follower, registry, ("v1", Trial("broken", 0.5, shadow=False)))[0].failed == {
+    assert looks(follower, registry, ("v1", Candidate("broken", 0.5, shadow=False)))[0].failed == {
         "broken": "ValueError: damaged"
     }
     assert backend.scorer().facts.version == "v1"

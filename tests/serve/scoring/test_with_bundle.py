@@ -82,8 +82,8 @@ def test_the_same_history_inline_gets_the_same_scores(
     stored = {"as_of": "2011-06-12", "customers": [{"customer_id": row["customer_id"]}]}
     inline = {"as_of": "2011-06-12", "customers": [{"customer_id": row["customer_id"], "events": events}]}
     by_id, by_events = (flat(answer) for answer in post(backend, connect, stored, inline))
-    # The anchor knows times and amounts only; the items differ.
-    assert by_events["anchor_value_mean"].to_numpy() == pytest.approx(by_id["anchor_value_mean"].to_numpy(), rel=1e-5)
+    # The BTYD model knows times and amounts only; the items differ.
+    assert by_events["btyd_value_mean"].to_numpy() == pytest.approx(by_id["btyd_value_mean"].to_numpy(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from clv.data.events import EVENTS, US
 from clv.data.histories import Histories, build
 from clv.serve.store.factory import open_store
 from clv.serve.store.protocol import Store, StoreUnavailableError
-from clv.serve.store.records import Batch, ConflictError, Put
+from clv.serve.store.records import ConflictError, EventAppend, Put
 from clv.serve.store.sqlite import SqliteStore
 
 CLOCK = Clock("Europe/London")
@@ -186,13 +186,13 @@ def test_redis_stores_a_whole_batch_anew_whose_customer_is_erased_meanwhile(
 ) -> None:
     events, store, other = shop(rng, customers=1), open_store(redis_url, create=True), open_store(redis_url)
     store.append(events.slice(0, 1), CLOCK)
-    fresh = Batch.fresh
+    fresh = EventAppend.fresh
 
-    def slow_fresh(self: Batch, held: Any) -> list[int]:
+    def slow_fresh(self: EventAppend, held: Any) -> list[int]:
         other.delete(["c000"])
         return fresh(self, held)
 
-    monkeypatch.setattr(Batch, "fresh", slow_fresh)
+    monkeypatch.setattr(EventAppend, "fresh", slow_fresh)
     assert store.append(events.slice(0, 2), CLOCK).stored == 2
     assert_equal(store.get(["c000"]), build(events.slice(0, 2), CLOCK))
 

@@ -14,7 +14,7 @@ from clv.train.config import OptimizerConfig, TrainConfig
 from clv.train.engines.deepspeed_engine import deepspeed_config
 from clv.train.engines.factory import make_engine
 from clv.train.examples.loader import steps_of
-from clv.train.fitting import Setup, Shop
+from clv.train.fitting import Dataset, Setup
 from clv.train.optimizers import depth_of, make_optimizer, shares
 
 OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
@@ -278,7 +278,7 @@ def test_ranks_end_at_the_budget_on_every_engine(results: GetResults) -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "gru", "bilstm"])
 def test_every_layer_has_a_rate_of_its_own_and_wakes_in_its_turn(
-    architecture: str, setup: Setup, shop: Shop, config: TrainConfig
+    architecture: str, setup: Setup, shop: Dataset, config: TrainConfig
 ) -> None:
     backbone = replace(config.model.backbone, architecture=architecture, num_layers=4, width=32)
     layers = OptimizerConfig(layer_decay=0.5, unfreeze_epochs=2.0, backbone_share=0.4, weight_decay=0.5)
@@ -326,7 +326,7 @@ def test_rates_by_layer_are_refused_where_they_would_do_nothing(config: TrainCon
         OptimizerConfig(unfreeze_epochs=-1)
 
 
-def test_the_gradient_norm_is_clipped_only_where_asked(setup: Setup, shop: Shop, config: TrainConfig) -> None:
+def test_the_gradient_norm_is_clipped_only_where_asked(setup: Setup, shop: Dataset, config: TrainConfig) -> None:
     moved = {}
     for clip in (0.0, 1e-3, 1e9):
         torch.manual_seed(0)

@@ -16,14 +16,14 @@ from clv.train import trainer
 from clv.train.config import TrainConfig
 from clv.train.examples import in_memory
 from clv.train.examples.in_memory import ShardOrigins
-from clv.train.examples.loader import WINDOW, Source, Step
+from clv.train.examples.loader import WINDOW, ExampleSource, Step
 from clv.train.examples.on_storage import read_shard
-from clv.train.fitting import Setup, Shop, plan
+from clv.train.fitting import Dataset, Setup, plan
 from tests.train.shard_files import write_shards
 
 
 @pytest.fixture
-def source(setup: Setup, shop: Shop, shop_histories: pa.Table, tiny: TrainConfig, tmp_path: Path) -> ShardOrigins:
+def source(setup: Setup, shop: Dataset, shop_histories: pa.Table, tiny: TrainConfig, tmp_path: Path) -> ShardOrigins:
     read_shard.cache_clear()
     paths = write_shards(shop_histories, tmp_path, 5)
     found = setup.source(replace(shop, shards=paths), replace(tiny, samples_per_epoch=1_400))
@@ -38,7 +38,7 @@ def accumulating(config: TrainConfig, micro: int) -> TrainConfig:
 def equal(a: Batch, b: Batch) -> bool:
     return all(
         torch.equal(getattr(a, name), getattr(b, name))
-        for name in ("scalars", "codes", "mask", "item", "wide", "base_value", "typical")
+        for name in ("scalars", "codes", "mask", "item", "wide", "base_value", "population_average")
     )
 
 
@@ -92,13 +92,15 @@ def test_a_worker_reads_its_own_shards_only_and_each_once(
     assert seen[0] | seen[1] == set(source.shards)
 
 
-def test_labels_are_matured_and_rows_of_a_batch_are_of_similar_length(source: ShardOrigins, tiny: TrainConfig) -> None:
+def test_labels_are_fully_observed_and_rows_of_a_batch_are_of_similar_length(
+    source: ShardOrigins, tiny: TrainConfig
+) -> None:
     steps: list[Step] = list(source.steps(tiny, 0, 1, 0))
     spread, between = [], []
     for step in steps:
         (batch,) = step.batches
         assert batch.targets is not None
-        assert batch.targets.mature.sum(1).min() >= 1
+        assert batch.targets.observed.sum(1).min() >= 1
         lengths = batch.mask.sum(1)
         spread.append(float(lengths.std()))
         between.append(float(lengths.mean()))
@@ -140,23 +142,23 @@ def test_what_cannot_be_dealt_out_is_refused_by_name(source: ShardOrigins, tiny:
 
 
 def test_shards_yield_the_same_kind_of_samples_as_memory(
-    shop: Shop, setup: Setup, source: ShardOrigins, tiny: TrainConfig
+    shop: Dataset, setup: Setup, source: ShardOrigins, tiny: TrainConfig
 ) -> None:
-    def means(of: Source) -> list[float]:
+    def means(of: ExampleSource) -> list[float]:
         steps = [step for epoch in range(12) for step in of.steps(tiny, 0, 1, epoch)]
         batches = [batch for step in steps for batch in step.batches]
         targets = [batch.targets for batch in batches if batch.targets is not None]
         bought = torch.cat([t.orders[:, 0] > 0 for t in targets]).float().mean()
-        mature = torch.cat([t.mature for t in targets]).mean()
-        return [float(bought), float(mature), float(torch.cat([b.mask.sum(1) for b in batches]).mean())]
+        observed = torch.cat([t.observed for t in targets]).mean()
+        return [float(bought), float(observed), float(torch.cat([b.mask.sum(1) for b in batches]).mean())]
 
     # From memory a pair comes once an epoch: few are drawn of the many, so that the two can be compared.
     memory, shards = setup.source(shop, replace(tiny, samples_per_epoch=192)), replace(source, num_samples=1_024)
     np.testing.assert_allclose(means(shards), means(memory), rtol=0.06)
 
 
-def test_a_run_fed_from_shards_learns(shop: Shop, cutoff: int, source: ShardOrigins, tiny: TrainConfig) -> None:
+def test_a_run_fed_from_shards_learns(shop: Dataset, cutoff: int, source: ShardOrigins, tiny: TrainConfig) -> None:
     config = replace(tiny, samples_per_epoch=1_024)
-    history = trainer.try_out(replace(shop, shards=source.shards), plan(shop, cutoff, config), config)
+    history = trainer.fit_holdout(replace(shop, shards=source.shards), plan(shop, cutoff, config), config)
     assert float(history[-1]["loss"]) < float(history[0]["loss"]) - 0.5
     assert [row["step"] for row in history] == [16, 32]
