@@ -34,14 +34,24 @@ def pytest_configure() -> None:
         os.environ.setdefault(name, value)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first; those that need a cluster, then those that break one, come last."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Orders the tests, and groups them for parallel workers.
+
+    One process: quick tests first, then those that need a cluster, then those that break one. In parallel
+    (`--dist loadgroup`): all tests of Ray make one group, so that one cluster is started once; it begins first, as it
+    is the longest. Every other file is a group of its own, so that its fixtures are made once.
+    """
+    parallel = hasattr(config, "workerinput")
+
+    def needs_ray(item: pytest.Item) -> bool:
+        return item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
 
     def cost(item: pytest.Item) -> int:
-        ray = item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
-        return 2 if item.get_closest_marker("faults") else int(ray)
+        return 2 if item.get_closest_marker("faults") else int(needs_ray(item))
 
-    items.sort(key=cost)
+    items.sort(key=lambda item: -cost(item) if parallel else cost(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray(item) else str(item.path)))
 
 
 @pytest.fixture(autouse=True)
