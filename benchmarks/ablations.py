@@ -2,8 +2,8 @@
 
 `python -m benchmarks.ablations [--only "default; loss: ZILN"] [--seeds 2]`: Online Retail II at 2010-08-18 and
 2010-09-15 (label windows of 90 days that end before the first scoreboard origin), the final fit of `train` without a
-trial, so that every change is judged at the same blend weight: the mean of half, three quarters and all of the model. Results
-go one by one into --out, and a run that was interrupted goes on there. Prints a Markdown table.
+holdout fit, so that every change is judged at the same blend weights: the mean of a half, three quarters and all of the
+model. Each result is appended to --out, and an interrupted run continues there. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def main() -> None:
     names = [name.strip() for name in options.only.split(";") if name.strip()] or [*VARIANTS, ITEM_TEXT]
     folder = histories("online_retail_ii", options.cache)
     if ITEM_TEXT in names:
-        embedding.embed(folder, DEFAULT_ENCODER, run=embedding.encode_here, say=print)
+        embedding.embed(folder, DEFAULT_ENCODER, run=embedding.encode_here)
     shop = read_dataset(folder)
     done: dict[str, dict[str, float]] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for name in names:
@@ -150,8 +150,9 @@ def main() -> None:
 
 
 def judged(shop: Dataset, origin: str, config: TrainConfig, variant: Variant) -> dict[str, float]:
-    """Score and metrics, means over the blend weights, of a fit at the origin on everybody who had bought before it; the score
-    is against the BTYD model with its level."""
+    """Score and metrics of a fit at the origin, as means over the blend weights, on everybody with an earlier purchase.
+
+    The score compares with the BTYD model times its seasonal factor."""
     begun, cutoff = time.process_time(), shop.clock.parse(origin)
     plain = fitting.prepare(shop, cutoff, config, HORIZON)
     setup = variant.setup(plain)
@@ -165,10 +166,10 @@ def judged(shop: Dataset, origin: str, config: TrainConfig, variant: Variant) ->
     engine = make_engine(setup.model(config), loop.sum_loss(config, True), config, torch.device("cpu"))
     weights = loop.run(engine, source, config)
     seconds = time.process_time() - begun
-    rows = setup.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
+    rows = setup.assembler.assemble(shop.histories, cutoff, known_before=shop.data_through)
     i = shop.horizons.index(HORIZON)
     raw = forecast(load_model(setup, config, weights), rows.samples, setup.assembler.value_scale)
-    base = plain.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
+    base = plain.assembler.assemble(shop.histories, cutoff, known_before=shop.data_through)
     held_out = HeldOut(base, i, np.zeros(len(shop.horizons)))
     keep, (value, orders) = held_out.buyers, held_out.labels(i)
     found = []

@@ -3,8 +3,8 @@
 At a development origin of a shop (see `benchmarks.pretraining`) the tiny encoder, pretrained there by masked events, is
 tuned whole, left as it is, and tuned by every kind of adapter, at the same rates and with the same samples. Memory:
 bytes of all tensors that live at once within a step (see `benchmarks.plan`); time: CPU seconds of a step of one thread,
-median of blocks. Score: mean log ratio to the BTYD model's metrics, of the model alone; 0 is the BTYD model, higher is better.
-Rows that stand in the output already are not run again.
+median of blocks. Score: mean log ratio of the metrics of the model alone to those of the BTYD model (higher is better).
+Rows that the output holds already are not run again.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def sizes(engine: Engine, config: TrainConfig, average: loop.Average) -> dict[st
         checkpoint = sum(path.stat().st_size for path in Path(place).iterdir())
     weights = engine.weights()
     if config.model.adapters.method:
-        kept = {name: t for name, t in methods.apart(weights).items() if methods.is_adapter(name)}
+        kept = {name: t for name, t in methods.trained_tensors(weights).items() if methods.is_adapter(name)}
     else:
         kept = {name: t for name, t in weights.items() if name.startswith("backbone.")}
     return {"checkpoint_mib": checkpoint / MIB, "kept_kib": sum(t.nbytes for t in kept.values()) / 1024}

@@ -3,9 +3,9 @@
     python -m benchmarks.fingerprint --out before.json                      in the checkout of before
     python -m benchmarks.fingerprint --out after.json --against before.json in that of after, on the same machine
 
-It prepares The Complete Journey without Ray, trains the `tiny` preset for two short epochs in this process (seed 0), and
-scores everybody. Floating-point sums differ between processors, so both sides must run on one machine. Exits with 1
-when anything differs.
+It prepares The Complete Journey without Ray, trains the `tiny` preset for two short epochs in this process (seed 0),
+and scores everybody. Floating-point sums differ between processors, so both sides must run on one machine. Exits with
+1 when anything differs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Does pretraining help? `python -m benchmarks.pretraining [--rows cdnow] [--variants none,masked]`.
 
 At development origins the model is trained as `train` does, without and with an encoder pretrained on what was known at
-the origin, in one process. Score: mean log ratio of nGini, Spearman, AUC, MAE, RMSE and decile MAPE to the BTYD model's, of
-the model alone (no blend weight, the BTYD model's total), after each epoch; the best epoch is printed. `transfer` pretrains on the
-two other shops (leave one shop out).
+the origin, in one process. Score: mean log ratio of nGini, Spearman, AUC, MAE, RMSE and decile MAPE to those of the
+BTYD model, for the model alone (blend weight 1, the BTYD model's total), after each epoch; the best epoch is printed.
+`transfer` pretrains on the two other shops (leave one shop out).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_dataset
 from clv.forecast.network import forecast
 from clv.models.pretraining import transfer
-from clv.models.pretraining.pretrainer import Objectives, joint_space, scaled_as
+from clv.models.pretraining.pretrainer import Objectives, joint_space, with_amount_scale
 from clv.train import fitting, loop, pretraining
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
@@ -98,9 +98,10 @@ def pretrain(
     spaces = [setups[n].assembler.space for n in seen]
     joint = joint_space(spaces)
     grounds = tuple(
-        Ground(shops[n], setups[n].cutoff, scaled_as(joint, space)) for n, space in zip(seen, spaces, strict=True)
+        Ground(shops[n], setups[n].cutoff, with_amount_scale(joint, space))
+        for n, space in zip(seen, spaces, strict=True)
     )
-    planned = PretrainingPlan(grounds, joint, Objectives.only(*VARIANTS[variant]))
+    planned = PretrainingPlan(grounds, joint, Objectives.from_names(*VARIANTS[variant]))
     done = pretraining.train(planned, replace(config, epochs=options.pretrain_epochs))
     folder = options.cache / f"encoder-{os.getpid()}"
     transfer.save(folder, config.model.backbone, joint, done.weights, [], {})
@@ -110,7 +111,7 @@ def pretrain(
 def scores(
     shop: Dataset, setup: Setup, config: TrainConfig, options: Options, origin: str, horizon: int
 ) -> list[float]:
-    rows = setup.assembler.at(shop.histories, setup.cutoff, known_before=shop.data_through)
+    rows = setup.assembler.assemble(shop.histories, setup.cutoff, known_before=shop.data_through)
     held_out = HeldOut(rows, shop.horizons.index(horizon), np.zeros(len(shop.horizons)))
     config = replace(config, samples_per_epoch=int(options.samples * options.labelled), epochs=options.epochs)
     engine = make_engine(setup.model(config), loop.sum_loss(config, True), config, torch.device("cpu"))

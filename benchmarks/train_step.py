@@ -72,7 +72,8 @@ def main() -> None:
     print(f"{options.preset}, batch {len(batch)} x {batch.mask.shape[1]} tokens, {options.threads} thread(s)")
     for name, taken in seconds.items():
         print(
-            f"{name:28} {statistics.median(taken):7.3f} CPU-s per step, {statistics.median(taken) / baseline:5.2f} x plain"
+            f"{name:28} {statistics.median(taken):7.3f} CPU-s per step, "
+            f"{statistics.median(taken) / baseline:5.2f} x plain"
         )
     dist.destroy_process_group()
     if options.rounds:

@@ -1,7 +1,7 @@
 """The scoreboard: `python -m benchmarks.scoreboard [--seeds 3] [--rows online_retail_ii,cdnow]`.
 
-Every model and baseline at every origin of the protocol, as Ray tasks of one CPU; each result is cached under --cache by a
-hash of the library's source, the pins, the dataset and its origin and seed, so an interrupted run goes on where it
+Every model and baseline at every origin of the protocol, as Ray tasks of one CPU; each result is cached under --cache
+by a hash of the library's source, the pins, the dataset and its origin and seed, so an interrupted run continues where it
 stopped. Writes scoreboard.json and README.md's table (scoreboard.md) beside this file.
 """
 
@@ -91,7 +91,7 @@ def histories(name: str, cache: Path) -> Path:
     folder = cache / f"{name}-{source_hash()}"
     if not folder.exists():
         path = DATASETS / f"{name}.yaml"
-        preparing.prepare(DatasetSpec.load(path), str(path), folder, run=preparing.run_here, say=lambda line: None)
+        preparing.prepare(DatasetSpec.load(path), str(path), folder, run=preparing.run_here)
     return folder.absolute()
 
 

@@ -65,7 +65,7 @@ def row_of(
 def judged(
     y: Any, orders: Any, baselines: dict[str, Prediction], ours: Sequence[Prediction]
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], list[str]]:
-    """(metrics of every model, `clv` the mean over seeds; those of each seed; where a baseline is significantly better)."""
+    """(metrics of every model, `clv` as mean over seeds; those of each seed; significantly better baselines)."""
     table = {name: metrics.evaluate(y, orders, p) for name, p in baselines.items()}
     seeds = [metrics.evaluate(y, orders, p) for p in ours]
     table["clv"] = {m: _mean([s[m] for s in seeds]) for m in seeds[0]}
@@ -78,7 +78,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def composite(name: str, table: dict[str, dict[str, Any]]) -> float:
-    """Mean over metrics of the log ratio to the best baseline's, 0 = as good as the best of every column; higher is better.
+    """Mean over metrics of the log ratio to the best baseline; 0 equals the best of every column (higher is better).
 
     bias enters as |log bias| + 0.05 and decile MAPE as itself + 0.05, so that a lucky zero does not decide. Decile MAPE
     is left out where it is undefined: a model that ranks so well that a tenth spends nothing is not worse for it.
