@@ -1,8 +1,8 @@
 """The scoreboard: `python -m benchmarks.scoreboard [--seeds 3] [--rows online_retail_ii,cdnow]`.
 
 Every model and baseline at every origin of the protocol, as Ray tasks of one CPU; each result is cached under --cache
-by a hash of the library's source, the pins, the dataset and its origin and seed, so an interrupted run continues where it
-stopped. Writes scoreboard.json and README.md's table (scoreboard.md) beside this file.
+by a hash of the library's source, the pins, the dataset and its origin and seed, so an interrupted run continues
+where it stopped. Writes scoreboard.json and README.md's table (scoreboard.md) beside this file.
 """
 
 from __future__ import annotations
