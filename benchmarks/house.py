@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -61,6 +64,8 @@ class Options:
     """write them into benchmarks/results.json"""
     show: int = 40
     """how many places of the private vocabulary to print"""
+    time: tuple[Literal["test", "demo"], ...] = ()
+    """targets of make to time"""
 
 
 def modules() -> list[Path]:
@@ -108,6 +113,17 @@ def private_words() -> Iterator[tuple[str, int, str, str]]:
                     yield str(path.relative_to(REPO)), number, word, line.strip()
 
 
+SECONDS_ALLOWED = {"test": 600, "demo": 405}
+
+
+def seconds_of(target: str) -> float:
+    """Wall-clock seconds of `make TARGET`, installation aside; CalledProcessError where it fails."""
+    subprocess.run(["make", "install"], cwd=REPO, check=True)
+    start = time.monotonic()
+    subprocess.run(["make", target], cwd=REPO, check=True)
+    return time.monotonic() - start
+
+
 def main(options: Options) -> None:
     sources = modules()
     tested = [path for path in sources if mirrored(path).exists()]
@@ -123,7 +139,13 @@ def main(options: Options) -> None:
     print(f"largest folder {largest_folder()} modules, {shared_class_names()} class names used twice")
     print(f"{share:.3f} of {len(sources)} source files have a mirrored test, {len(words)} private words")
     print(f"{lines:,} lines in clv/, {readme} in README.md")
+    seconds = {target: seconds_of(target) for target in options.time}
+    for target, taken in seconds.items():
+        print(f"make {target}: {taken:.0f} s")
     if options.record:
+        for target, taken in seconds.items():
+            record(f"house.{target}_seconds", round(taken), f"<= {SECONDS_ALLOWED[target]}", unit="s",
+                   command=f"{COMMAND} --time {target}", note="2 cores, idle, installation aside")  # fmt: skip
         record("house.largest_folder", largest_folder(), f"<= {MOST_MODULES}", unit="modules", command=COMMAND)
         record("house.shared_class_names", shared_class_names(), "<= 0", unit="names", command=COMMAND)
         record("house.mirrored_tests", round(share, 4), ">= 0.9", unit="share of source files", command=COMMAND)
