@@ -66,9 +66,9 @@ def prepare(folder: Path, **settings: Any) -> Path:
     shop = Dataset.full(start="2024-01-01", **settings)
     plan = files.Plan(shop, (), (30, 90))
     blocks = [files.write_block(plan, folder / "log", number) for number in range(log.num_blocks(shop))]
-    files.write_shop(plan, folder / "log", blocks, folder / "log", lambda line: None)
+    files.write_shop(plan, folder / "log", blocks, folder / "log")
     spec, out = DatasetSpec.load(folder / "log" / "spec.yaml"), folder / "histories"
-    preparing.prepare(spec, "spec.yaml", out, run=work_units.run_here, partitions=1, say=lambda line: None)
+    preparing.prepare(spec, "spec.yaml", out, run=work_units.run_here, partitions=1)
     return out
 
 

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ray_jobs import record
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
 from ray_jobs.settings import TrainSettings
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,6 @@ def run(options: Options) -> None:
             config,
             seeds=options.seeds,
             bundle=options.bundle.absolute() if options.bundle else None,
-            say=say,
         )
     found = [find(panel, seed=options.seed) for panel in panels]
     metrics = html_page.metrics_of(found)
@@ -81,8 +83,8 @@ def run(options: Options) -> None:
         (options.out / name).write_text(text, encoding="utf-8")
     record.write(options.out, options, begun, seed=options.seed)
     for line in [*ladder(metrics), "", *(c.sentence for c in over_origins(found))]:
-        say(line)
-    say(f"report: {options.out / 'report.html'}, {(datetime.now(UTC) - begun).total_seconds():.0f} s")
+        LOG.info(line)
+    LOG.info(f"report: {options.out / 'report.html'}, {(datetime.now(UTC) - begun).total_seconds():.0f} s")
 
 
 def of_model(bundle: Path | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 MANIFEST = "backup.json"
 ERASURES = "erasures.parquet"
@@ -63,7 +66,7 @@ def run(options: Options) -> None:
     finally:
         store.close()
         shutil.rmtree(aside, ignore_errors=True)
-    say(f"{customers:,} customers with {events:,} events beside their histories are in {options.out}")
+    LOG.info(f"{customers:,} customers with {events:,} events beside their histories are in {options.out}")
 
 
 def digest(path: Path) -> str:

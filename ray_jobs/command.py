@@ -1,9 +1,13 @@
-"""What the jobs share on the command line: options, plain lines, exit codes 0, 1 (failed) and 2 (usage or spec)."""
+"""What the jobs share on the command line: options, logging, exit codes 0, 1 (failed) and 2 (usage or spec)."""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +16,8 @@ import tyro
 from clv.data.spec.models import SpecError
 
 T = TypeVar("T")
+LOG = logging.getLogger(__name__)
+FORMATS = ("text", "json")
 
 
 def execute(
@@ -24,6 +30,7 @@ def execute(
     """Runs a job with the options of the command line; an expected failure is one line on stderr and its exit code."""
     given = tyro.cli(options, description=description)
     try:
+        configure_logging(os.environ.get("CLV_LOG_FORMAT", "text"))
         run(given)
     except SpecError as error:
         sys.exit(_fail(name, error, 2))
@@ -31,12 +38,41 @@ def execute(
         sys.exit(_fail(name, error, 1))
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
+def configure_logging(form: str) -> None:
+    """Writes the log lines of clv and of the jobs as plain text or, for the form "json", as one JSON object a line.
+
+    Errors go to stderr, all other lines to stdout. Raises ValueError for another form.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"CLV_LOG_FORMAT is {form!r}; choose among {', '.join(FORMATS)}")
+    output = Output()
+    if form == "json":
+        output.setFormatter(JsonLines())
+    # A job that `python -m` runs is the module __main__.
+    for name in ("clv", "ray_jobs", "__main__"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [output]
+
+
+class Output(logging.Handler):
+    """Writes to what `sys.stdout` and `sys.stderr` are when a line is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr if record.levelno >= logging.ERROR else sys.stdout, flush=True)
+
+
+class JsonLines(logging.Formatter):
+    """A log line as a JSON object: time (UTC, ISO 8601), level, logger, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat()
+        message = super().format(record)
+        return json.dumps({"time": time, "level": record.levelname, "logger": record.name, "message": message})
 
 
 def _fail(name: str, error: Exception, code: int) -> int:
-    print(f"{name}: {error}", file=sys.stderr)
+    LOG.error(f"{name}: {error}")
     return code
 
 

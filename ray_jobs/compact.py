@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ray_jobs import record
-from ray_jobs.command import execute, run_tasks, say
+from ray_jobs.command import execute, run_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def run(options: Options) -> None:
     begun = datetime.now(UTC)
     out = options.histories.absolute()
     _, stock = maintenance.with_lines(out)
-    job = partial(maintenance.compact, out, partitions=options.partitions, say=say)
+    job = partial(maintenance.compact, out, partitions=options.partitions)
     run_tasks(job, options.engine, stock.rows <= preparing.FEW_ROWS, options.workers, 512)
     record.write(out, options, begun)
 

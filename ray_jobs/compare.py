@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +35,9 @@ def run(options: Options) -> None:
     metrics = table([one["metrics"] for one in found], same=True)
     names = [folder.name for folder in options.runs]
     for title, rows in (("setting", settings), ("metric", metrics)):
-        say("")
+        LOG.info("")
         for line in aligned([[title, *names], *rows] if rows else [[f"every {title} is the same"]]):
-            say(line)
+            LOG.info(line)
 
 
 def facts(folder: Path) -> dict[str, dict[str, Any]]:
@@ -45,7 +48,7 @@ def facts(folder: Path) -> dict[str, dict[str, Any]]:
     from clv.train.tracking import flatten
 
     if encoders.is_event_encoder(str(folder)):
-        known = transfer.facts_of(folder)
+        known = transfer.read_config(folder)
         settings, rows, metrics = known["train"] | {"objectives": known["objectives"]}, known["history"], {}
     else:
         loaded = bundle.load(folder)

@@ -6,6 +6,7 @@ Prepare, embed, train, back-test, score and serve run as the jobs a user would r
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -18,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from ray_jobs.backtest import ladder
-from ray_jobs.command import say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = ROOT / "ray_jobs/datasets/complete_journey.yaml"
@@ -67,34 +68,36 @@ def run(options: Options) -> None:
         answers = ask(url, customers)
     took["serve"] = time.monotonic() - start
 
-    say("\n" + "=" * 100)
-    say("\n".join(line for line in accounting.splitlines() if "rows read" in line or line.startswith("histories:")))
-    say("\n".join(comparison(out / "backtest")))
-    say(f"\nthree answers of POST /v1/predict ({HORIZON_DAYS} days):")
+    LOG.info("\n" + "=" * 100)
+    LOG.info(
+        "\n".join(line for line in accounting.splitlines() if "rows read" in line or line.startswith("histories:"))
+    )
+    LOG.info("\n".join(comparison(out / "backtest")))
+    LOG.info(f"\nthree answers of POST /v1/predict ({HORIZON_DAYS} days):")
     for result in answers["results"]:
         score = result["scores"][0]
-        say(
+        LOG.info(
             f"  customer {result['customer_id']}: {score['value_mean']:.2f} {answers['currency']} "
             f"({score['value_p10']:.2f} to {score['value_p90']:.2f}), P(purchase) {score['p_purchase']:.3f}, "
             f"lifetime {score['clv_mean']:.0f}"
         )
-    say("\nseconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in took.items()))
-    say(f"in all {time.monotonic() - begun:.0f} s")
-    say(f"report:       {out / 'backtest/report.html'}")
-    say(f"scores:       {out / 'scores/scores.csv'} and valuable_and_leaving.csv")
-    say(f"keep serving: CLV_BUNDLE={bundle} CLV_STORE={store} make serve")
+    LOG.info("\nseconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in took.items()))
+    LOG.info(f"in all {time.monotonic() - begun:.0f} s")
+    LOG.info(f"report:       {out / 'backtest/report.html'}")
+    LOG.info(f"scores:       {out / 'scores/scores.csv'} and valuable_and_leaving.csv")
+    LOG.info(f"keep serving: CLV_BUNDLE={bundle} CLV_STORE={store} make serve")
 
 
 def job(name: str, *arguments: str) -> str:
     """Runs a job, passing its output on; returns it. RuntimeError if it fails."""
-    say(f"\n--- python -m ray_jobs.{name} {' '.join(arguments)}")
+    LOG.info(f"\n--- python -m ray_jobs.{name} {' '.join(arguments)}")
     lines = []
     command = [sys.executable, "-m", f"ray_jobs.{name}", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
-            say(line.rstrip())
+            LOG.info(line.rstrip())
     if process.returncode:
         raise RuntimeError(f"ray_jobs.{name} ended with code {process.returncode}; its messages are above")
     return "".join(lines)
@@ -141,7 +144,7 @@ def serving(bundle: Path, store: Path, port: int) -> Iterator[str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_LOG_TO_STDERR": "1",
     }
-    say(f"\n--- serve run serve_configs/local.yaml (port {port})")
+    LOG.info(f"\n--- serve run serve_configs/local.yaml (port {port})")
     serve = Path(sys.executable).with_name("serve")
     log = (bundle.parent / "serve.log").open("w")
     process = subprocess.Popen(
@@ -190,12 +193,7 @@ def ask(url: str, customers: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    try:
-        run(options)
-    except (RuntimeError, OSError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        sys.exit(1)
+    execute("demo", Options, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def run(options: Options) -> None:
     )
     predictor = Predictor(registry.path(version))
     smoke_test = SmokeTest.of(predictor, options.url, os.environ.get("CLV_KEY"), options.smoke_test)
-    rollout = Rollout(registry, plan, smoke_test, say)
+    rollout = Rollout(registry, plan, smoke_test)
     try:
         rollout.run()
     finally:

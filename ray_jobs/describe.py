@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from tyro.conf import Positional
 
 from clv.data.spec.draft import draft
 from clv.data.spec.models import SpecError
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ def run(options: Options) -> None:
         raise SpecError(f"--out {options.out} exists; choose another name")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
-    say(f"wrote {options.out}; try it with: python -m ray_jobs.prepare --check --dataset {options.out}")
+    LOG.info(f"wrote {options.out}; try it with: python -m ray_jobs.prepare --check --dataset {options.out}")
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from ray_jobs import record
-from ray_jobs.command import say
+from ray_jobs.command import execute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +44,12 @@ def run(options: Options) -> None:
     from clv.models.backbones import text_encoder
 
     embedding.check_target(options.histories)
-    text_encoder.resolve(options.encoder)
+    text_encoder.checkpoint_folder(options.encoder)
     accounting = embedding.embed(
         options.histories.absolute(),
         options.encoder,
         run=partial(encode, options),
         min_count=options.min_count,
-        say=say,
     )
     # The folder's own run.json is that of prepare.
     record.write(options.histories / "items", options, begun, accounting=asdict(accounting))
@@ -72,12 +68,7 @@ def encode(options: Options, chunks: Iterable[Any], source: str, sha256: str) ->
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    try:
-        run(options)
-    except (ValueError, OSError) as error:
-        print(f"embed: {error}", file=sys.stderr)
-        sys.exit(1)
+    execute("embed", Options, run, __doc__)
 
 
 if __name__ == "__main__":

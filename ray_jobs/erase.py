@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ray_jobs import record
-from ray_jobs.command import execute, run_tasks, say
+from ray_jobs.command import execute, run_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def run(options: Options) -> None:
     out = options.histories.absolute()
     ids = [line.strip() for line in options.customers.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     _, stock = maintenance.with_lines(out)
-    job = partial(maintenance.erase, out, ids, say=say)
+    job = partial(maintenance.erase, out, ids)
     run_tasks(job, options.engine, stock.rows <= preparing.FEW_ROWS, options.workers, 512)
     record.write(out, options, begun)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,9 @@ from typing import Any
 import pandas as pd
 
 from ray_jobs import record
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +62,18 @@ def run(options: Options) -> None:
     (out / "customers").mkdir(parents=True)
     task = partial(shard, prepared, origin, options.scores, out)
     for done in work_units.run_here(task, len(prepared.shards)):
-        say(f"shard {done['shard'] + 1}/{len(prepared.shards)}: {done['customers']:,} customers")
+        LOG.info(f"shard {done['shard'] + 1}/{len(prepared.shards)}: {done['customers']:,} customers")
     table = pd.read_parquet(out / "customers")
     one = table.drop_duplicates("customer_id") if scored else table
     indicators.summary(one, "cohort").to_csv(out / "cohorts.csv")
     everybody = indicators.summary(one).iloc[0]
     (out / "funnel.json").write_text(json.dumps(everybody.to_dict(), indent=1) + "\n", encoding="utf-8")
     for name in ("conversion_rate", "repurchase_rate", "purchase_frequency", "aov"):
-        say(f"{name.replace('_', ' ')}: {everybody[name]:.4g}")
+        LOG.info(f"{name.replace('_', ' ')}: {everybody[name]:.4g}")
     if scored:
         _calibrate(table, out)
     record.write(out, options, begun)
-    say(f"wrote the indicators of {len(one):,} customers to {options.out}")
+    LOG.info(f"wrote the indicators of {len(one):,} customers to {options.out}")
 
 
 def shard(prepared: Any, origin: int, scores: Path | None, out: Path, number: int) -> dict[str, Any]:
@@ -111,14 +114,14 @@ def _calibrate(table: pd.DataFrame, out: Path) -> None:
     for days, rows in table.groupby("horizon_days"):
         known = rows[rows["orders_real"].notna()].assign(visitor=lambda r: r["orders"] == 0)
         if not len(known):
-            say(f"horizon {days} days is not over: nothing to hold the predictions against")
+            LOG.info(f"horizon {days} days is not over: nothing to hold the predictions against")
             continue
         for by in (None, "cohort"):
             found = indicators.calibration(known, by).assign(horizon_days=days, by=by or "prediction")
             parts.append(found if by is None else found[found["group"] != "all"])
         whole = parts[-2][parts[-2]["group"] == "all"].set_index("indicator")
         for name, row in whole.iterrows():
-            say(
+            LOG.info(
                 f"{name} in {days} days: predicted {row['predicted']:.4g}, came {row['realised']:.4g}"
                 f" (± {row['standard_error']:.2g}), {int(row['customers']):,} customers"
             )

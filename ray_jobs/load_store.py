@@ -6,12 +6,15 @@ erased customer nothing older than the erasure returns.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ray_jobs import record
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ def run(options: Options) -> None:
             for start in range(0, len(table), options.rows):
                 part = table.slice(start, options.rows)
                 read, put = read + len(part), put + store.put_histories(part)
-            say(f"{shard.name}: {len(table):,} customers")
+            LOG.info(f"{shard.name}: {len(table):,} customers")
         after, through, size = store.count(), store.data_through(), store.size_bytes()
     except StoreUnavailableError as error:
         raise ValueError(f"{options.store}: {error} Load again when it does; nothing is lost.") from error
@@ -57,7 +60,7 @@ def run(options: Options) -> None:
     added, erased = after - before, read - put
     replaced, each = put - added, size // max(after, 1)
     erased_too = f" + {erased:,} erased" if erased else ""
-    say(
+    LOG.info(
         f"read {read:,} customers = {added:,} added + {replaced:,} replaced{erased_too}; {after:,} stored, "
         f"{each:,} bytes per customer, data through {newest}"
     )

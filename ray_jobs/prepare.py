@@ -10,7 +10,7 @@ from typing import Literal
 
 from clv.data.spec.models import DatasetSpec, SpecError
 from ray_jobs import record
-from ray_jobs.command import execute, run_tasks, say
+from ray_jobs.command import execute, run_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def run(options: Options) -> None:
     if options.check:
         from clv.data.prepare.check import check
 
-        check(spec, place, say)
+        check(spec, place)
         return
     if options.out is None:
         raise SpecError("--out is missing: name the folder to write, or add --check to write nothing")
@@ -67,11 +67,11 @@ def run(options: Options) -> None:
             )
         stock, _ = appending.appendable(spec, place, out)
         units = appending.new_units(spec, place, out, stock)
-        job = partial(appending.append, spec, place, out, say=say)
+        job = partial(appending.append, spec, place, out)
     else:
         preparing.check_target(out, options.overwrite)
         units = check_sources(spec, place)
-        job = partial(preparing.prepare, spec, place, out, say=say, overwrite=options.overwrite)
+        job = partial(preparing.prepare, spec, place, out, overwrite=options.overwrite)
         job = partial(job, partitions=options.partitions, keep_lines=options.keep_lines)
     few = preparing.are_few(spec, units)
     operators = run_tasks(job, options.engine, few, options.workers, options.object_store_mb)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from ray_jobs import record
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
 from ray_jobs.settings import ClusterSettings, TrainSettings
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ def run(options: Options) -> None:
     cluster = options.cluster(aside)
     tracking.check(options.track)
     transfer.check_target(out)
-    config, objectives = options.settings(), Objectives.only(*options.objectives)
+    config, objectives = options.settings(), Objectives.from_names(*options.objectives)
     deepspeed_engine.deepspeed_config(config, "fp32", options.workers)
     datasets = pretraining.read_datasets(options.histories, config)
     origins = [PreparedDataset.open(folder).origin(options.origin) for folder in options.histories]
@@ -62,18 +65,20 @@ def run(options: Options) -> None:
     training.check_loader(planned.source(config), config, options.workers)
     for ground in planned.grounds:
         dataset = ground.dataset
-        say(f"{dataset.name}: {len(dataset.histories):,} customers, known until {dataset.clock.format(ground.cutoff)}")
+        LOG.info(
+            f"{dataset.name}: {len(dataset.histories):,} customers, known until {dataset.clock.format(ground.cutoff)}"
+        )
         if dataset.shards:
-            say(f"{dataset.name}: others stay on storage and are read shard by shard")
+            LOG.info(f"{dataset.name}: others stay on storage and are read shard by shard")
     board = options.tracking(aside, begun, config)
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
-        done = pretraining.pretrain(planned, config, cluster, board, say)
-    seen = [transfer.Seen(ground.dataset.name, ground.cutoff) for ground in planned.grounds]
+        done = pretraining.pretrain(planned, config, cluster, board)
+    seen = [transfer.SeenDataset(ground.dataset.name, ground.cutoff) for ground in planned.grounds]
     facts = plans.facts(planned, config, done.history)
     sha256 = transfer.save(out, config.model.backbone, planned.space, done.weights, seen, facts)
     aside.mkdir(parents=True, exist_ok=True)
     record.write(aside, options, begun, seed=options.seed, encoder=sha256, history=done.history)
-    say(f"wrote encoder {sha256[:12]} to {options.out} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")
+    LOG.info(f"wrote encoder {sha256[:12]} to {options.out} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")
 
 
 def main() -> None:

@@ -6,10 +6,13 @@ follow the registry load it within seconds. The registry's log.jsonl keeps who r
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +40,11 @@ def run(options: Options) -> None:
     registry = Registry(options.registry)
     version = options.version or registry.publish(options.bundle or Path())
     if options.publish_only:
-        say(f"{version} is published; in production is {registry.current() or 'nothing'}")
+        LOG.info(f"{version} is published; in production is {registry.current() or 'nothing'}")
         return
     before = registry.current()
     registry.promote(version, reason=options.reason)
-    say(f"in production: {version} (before: {before or 'nothing'})")
+    LOG.info(f"in production: {version} (before: {before or 'nothing'})")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ def run(options: Options) -> None:
         replace(options.scores / "refresh.json", json.dumps(facts, indent=1) + "\n")
         if options.metrics is not None:
             replace(options.metrics, textfile(time.time(), through / 1e6))
-    say(f"refreshed in {facts['seconds']:.0f} s: data through {facts['data_through']}, scored by {bundle.name}")
+    LOG.info(f"refreshed in {facts['seconds']:.0f} s: data through {facts['data_through']}, scored by {bundle.name}")
 
 
 @contextmanager

@@ -7,11 +7,14 @@ newer histories afterwards, and let callers send again what they sent since: wha
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray_jobs.backup_store import ERASURES, MANIFEST, digest
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ def run(options: Options) -> None:
         store.close()
     left = manifest["customers"] - restored
     accounting = f"{manifest['customers']:,} customers = {restored:,} restored + {left:,} erased"
-    say(f"backup of {manifest['at']}: {accounting}; {after:,} stored")
+    LOG.info(f"backup of {manifest['at']}: {accounting}; {after:,} stored")
 
 
 def main() -> None:

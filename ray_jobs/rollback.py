@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ def run(options: Options) -> None:
 
     registry = Registry(options.registry)
     before = registry.current()
-    say(f"in production: {registry.rollback(reason=options.reason)} (before: {before})")
+    LOG.info(f"in production: {registry.rollback(reason=options.reason)} (before: {before})")
 
 
 def main() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from ray_jobs import record
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +61,13 @@ def run(options: Options) -> None:
             workers=options.workers,
             csv=options.csv,
             model=options.model,
-            say=say,
         )
     record.write(out, options, begun)
     known = prepared.manifest["num_customers"]
-    say(f"customers: {known:,} read, {written['customers']:,} scored, {known - written['customers']:,} not yet known")
-    say(f"wrote {written['rows']:,} rows to {options.out} in {written['seconds']:.0f} s")
+    LOG.info(
+        f"customers: {known:,} read, {written['customers']:,} scored, {known - written['customers']:,} not yet known"
+    )
+    LOG.info(f"wrote {written['rows']:,} rows to {options.out} in {written['seconds']:.0f} s")
 
 
 def main() -> None:

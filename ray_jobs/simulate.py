@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -10,7 +11,9 @@ from typing import Literal
 
 from clv.simulate.settings import ShopSettings
 from ray_jobs import record
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +57,24 @@ def run(options: Options) -> None:
     out = options.out.absolute()
     if out.exists() and any(out.iterdir()) and not (out / "truth").is_dir():
         raise ValueError(f"--out {out} exists and is not a simulated shop; choose another folder")
-    with staging_directory(out, {"plan": repr(plan)}, say) as folder:
+    with staging_directory(out, {"plan": repr(plan)}) as folder:
         task = partial(files.write_block, plan, folder)
         numbers = range(log.num_blocks(shop))
         blocks = partial(work_units.remembered, task=task, numbers=numbers, journal=folder / JOURNAL / "blocks")
         here = options.engine == "here" or (options.engine == "auto" and shop.num_customers < 100_000)
         if here:
-            manifest = files.write_shop(plan, folder, blocks(work_units.run_here), out, say)
+            manifest = files.write_shop(plan, folder, blocks(work_units.run_here), out)
         else:
             with session.ray_session(num_cpus=options.workers):
                 on_ray = partial(work_units.run_on_ray, workers=options.workers)
-                manifest = files.write_shop(plan, folder, blocks(on_ray), out, say)
+                manifest = files.write_shop(plan, folder, blocks(on_ray), out)
         publish(folder, out)
     record.write(out, options, begun)
     seconds = (datetime.now(UTC) - begun).total_seconds()
-    say(f"wrote {manifest['rows']:,} events of {manifest['customers']:,} customers to {options.out} in {seconds:.0f} s")
-    say(f"next: python -m ray_jobs.prepare --dataset {options.out}/spec.yaml --out HISTORIES")
+    LOG.info(
+        f"wrote {manifest['rows']:,} events of {manifest['customers']:,} customers to {options.out} in {seconds:.0f} s"
+    )
+    LOG.info(f"next: python -m ray_jobs.prepare --dataset {options.out}/spec.yaml --out HISTORIES")
 
 
 def main() -> None:

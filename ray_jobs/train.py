@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ray_jobs import record
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
 from ray_jobs.settings import ClusterSettings, TrainSettings
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +54,20 @@ def run(options: Options) -> None:
     deepspeed_engine.deepspeed_config(config, "fp32", options.workers)
     bundle.check_target(out)
     dataset = training.read_dataset(options.histories, config=config)
-    say(f"{prepared.spec.name}: {len(dataset.histories):,} customers, cut at {prepared.clock.format(cutoff)}")
+    LOG.info(f"{prepared.spec.name}: {len(dataset.histories):,} customers, cut at {prepared.clock.format(cutoff)}")
     if dataset.shards:
-        say(
+        LOG.info(
             f"notice: {prepared.manifest['num_customers']:,} customers stay on storage: the network is fed from "
             f"{len(dataset.shards)} shards in turn; BTYD model, features and the held-out judgement rest on those above"
         )
     phases = fitting.plan(dataset, cutoff, config)
     training.check_loader(phases.final.source(dataset, config), config, options.workers)
     for notice in phases.notices:
-        say(f"notice: {notice}")
+        LOG.info(f"notice: {notice}")
     if source := config.model.backbone.pretrained:
-        say(transfer.describe(phases.final.assembler.space, config.model.backbone, source))
+        LOG.info(transfer.describe(phases.final.assembler.space, config.model.backbone, source))
     if options.plan:
-        say(training.describe_loader(prepared, config))
+        LOG.info(training.describe_loader(prepared, config))
         for line in estimate.report(
             config,
             phases.final.assembler.space,
@@ -73,11 +76,11 @@ def run(options: Options) -> None:
             gpu=options.gpu or options.gpu_memory_gib is not None,
             gpu_gib=options.gpu_memory_gib,
         ):
-            say(line)
+            LOG.info(line)
         return
     board = options.tracking(aside, begun, config)
     with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
-        fitted = training.train(options.histories.absolute(), phases, config, cluster, board, say)
+        fitted = training.train(options.histories.absolute(), phases, config, cluster, board)
     facts = training.dataset_facts(prepared)
     result = export.to_bundle(dataset, phases, config, fitted, facts, list(phases.notices))
     version = bundle.save(result, out)
@@ -85,8 +88,8 @@ def run(options: Options) -> None:
     if fitted.adapters:
         methods.save(aside / "adapters", config.model.adapters, config.model.backbone, fitted.adapters)
     record.write(aside, options, begun, seed=options.seed, bundle=version)
-    say(result.texts["card.md"])
-    say(f"wrote bundle {version} to {options.out} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")
+    LOG.info(result.texts["card.md"])
+    LOG.info(f"wrote bundle {version} to {options.out} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")
 
 
 def main() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from ray_jobs import record
-from ray_jobs.command import execute, say
+from ray_jobs.command import execute
 from ray_jobs.settings import ClusterSettings, TrainSettings
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +75,14 @@ def run(options: Options) -> None:
             "settings by and one for training to judge itself; choose a later --origin, or train with the preset"
         )
     place = f"{clock.format(phases.trial.cutoff)}, {phases.primary} days"
-    say(f"{dataset.name}: {len(dataset.histories):,} customers; {options.trials} trials, judged at {place}")
+    LOG.info(f"{dataset.name}: {len(dataset.histories):,} customers; {options.trials} trials, judged at {place}")
     out.mkdir(parents=True, exist_ok=True)
     plan = tuning.TuningOptions(
         space=space, trials=options.trials, concurrent=options.concurrent, seed=options.seed, track=options.track
     )
     cpus = options.workers * options.concurrent + 1
     with session.ray_session(num_cpus=cpus, object_store_mb=options.object_store_mb):
-        found = tuning.tune(options.histories.absolute(), phases, base, plan, cluster, out, say)
+        found = tuning.tune(options.histories.absolute(), phases, base, plan, cluster, out)
     best = found[0]
     header = f"# Held-out score {best.best:+.4f} at {place}: `train --config`.\n"
     settings = yaml.safe_dump(as_json(search.chosen(base, best.setting)), sort_keys=False)
@@ -90,8 +93,8 @@ def run(options: Options) -> None:
     told = ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in best.setting.items()
     )
-    say(f"best of {len(found)} trials: {told}; held-out score {best.best:+.4f} against the BTYD model")
-    say(f"wrote {options.out / 'best.yaml'} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")
+    LOG.info(f"best of {len(found)} trials: {told}; held-out score {best.best:+.4f} against the BTYD model")
+    LOG.info(f"wrote {options.out / 'best.yaml'} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")
 
 
 def main() -> None:

@@ -25,5 +25,5 @@ def prepared_shop(folder: Path, partitions: int, *shop: Any, seed: int, timezone
     """Histories of the shop that `simulate(*shop)` makes, in `folder`."""
     pq.write_table(simulate(*shop, seed=seed, timezone=timezone).events, folder / "events.parquet")
     spec, out = DatasetSpec.parse(SPEC.format(folder=folder, timezone=timezone), "simulated"), folder / "histories"
-    preparing.prepare(spec, "simulated", out, run=preparing.run_here, partitions=partitions, say=lambda line: None)
+    preparing.prepare(spec, "simulated", out, run=preparing.run_here, partitions=partitions)
     return out

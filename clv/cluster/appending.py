@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from clv.cluster.maintenance import with_lines
-from clv.cluster.preparing import ROWS_PER_PARTITION, Say, first_pass, plan_of, second_pass
+from clv.cluster.preparing import ROWS_PER_PARTITION, first_pass, plan_of, second_pass
 from clv.cluster.work_units import Runner, run_on_ray
 from clv.data.prepare import regroup
 from clv.data.prepare.accounting import RowAccounting
@@ -20,8 +21,10 @@ from clv.data.sources.reading import Unit
 from clv.data.spec.models import DatasetSpec, SpecError
 from clv.data.workdir import link_tree, publish, staging_directory
 
+LOG = logging.getLogger(__name__)
 
-def append(spec: DatasetSpec, place: str, out: Path, *, run: Runner = run_on_ray, say: Say = print) -> dict[str, Any]:
+
+def append(spec: DatasetSpec, place: str, out: Path, *, run: Runner = run_on_ray) -> dict[str, Any]:
     """Adds the files of the spec's sources that `out` has not read yet; returns the new manifest.
 
     Only partitions that the new rows fall into are built again; what results equals a prepare of all files with the
@@ -31,29 +34,31 @@ def append(spec: DatasetSpec, place: str, out: Path, *, run: Runner = run_on_ray
     stock, old = appendable(spec, place, out)
     units = new_units(spec, place, out, stock)
     if not units:
-        say(f"{spec.name}: nothing new; {out} has read all {len(stock.files)} files")
+        LOG.info(f"{spec.name}: nothing new; {out} has read all {len(stock.files)} files")
         return old
     files = stock.files + reading.fingerprint([unit.path for unit in units])
     paths = stock.paths + [unit.path for unit in units]
-    say(f"{spec.name}: {len(units)} new units of work, about {sum(unit.rows for unit in units):,} rows")
+    LOG.info(f"{spec.name}: {len(units)} new units of work, about {sum(unit.rows for unit in units):,} rows")
     erased = Erased.load(out)
     plan = plan_of(spec, files, base=old["created"], shards=old["shards"], erased=len(erased))
-    with staging_directory(out, plan, say) as folder:
+    with staging_directory(out, plan) as folder:
         copy_by_links(out, folder)
-        read = first_pass(spec, place, units, folder, stock.partitions, erased, run, say, len(stock.paths))
+        read = first_pass(spec, place, units, folder, stock.partitions, erased, run, len(stock.paths))
         touched = sorted(_touched(folder, {unit.number for unit in units}))
         parts = {part["partition"]: part for part in stock.parts}
-        parts |= {p["partition"]: p for p in second_pass(spec, paths, folder, touched, run, say)}
+        parts |= {p["partition"]: p for p in second_pass(spec, paths, folder, touched, run)}
         total = {table: RowAccounting.from_json(raw) for table, raw in stock.read.items()}
         for table, accounting in read.items():
             total.setdefault(table, RowAccounting()).add(accounting)
         all_read = {table: accounting.to_json() for table, accounting in total.items()}
         new = Stock(stock.partitions, paths, files, all_read, [parts[i] for i in range(stock.partitions)])
-        manifest = finish(spec, place, folder, new, say, lines=True)
+        manifest = finish(spec, place, folder, new, lines=True)
         publish(folder, out)
-    say(f"{len(touched)} of {stock.partitions} partitions changed; wrote {out} in {time.monotonic() - begun:.1f} s")
+    LOG.info(
+        f"{len(touched)} of {stock.partitions} partitions changed; wrote {out} in {time.monotonic() - begun:.1f} s"
+    )
     if new.rows > 3 * ROWS_PER_PARTITION * stock.partitions or len(paths) > 20 * stock.partitions + 100:
-        say("many files or large partitions by now: `python -m ray_jobs.compact` makes the next run faster")
+        LOG.info("many files or large partitions by now: `python -m ray_jobs.compact` makes the next run faster")
     return manifest
 
 

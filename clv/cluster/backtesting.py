@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +15,8 @@ from clv.train.backtest import Ours, Outcomes, _ours, baselines, mean_of
 from clv.train.config import TrainConfig
 from clv.train.fitting import Dataset
 
+LOG = logging.getLogger(__name__)
+
 
 def run(
     dataset: Dataset,
@@ -23,7 +26,6 @@ def run(
     *,
     seeds: int = 1,
     bundle: Path | None = None,
-    say: Any = print,
 ) -> list[Panel]:
     """One panel per origin of `facts` (see `outcomes`), all models on the same customers.
 
@@ -46,7 +48,7 @@ def run(
         fits: list[Ours] = session.get(ours[origin])
         predictions = {"clv": mean_of([fit.customers for fit in fits])} | session.get(waiting[origin])
         visitors = {"clv": mean_of([f.visitors for f in fits]), "conversion": mean_of([f.conversion for f in fits])}
-        say(f"origin {label}: {len(known.value):,} customers, {len(predictions)} models")
+        LOG.info(f"origin {label}: {len(known.value):,} customers, {len(predictions)} models")
         panels.append(
             Panel(
                 origin=label,

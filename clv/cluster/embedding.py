@@ -10,6 +10,7 @@ text have text_key 0 and no vector.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 
 from clv.models.backbones import text_encoder as texts
 
+LOG = logging.getLogger(__name__)
+
 TEXTS = pa.schema([pa.field("text_key", pa.int64()), pa.field("text", pa.string())])
 CHUNK_TEXTS = 512  # texts of one call of an actor: some seconds of work on one core
 READ_ROWS = 65_536
@@ -32,7 +35,6 @@ SAY_EVERY_S = 10.0
 
 Keys = NDArray[np.int64]
 Runner = Callable[[Iterable[pa.Table], str, str], Iterator[pa.Table]]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,6 @@ def embed(
     *,
     run: Runner,
     min_count: int = 0,
-    say: Say = print,
 ) -> TextCounts:
     """Brings `items/vectors.parquet` up to date; returns the row accounting.
 
@@ -125,20 +126,20 @@ def embed(
     """
     begun = time.monotonic()
     items, vectors = check_target(histories)
-    sha256 = texts.fingerprint(texts.resolve(encoder))
+    sha256 = texts.fingerprint(texts.checkpoint_folder(encoder))
     counted, without_text, present = _distinct(items)
     cached = cached_keys(vectors, sha256)
     if cached is None:
-        say(f"{vectors} holds vectors of another encoder: everything is encoded again")
+        LOG.info(f"{vectors} holds vectors of another encoder: everything is encoded again")
     old = np.zeros(0, np.int64) if cached is None else cached
     kept = np.intersect1d(old, present)
     wanted = present if min_count <= 0 else np.intersect1d(present, _frequent(histories, items, min_count))
     missing = np.setdiff1d(wanted, kept)
-    say(f"{encoder}: {len(present):,} distinct texts, {len(kept):,} cached, {len(missing):,} to encode")
+    LOG.info(f"{encoder}: {len(present):,} distinct texts, {len(kept):,} cached, {len(missing):,} to encode")
     dropped = len(old) - len(kept)
     if len(missing) or dropped or cached is None:
         blocks = run(_chunks(items, missing), encoder, sha256) if len(missing) else iter(())
-        encoded = _write(vectors, kept, blocks, {"encoder": encoder, "encoder_sha256": sha256}, len(missing), say)
+        encoded = _write(vectors, kept, blocks, {"encoder": encoder, "encoder_sha256": sha256}, len(missing))
         if encoded != len(missing):
             raise RuntimeError(f"{len(missing)} texts went to the encoder, {encoded} vectors came back")
     accounting = TextCounts(
@@ -152,8 +153,8 @@ def embed(
         seconds=time.monotonic() - begun,
     )
     for line in accounting.lines():
-        say(line)
-    say(f"{vectors} in {accounting.seconds:.1f} s")
+        LOG.info(line)
+    LOG.info(f"{vectors} in {accounting.seconds:.1f} s")
     return accounting
 
 
@@ -222,7 +223,7 @@ def _chunks(items: Path, missing: Keys) -> Iterator[pa.Table]:
         yield rest.combine_chunks()
 
 
-def _write(target: Path, kept: Keys, blocks: Iterator[pa.Table], metadata: dict[str, str], total: int, say: Say) -> int:
+def _write(target: Path, kept: Keys, blocks: Iterator[pa.Table], metadata: dict[str, str], total: int) -> int:
     """Kept rows of the old file, then the new blocks, into a file beside the target that then takes its place."""
     aside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     begun = said = time.monotonic()
@@ -240,7 +241,7 @@ def _write(target: Path, kept: Keys, blocks: Iterator[pa.Table], metadata: dict[
             encoded += len(rows) if fresh else 0
             if fresh and time.monotonic() - said > SAY_EVERY_S:
                 said = time.monotonic()
-                say(f"{encoded:,} of {total:,} texts encoded, {said - begun:.0f} s")
+                LOG.info(f"{encoded:,} of {total:,} texts encoded, {said - begun:.0f} s")
         if writer is None:
             # Nothing has a text any more.
             target.unlink(missing_ok=True)

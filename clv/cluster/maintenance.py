@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clv.cluster.preparing import Say, choose_partitions, second_pass
+from clv.cluster.preparing import choose_partitions, second_pass
 from clv.cluster.work_units import Runner, remembered, run_on_ray
 from clv.data.dataset import PreparedDataset
 from clv.data.events import stable_hash
@@ -25,8 +26,10 @@ from clv.data.prepare.publish import ITEMS_BUILT, Stock, finish
 from clv.data.spec.models import SpecError
 from clv.data.workdir import JOURNAL, link_tree, publish, staging_directory
 
+LOG = logging.getLogger(__name__)
 
-def compact(out: Path, *, run: Runner = run_on_ray, partitions: int | None = None, say: Say = print) -> dict[str, Any]:
+
+def compact(out: Path, *, run: Runner = run_on_ray, partitions: int | None = None) -> dict[str, Any]:
     """Few large line files in place of many small ones, and shards of the size a prepare would choose now.
 
     What `append` has left in hundreds of files is then read faster; the histories stay as they are, to the byte where
@@ -40,26 +43,26 @@ def compact(out: Path, *, run: Runner = run_on_ray, partitions: int | None = Non
     groups = [(sub.name, group) for sub in regroup.folders(out / LINES) for group, _ in regroup.groups(sub)]
     before = sum(len(group) for _, group in groups)
     plan = {"compact": wanted, "base": prepared.manifest["created"], "shards": prepared.manifest["shards"]}
-    with staging_directory(out, plan, say) as folder:
+    with staging_directory(out, plan) as folder:
         task = partial(_merge, [group for _, group in groups], folder / LINES, wanted)
         list(remembered(run, task, range(len(groups)), folder / JOURNAL / "merge"))
-        say(f"{before:,} files of lines became {len(groups):,}")
+        LOG.info(f"{before:,} files of lines became {len(groups):,}")
         link_tree(out / "items", folder / "items")
         link_tree(out / "erasures", folder / "erasures")
         if wanted == stock.partitions:
             for name in ("shards", "rejects", f"{LINES}/{ITEMS_BUILT}"):
                 link_tree(out / name, folder / name)
         else:
-            say(f"{stock.rows:,} events: {wanted} shards instead of {stock.partitions}")
+            LOG.info(f"{stock.rows:,} events: {wanted} shards instead of {stock.partitions}")
             link_tree(out / "rejects", folder / "rejects", lambda name: not name.startswith("part-customer-"))
-            parts = second_pass(prepared.spec, stock.paths, folder, range(wanted), run, say)
+            parts = second_pass(prepared.spec, stock.paths, folder, range(wanted), run)
             stock = replace(stock, partitions=wanted, parts=parts)
-        manifest = finish(prepared.spec, str(out), folder, stock, say, lines=True)
+        manifest = finish(prepared.spec, str(out), folder, stock, lines=True)
         publish(folder, out)
     return manifest
 
 
-def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray, say: Say = print) -> dict[str, Any]:
+def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray) -> dict[str, Any]:
     """Takes customers out of every file of the folder; returns the proof, which stays in `erasures/`.
 
     Shards, lines, and records of rejected rows: the shards equal those of a log without these customers, the row accounting
@@ -77,7 +80,7 @@ def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray, say: Say =
     listed = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
     last = prepared.clock.parse(prepared.manifest["last_time"])
     made = Erasure.of(wanted, max(int(datetime.now(UTC).timestamp() * 1e6), last + 1))
-    with staging_directory(out, {"erase": listed, "base": prepared.manifest["created"]}, say) as folder:
+    with staging_directory(out, {"erase": listed, "base": prepared.manifest["created"]}) as folder:
         for name in ("shards", "items", "erasures", f"{LINES}/{ITEMS_BUILT}"):
             link_tree(out / name, folder / name)
         files = [path for sub in regroup.folders(out / LINES) for path in sorted(sub.glob("*.arrow"))]
@@ -91,18 +94,18 @@ def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray, say: Say =
         blanked = erasure.blank_all(out / "rejects", folder / "rejects", spec, set(wanted), stale)
         for number in touched:
             build.shard_path(folder, number).unlink(missing_ok=True)
-        built = {p["partition"]: p for p in second_pass(spec, stock.paths, folder, sorted(touched), run, say)}
+        built = {p["partition"]: p for p in second_pass(spec, stock.paths, folder, sorted(touched), run)}
         read = {name: _accounting_without(raw, gone.get(name, 0)) for name, raw in stock.read.items()}
         erasure.write_gone(folder / "rejects", gone, made)
         parts = [built.get(number, part) for number, part in enumerate(stock.parts)]
-        manifest = finish(spec, str(out), folder, replace(stock, read=read, parts=parts), say, lines=True)
+        manifest = finish(spec, str(out), folder, replace(stock, read=read, parts=parts), lines=True)
         left = erasure.left(folder, wanted, spec)
         if any(left.values()):
             raise RuntimeError(f"erasing failed, {out} is as it was: {left} of the listed customers are left")
         proof = _proof(made, prepared.manifest, manifest, gone, blanked) | {"left": left}
         erasure.write_proof(folder, made, proof)
         publish(folder, out)
-    say(f"erased {proof['found']['customers']:,} of {len(wanted):,} listed customers, {gone['events']:,} events")
+    LOG.info(f"erased {proof['found']['customers']:,} of {len(wanted):,} listed customers, {gone['events']:,} events")
     return proof
 
 

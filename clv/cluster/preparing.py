@@ -6,10 +6,11 @@ driver sees counts only, a task that dies is simply run again, and a killed run 
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,14 @@ from clv.data.spec.models import DatasetSpec, SpecError
 from clv.data.workdir import JOURNAL, link_tree, publish, staging_directory
 from clv.version import __version__
 
+LOG = logging.getLogger(__name__)
+
 ROWS_PER_PARTITION = 500_000
 # Beyond this the partitions grow with the root of the log, or files x partitions would.
 MANY_ROWS = 500_000_000
 # Up to here one process is done before a local Ray would have started.
 FEW_ROWS = 2_000_000
 PLAIN = (".parquet", ".pq", ".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
-
-Say = Callable[[str], None]
 
 
 def prepare(
@@ -48,7 +49,6 @@ def prepare(
     partitions: int | None = None,
     overwrite: bool = False,
     keep_lines: bool = True,
-    say: Say = print,
 ) -> dict[str, Any]:
     """Writes the histories folder `out` from the sources of `spec` (read from `place`); returns its manifest.
 
@@ -62,24 +62,24 @@ def prepare(
     files = reading.fingerprint([unit.path for unit in units])
     rows = sum(unit.rows for unit in units if unit.table == "events")
     chosen = partitions or choose_partitions(rows)
-    say(f"{spec.name}: {len(units)} units of work, about {rows:,} events, {chosen} partitions")
+    LOG.info(f"{spec.name}: {len(units)} units of work, about {rows:,} events, {chosen} partitions")
     erased = Erased.load(out)
     plan = plan_of(spec, files, partitions=chosen, units=len(units), erased=len(erased), keep=keep_lines)
     if any(source.sql is not None for _, _, source, _ in reading.tables_of(spec)):
         plan["begun"] = time.time()  # a query may answer otherwise than it did to the run that was interrupted
-    with staging_directory(out, plan, say) as folder:
+    with staging_directory(out, plan) as folder:
         link_tree(out / "erasures", folder / "erasures")
-        read = first_pass(spec, place, units, folder, chosen, erased, run, say)
+        read = first_pass(spec, place, units, folder, chosen, erased, run)
         if partitions is None:
-            chosen = _more_partitions(folder, read["events"].accepted, chosen, run, say)
+            chosen = _more_partitions(folder, read["events"].accepted, chosen, run)
         paths = [unit.path for unit in units]
-        parts = second_pass(spec, paths, folder, range(chosen), run, say)
+        parts = second_pass(spec, paths, folder, range(chosen), run)
         stock = Stock(chosen, paths, files, {table: b.to_json() for table, b in read.items()}, parts)
-        manifest = finish(spec, place, folder, stock, say, lines=keep_lines)
+        manifest = finish(spec, place, folder, stock, lines=keep_lines)
         if not keep_lines:
             shutil.rmtree(folder / LINES)
         publish(folder, out)
-    say(f"wrote {out} in {time.monotonic() - begun:.1f} s")
+    LOG.info(f"wrote {out} in {time.monotonic() - begun:.1f} s")
     return manifest
 
 
@@ -115,7 +115,7 @@ def plan_of(spec: DatasetSpec, files: list[dict[str, Any]], **more: Any) -> dict
 
 def first_pass(
     spec: DatasetSpec, place: str, units: list[Unit], folder: Path, partitions: int, erased: Erased, run: Runner,
-    say: Say, first: int = 0,
+    first: int = 0,
 ) -> dict[str, RowAccounting]:  # fmt: skip
     """Splits the units, whose numbers begin with `first`; returns the row accounting by table."""
     total: dict[str, RowAccounting] = {}
@@ -130,7 +130,9 @@ def first_pass(
             for table, raw in result.items():
                 total.setdefault(table, RowAccounting()).add(RowAccounting.from_json(raw))
             events = total.get("events", RowAccounting())
-            say(f"pass 1: {done}/{len(units)} units, {events.read:,} events read, {time.monotonic() - begun:.1f} s")
+            LOG.info(
+                f"pass 1: {done}/{len(units)} units, {events.read:,} events read, {time.monotonic() - begun:.1f} s"
+            )
     for table, accounting in total.items():
         accounting.check(f"pass 1, {table}")
     if "events" in total:
@@ -153,7 +155,7 @@ def split_unit(
     return {table: accounting.to_json() for table, accounting in found.items()}
 
 
-def _more_partitions(folder: Path, rows: int, partitions: int, run: Runner, say: Say) -> int:
+def _more_partitions(folder: Path, rows: int, partitions: int, run: Runner) -> int:
     """The number of partitions for the rows that there are; where the plan was far off, the lines are split anew.
 
     The size of a compressed file or a query's answer is known only when it has been read.
@@ -161,7 +163,7 @@ def _more_partitions(folder: Path, rows: int, partitions: int, run: Runner, say:
     wanted = choose_partitions(rows)
     if wanted <= 2 * partitions:
         return partitions
-    say(f"{rows:,} events instead of the few expected: split anew into {wanted} partitions")
+    LOG.info(f"{rows:,} events instead of the few expected: split anew into {wanted} partitions")
     files = [path for sub in regroup.folders(folder / LINES) for path in sorted(sub.glob("*.arrow"))]
     task = partial(_split_anew, files, wanted)
     for _ in remembered(run, task, range(len(files)), folder / JOURNAL / "split"):
@@ -174,7 +176,7 @@ def _split_anew(files: list[Path], partitions: int, number: int) -> dict[str, An
 
 
 def second_pass(
-    spec: DatasetSpec, paths: list[str], folder: Path, numbers: Iterable[int], run: Runner, say: Say
+    spec: DatasetSpec, paths: list[str], folder: Path, numbers: Iterable[int], run: Runner
 ) -> list[dict[str, Any]]:
     begun, numbers = time.monotonic(), list(numbers)
     parts: list[dict[str, Any]] = []
@@ -183,5 +185,5 @@ def second_pass(
         parts.append(part)
         customers = sum(p["customers"] for p in parts)
         took = time.monotonic() - begun
-        say(f"pass 2: {len(parts)}/{len(numbers)} partitions, {customers:,} customers, {took:.1f} s")
+        LOG.info(f"pass 2: {len(parts)}/{len(numbers)} partitions, {customers:,} customers, {took:.1f} s")
     return sorted(parts, key=lambda part: int(part["partition"]))

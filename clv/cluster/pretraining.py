@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clv.cluster import training, workers
-from clv.cluster.workers import Cluster, Say
+from clv.cluster.workers import Cluster
 from clv.data.dataset import PreparedDataset
 from clv.train.config import TrainConfig
 from clv.train.fitting import Dataset
@@ -31,9 +31,7 @@ def read_datasets(folders: Sequence[Path], config: TrainConfig) -> list[Dataset]
     return datasets
 
 
-def pretrain(
-    planned: PretrainingPlan, config: TrainConfig, cluster: Cluster, tracking: Tracking, say: Say
-) -> Pretrained:
+def pretrain(planned: PretrainingPlan, config: TrainConfig, cluster: Cluster, tracking: Tracking) -> Pretrained:
     """Pretrain on a group of workers; a killed one costs the steps since the last checkpoint.
 
     Raises RuntimeError when the loss is no longer finite, when the disk of the checkpoints is full, or when workers
@@ -42,7 +40,7 @@ def pretrain(
     import ray
 
     arguments = {"plan": ray.put(planned), "config": config, "tracking": tracking}
-    result = workers.run_group(worker, arguments, cluster, tracking.run, say)
+    result = workers.run_group(worker, arguments, cluster, tracking.run)
     assert isinstance(result, Pretrained)
     return result
 

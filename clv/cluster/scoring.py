@@ -6,9 +6,9 @@ Everything is made in a folder beside the result: a run that was killed goes on 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,8 @@ from clv.data.workdir import JOURNAL, publish, replacing, staging_directory, wri
 from clv.forecast.predictor import Predictor
 from clv.forecast.scores import SCORES
 
+LOG = logging.getLogger(__name__)
+
 # Scored at a time: bounds the memory of an actor, whatever the size of a shard and the length of its histories.
 CHUNK_CUSTOMERS, CHUNK_TOKENS = 20_000, 2_000_000
 SCORED = f"{JOURNAL}/scored"  # the parts before their ranks, and of each what it holds: gone once the result is whole
@@ -37,7 +39,6 @@ VALUABLE_SHARE = 0.2
 LEAVING_PROBABILITY = 0.5
 
 Model = Literal["clv", "btyd"]
-Say = Callable[[str], None]
 
 
 class ShardScorer:
@@ -88,7 +89,6 @@ def score(
     workers: int = 2,
     csv: bool = True,
     model: Model = "clv",
-    say: Say = print,
 ) -> dict[str, Any]:
     """Writes SCORES of everybody known at `origin` to `out` and returns the manifest. Ray must be running.
 
@@ -106,8 +106,8 @@ def score(
         "horizons": wanted,
         "model": model,
     }
-    with staging_directory(out, plan, say) as folder:
-        rows = _score_all(bundle, prepared, origin, horizons, model, folder, workers, say)
+    with staging_directory(out, plan) as folder:
+        rows = _score_all(bundle, prepared, origin, horizons, model, folder, workers)
         _rank(folder, wanted)
         parts = sorted(folder.glob("part-*.parquet"))
         lists = _lists(parts, folder, wanted) if csv and rows else []
@@ -131,7 +131,7 @@ def score(
 
 def _score_all(
     bundle: Path, prepared: PreparedDataset, origin: int, horizons: tuple[int, ...] | None, model: Model, folder: Path,
-    workers: int, say: Say,
+    workers: int,
 ) -> int:  # fmt: skip
     """Scores the shards that an earlier run has not; returns the number of rows of all."""
     import ray
@@ -154,7 +154,7 @@ def _score_all(
                 known[int(row["part"])] = int(row["rows"])
                 fresh += int(row["rows"])
                 speed = fresh / max(time.monotonic() - begun, 1e-9)
-                say(f"{len(known)}/{len(shards)} shards, {sum(known.values()):,} rows, {speed:,.0f} rows/s")
+                LOG.info(f"{len(known)}/{len(shards)} shards, {sum(known.values()):,} rows, {speed:,.0f} rows/s")
     return sum(known.values())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clv.cluster import streaming, workers
-from clv.cluster.workers import Cluster, Say
+from clv.cluster.workers import Cluster
 from clv.data.dataset import PreparedDataset
 from clv.data.histories import Histories
 from clv.models.inputs.feature_space import Items
@@ -86,9 +86,7 @@ def dataset_facts(prepared: PreparedDataset) -> dict[str, Any]:
     }
 
 
-def train(
-    histories: Path, phases: Phases, config: TrainConfig, cluster: Cluster, tracking: Tracking, say: Say = print
-) -> Any:
+def train(histories: Path, phases: Phases, config: TrainConfig, cluster: Cluster, tracking: Tracking) -> Any:
     """Run both phases on a group of workers; returns `clv.train.trainer.Fitted`.
 
     Raises RuntimeError when the loss is no longer finite, when the disk of the checkpoints is full, or when workers
@@ -99,7 +97,7 @@ def train(
     import ray
 
     arguments = {"histories": str(histories), "phases": ray.put(phases), "config": config, "tracking": tracking}
-    return workers.run_group(worker, arguments | {"holdout_only": False}, cluster, tracking.run, say)
+    return workers.run_group(worker, arguments | {"holdout_only": False}, cluster, tracking.run)
 
 
 def worker(arguments: dict[str, Any]) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clv.cluster import training, workers
-from clv.cluster.workers import Cluster, Say
+from clv.cluster.workers import Cluster
 from clv.train import search
 from clv.train.config import TrainConfig
 from clv.train.fitting import Phases
 from clv.train.search import Choice, SearchRange
 from clv.train.tracking import Name as TrackerName
 from clv.train.tracking import Tracking
+
+LOG = logging.getLogger(__name__)
 
 SCORE, EPOCH = "held_out_score", "epoch"
 NAME = "tune"
@@ -47,7 +50,7 @@ class TuneTrial:
 
 
 def tune(
-    histories: Path, phases: Phases, base: TrainConfig, plan: TuningOptions, cluster: Cluster, folder: Path, say: Say
+    histories: Path, phases: Phases, base: TrainConfig, plan: TuningOptions, cluster: Cluster, folder: Path
 ) -> list[TuneTrial]:
     """Run the trials, or what is left of them where `folder` holds an interrupted search; best first.
 
@@ -73,7 +76,7 @@ def tune(
     )
     path = str(folder.absolute() / NAME)
     if ray_tune.Tuner.can_restore(path):
-        say(f"going on with the trials in {path}")
+        LOG.info(f"going on with the trials in {path}")
         tuner = ray_tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
     else:
         tuner = ray_tune.Tuner(
@@ -87,7 +90,7 @@ def tune(
                 scheduler=ASHAScheduler(time_attr=EPOCH, max_t=longest, grace_period=plan.grace),
             ),
             run_config=ray_tune.RunConfig(
-                name=NAME, storage_path=str(folder.absolute()), verbose=0, callbacks=[_telling(say)]
+                name=NAME, storage_path=str(folder.absolute()), verbose=0, callbacks=[_telling()]
             ),
         )
     found = sorted((_trial(result) for result in tuner.fit()), key=lambda trial: -trial.best)
@@ -112,9 +115,9 @@ def run_trial(
         "phases": ray.put(phases),
         "config": config,
         "tracking": tracking,
-        "trial_only": True,
+        "holdout_only": True,
     }
-    workers.run_group(training.worker, arguments, cluster, trial, lambda line: None, callbacks=[_reporter()])
+    workers.run_group(training.worker, arguments, cluster, trial, callbacks=[_reporter()])
 
 
 def _reporter() -> Any:
@@ -130,7 +133,7 @@ def _reporter() -> Any:
     return Epochs()
 
 
-def _telling(say: Say) -> Any:
+def _telling() -> Any:
     from ray.tune import Callback
 
     class Telling(Callback):
@@ -138,10 +141,10 @@ def _telling(say: Say) -> Any:
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
             if SCORE in result:
-                say(f"trial {trial.trial_id}, epoch {result[EPOCH]}: held-out score {result[SCORE]:+.4f}")
+                LOG.info(f"trial {trial.trial_id}, epoch {result[EPOCH]}: held-out score {result[SCORE]:+.4f}")
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            say(f"trial {trial.trial_id} failed")
+            LOG.info(f"trial {trial.trial_id} failed")
 
     return Telling()
 

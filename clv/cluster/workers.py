@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -17,7 +18,8 @@ from clv.cluster import session
 from clv.train.config import TrainConfig
 from clv.train.trainer import Hooks, Row
 
-Say = Callable[[str], None]
+LOG = logging.getLogger(__name__)
+
 Work = Callable[[Hooks, str, Path | None], Any]
 """(hooks, device, checkpoint) -> what the group is for; called alike by every worker."""
 DIVERGED, RESULT, PLACE = "diverged.txt", "fitted.pt", "place.json"
@@ -48,7 +50,6 @@ def run_group(
     arguments: dict[str, Any],
     cluster: Cluster,
     name: str,
-    say: Say,
     callbacks: Sequence[Any] = (),
 ) -> Any:
     """Run `loop` on a group of workers; returns what the first of them saved as RESULT in its last checkpoint.
@@ -88,7 +89,7 @@ def run_group(
         ),
     )
     try:
-        with _printing(lines, say):
+        with _printing(lines):
             result = trainer.fit()
         if not stop.empty():
             raise RuntimeError(f"training failed: {stop.get()}")
@@ -243,14 +244,14 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _printing(lines: Any, say: Say) -> Iterator[None]:
+def _printing(lines: Any) -> Iterator[None]:
     """Prints what arrives in the queue until the block ends."""
     done = threading.Event()
 
     def pump() -> None:
         while not done.is_set() or not lines.empty():
             for line in lines.get_nowait_batch(lines.qsize()):
-                say(line)
+                LOG.info(line)
             done.wait(0.5)
 
     thread = threading.Thread(target=pump, daemon=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -12,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LOG = logging.getLogger(__name__)
+
 JOURNAL = "journal"
 
 
 @contextmanager
-def staging_directory(out: Path, plan: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
+def staging_directory(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     """The folder in which `out` is made. What an interrupted run of the same `plan` left there is still in it.
 
     ValueError while another process works there. It is removed when the block raises ValueError (nothing of use can be
@@ -33,7 +36,7 @@ def staging_directory(out: Path, plan: dict[str, Any], say: Callable[[str], None
         described = folder / "plan.json"
         if described.is_file() and described.read_text(encoding="utf-8") == text:
             done = len(list((folder / JOURNAL).glob("*/[0-9]*.json")))
-            say(f"continuing an interrupted run: {done} of its tasks are done")
+            LOG.info(f"continuing an interrupted run: {done} of its tasks are done")
         else:
             _empty(folder)
             described.write_text(text, encoding="utf-8")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from clv.data.spec.models import DatasetSpec
 from clv.data.workdir import replacing, write_text
 from clv.simulate import activity, defects, log, texts
 from clv.simulate.settings import ShopSettings
+
+LOG = logging.getLogger(__name__)
 
 TRUTH = pa.schema(
     [
@@ -95,14 +98,13 @@ def write_shop(
     folder: Path,
     blocks: Iterable[dict[str, Any]],
     published: Path,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Writes items, spec.yaml and manifest.json beside the `blocks` (of `write_block`) as they come."""
     count = log.num_blocks(plan.shop)
     done = []
     for block in blocks:
         done.append(block)
-        say(f"block {len(done)}/{count}: {sum(b['rows'] for b in done):,} events")
+        LOG.info(f"block {len(done)}/{count}: {sum(b['rows'] for b in done):,} events")
     items, planted_items = log.catalogue(plan.shop).table, Counter[str]()
     if plan.defects:
         items, planted_items = defects.plant_items(items)

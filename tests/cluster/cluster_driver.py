@@ -17,6 +17,7 @@ from clv.cluster import training
 from clv.cluster.workers import Cluster
 from clv.train.tracking import Tracking
 from tests.cluster.two_nodes import two_nodes
+from tests.log_lines import each_line
 
 
 class Mishap:
@@ -62,7 +63,8 @@ def main() -> None:
             num_workers=2, min_workers=1, max_failures=1, storage=storage, checkpoint_steps=5, checkpoint_minutes=0
         )
         tracking = Tracking(folder=f"{storage}/scalars", run="run")
-        fitted = training.train(Path(histories), phases, config, cluster, tracking, Mishap(nodes, victim, how))
+        with each_line(Mishap(nodes, victim, how)):
+            fitted = training.train(Path(histories), phases, config, cluster, tracking)
         Path(result).write_bytes(pickle.dumps({"history": fitted.history, "weights": fitted.weights}))
 
 

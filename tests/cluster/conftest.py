@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from clv.data.dataset import PreparedDataset
 from clv.train import fitting
 from clv.train.config import TrainConfig
 from clv.train.tracking import Tracking
+from tests.log_lines import each_line
 from tests.prepared_shop import prepared_shop
 
 
 @dataclass(frozen=True)
 class Task:
+    """`train` calls `call` with every line that the run logs."""
+
     histories: Path
     phases: fitting.Phases
     config: TrainConfig
@@ -26,7 +30,7 @@ class Task:
     def train(
         self,
         storage: Path | str,
-        say: Any,
+        call: Callable[[str], None],
         steps: int = 0,
         workers: int = 2,
         scalars: Path | None = None,
@@ -37,7 +41,8 @@ class Task:
         )
         tracking = Tracking(folder=str(scalars or Path(storage) / "scalars"), run="run")
         config = replace(self.config, **changes)
-        return training.train(self.histories, self.phases, config, cluster, tracking, say)
+        with each_line(call):
+            return training.train(self.histories, self.phases, config, cluster, tracking)
 
 
 @pytest.fixture(scope="session")

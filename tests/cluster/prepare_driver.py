@@ -14,6 +14,7 @@ import psutil
 from clv.cluster import preparing
 from clv.data.spec.models import DatasetSpec
 from tests.cluster.two_nodes import two_nodes
+from tests.log_lines import each_line
 
 
 def busy_workers() -> list[int]:
@@ -27,7 +28,7 @@ def main() -> None:
     killed: list[str] = []
     with two_nodes() as (nodes, victim):
 
-        def say(line: str) -> None:
+        def watch(line: str) -> None:
             print(line, flush=True)
             if what == "worker" and line.startswith("pass ") and line[:6] not in killed:
                 for pid in busy_workers()[:1]:
@@ -38,7 +39,8 @@ def main() -> None:
                 nodes.remove_node(victim, allow_graceful=False)  # SIGKILL to the raylet; its workers go with it
                 print("killed a node", flush=True)
 
-        preparing.prepare(DatasetSpec.load(spec), spec, Path(out), partitions=8, say=say)
+        with each_line(watch):
+            preparing.prepare(DatasetSpec.load(spec), spec, Path(out), partitions=8)
 
 
 if __name__ == "__main__":

@@ -81,9 +81,9 @@ class Counting:
         yield from encode_here(seen(), source, sha256)
 
 
-def embedded(folder: Path, encoder: str, **more: Any) -> tuple[embedding.RowAccounting, list[str]]:
+def embedded(folder: Path, encoder: str, **more: Any) -> tuple[embedding.TextCounts, list[str]]:
     runner = Counting()
-    return embed(folder, encoder, **({"run": runner, "say": lambda line: None} | more)), sorted(runner.texts)
+    return embed(folder, encoder, **({"run": runner} | more)), sorted(runner.texts)
 
 
 def vectors(folder: Path) -> dict[int, np.ndarray]:
@@ -218,7 +218,7 @@ def test_a_run_that_dies_leaves_the_old_vectors(tmp_path: Path, encoder: str) ->
         raise OSError("the disk went away")
 
     with pytest.raises(OSError, match="the disk went away"):
-        embed(tmp_path, encoder, run=dies, say=lambda line: None)
+        embed(tmp_path, encoder, run=dies)
     assert (tmp_path / "items" / "vectors.parquet").read_bytes() == before
     assert [path.name for path in sorted((tmp_path / "items").iterdir())] == ["items.parquet", "vectors.parquet"]
 

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.cluster.test_intake import write_shop
 
 from clv.cluster import appending, maintenance
 from clv.cluster.preparing import prepare
@@ -20,8 +19,10 @@ from clv.cluster.work_units import run_here, run_on_ray
 from clv.data.prepare import partition, regroup
 from clv.data.sources import reading
 from clv.data.spec.models import DatasetSpec, SpecError
+from tests.cluster.test_preparing import write_shop
+from tests.log_lines import each_line
 
-QUIET: dict[str, Any] = {"run": run_here, "say": lambda line: None}
+QUIET: dict[str, Any] = {"run": run_here}
 # What differs between two folders of equal content: times, and which files it came from in which pieces.
 OWN = ("created", "sources", "rejects")
 
@@ -72,7 +73,8 @@ def test_an_append_equals_a_prepare_of_all_files(tmp_path: Path, shop: DatasetSp
     appending.append(shop, "shop.yaml", tmp_path / "out", **QUIET)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     said: list[str] = []
-    appending.append(shop, "shop.yaml", tmp_path / "out", run=run_here, say=said.append)
+    with each_line(said.append):
+        appending.append(shop, "shop.yaml", tmp_path / "out", run=run_here)
     assert said == [f"shop: nothing new; {tmp_path / 'out'} has read all 4 files"]
 
 
@@ -102,7 +104,8 @@ def test_an_append_builds_only_the_shards_that_new_rows_fall_into(tmp_path: Path
     one = log.filter(pa.compute.equal(log["c"], "c5")).slice(0, 1)
     pq.write_table(one.set_column(5, "x", pa.array([77.0])), tmp_path / "log-3.parquet")
     said: list[str] = []
-    appending.append(shop, "shop.yaml", tmp_path / "out", run=run_here, say=said.append)
+    with each_line(said.append):
+        appending.append(shop, "shop.yaml", tmp_path / "out", run=run_here)
     after = inodes(tmp_path / "out")
     changed = {name for name in after if after[name] != before[name]}
     customer = int(partition.partition_of(partition.stable_hash(["c5"]), 8)[0])
@@ -235,22 +238,22 @@ def test_each_of_them_goes_on_after_an_interruption(tmp_path: Path, shop: Datase
     back()
     before = content(tmp_path / "twice")
     jobs = {
-        "append": lambda out, say: appending.append(shop, "shop.yaml", out, run=run_here, say=say),
-        "erase": lambda out, say: maintenance.erase(out, ["c4", "c7", "c9"], run=run_here, say=say),
-        "compact": lambda out, say: maintenance.compact(out, partitions=6, run=run_here, say=say),
+        "append": lambda out: appending.append(shop, "shop.yaml", out, run=run_here),
+        "erase": lambda out: maintenance.erase(out, ["c4", "c7", "c9"], run=run_here),
+        "compact": lambda out: maintenance.compact(out, partitions=6, run=run_here),
     }
-    said: list[str] = []
 
     def interrupted(line: str) -> None:
-        said.append(line)
         if line.startswith("pass 2: 2/"):
             raise Interruption("now")
 
-    jobs[job](tmp_path / "once", said.append)
-    with pytest.raises(Interruption, match="now"):
-        jobs[job](tmp_path / "twice", interrupted)
+    jobs[job](tmp_path / "once")
+    with pytest.raises(Interruption, match="now"), each_line(interrupted):
+        jobs[job](tmp_path / "twice")
     assert content(tmp_path / "twice") == before
-    jobs[job](tmp_path / "twice", said.append)
+    said: list[str] = []
+    with each_line(said.append):
+        jobs[job](tmp_path / "twice")
     assert any(re.match(r"continuing an interrupted run: \d+ of its tasks are done", line) for line in said)
     assert content(tmp_path / "twice") == content(tmp_path / "once")
 
@@ -278,7 +281,7 @@ def test_on_ray_each_of_them_leaves_the_same(tmp_path: Path, shop: DatasetSpec, 
     back()
     for name, run in (("here", run_here), ("ray", run_on_ray)):
         out = tmp_path / name
-        appending.append(shop, "shop.yaml", out, run=run, say=lambda line: None)
-        maintenance.erase(out, ["c4"], run=run, say=lambda line: None)
-        maintenance.compact(out, partitions=4, run=run, say=lambda line: None)
+        appending.append(shop, "shop.yaml", out, run=run)
+        maintenance.erase(out, ["c4"], run=run)
+        maintenance.compact(out, partitions=4, run=run)
     assert content(tmp_path / "here") == content(tmp_path / "ray")

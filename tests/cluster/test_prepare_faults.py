@@ -53,9 +53,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    manifest = preparing.prepare(
-        DatasetSpec.load(spec), str(spec), out, run=preparing.run_here, partitions=8, say=lambda line: None
-    )
+    manifest = preparing.prepare(DatasetSpec.load(spec), str(spec), out, run=preparing.run_here, partitions=8)
     return files_of(out) | {"accounting": manifest["accounting"]}
 
 

@@ -23,7 +23,7 @@ def package_file(package: str, inside: str) -> Path:
 def prepared(name: str, out: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
     """(customer, tokens, lines, quantity, amount) of the histories, and the manifest."""
     spec = DatasetSpec.load(DATASETS / f"{name}.yaml")
-    manifest = preparing.prepare(spec, name, out, run=preparing.run_here, partitions=3, say=lambda line: None)
+    manifest = preparing.prepare(spec, name, out, run=preparing.run_here, partitions=3)
     sums = (pl.col(name).list.sum().cast(pl.Float64) for name in ("lines", "quantity", "amount"))
     table = pl.scan_parquet(out / "shards" / "*.parquet")
     tokens = pl.col("lines").list.len().cast(pl.Int64).alias("tokens")

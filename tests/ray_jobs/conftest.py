@@ -18,6 +18,7 @@ from clv.cluster import preparing, training
 from clv.data.dataset import PreparedDataset
 from clv.data.spec.models import DatasetSpec
 from clv.simulate.small import Simulation, simulate
+from ray_jobs.command import configure_logging
 
 REPO = Path(__file__).parents[2]
 CUT = "2024-01-01"
@@ -58,6 +59,12 @@ class Dataset:
     simulation: Simulation
 
 
+@pytest.fixture(autouse=True)
+def log_lines() -> None:
+    """Jobs that a test runs in this process write their lines as on the command line."""
+    configure_logging("text")
+
+
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("shop")
@@ -84,7 +91,7 @@ def histories(shop: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shop prepared into three shards, without Ray."""
     out = tmp_path_factory.mktemp("prepared") / "histories"
     spec = DatasetSpec.load(shop.spec)
-    preparing.prepare(spec, str(shop.spec), out, run=preparing.run_here, partitions=3, say=lambda line: None)
+    preparing.prepare(spec, str(shop.spec), out, run=preparing.run_here, partitions=3)
     return out
 
 

@@ -14,6 +14,7 @@ import psutil
 from clv.cluster import scoring
 from clv.data.dataset import PreparedDataset
 from tests.cluster.two_nodes import two_nodes
+from tests.log_lines import each_line
 
 
 def scorers() -> list[int]:
@@ -26,7 +27,7 @@ def main() -> None:
     histories, bundle, day, out, what = sys.argv[1:]
     with two_nodes() as (nodes, victim):
 
-        def say(line: str) -> None:
+        def watch(line: str) -> None:
             print(line, flush=True)
             if line.startswith("2/"):
                 if what == "worker":
@@ -36,7 +37,8 @@ def main() -> None:
                 print(f"killed a {what}", flush=True)
 
         prepared = PreparedDataset.open(histories)
-        scoring.score(Path(bundle), prepared, prepared.origin(day), Path(out), workers=2, say=say)
+        with each_line(watch):
+            scoring.score(Path(bundle), prepared, prepared.origin(day), Path(out), workers=2)
 
 
 if __name__ == "__main__":

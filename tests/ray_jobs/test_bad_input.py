@@ -154,9 +154,8 @@ BAD_ROWS = {
 
 
 def prepare_here(spec: Path, out: Path, partitions: int = 1) -> tuple[dict[str, Any], Histories]:
-    said: list[str] = []
     loaded = DatasetSpec.load(spec)
-    manifest = preparing.prepare(loaded, str(spec), out, run=preparing.run_here, partitions=partitions, say=said.append)
+    manifest = preparing.prepare(loaded, str(spec), out, run=preparing.run_here, partitions=partitions)
     shards = [pq.read_table(out / part["file"]) for part in manifest["shards"]]
     return manifest, Histories.from_table(concat(shards))
 

@@ -49,9 +49,7 @@ def test_with_scores_predictions_stand_beside_what_came(
 ) -> None:
     monkeypatch.setattr(scoring, "_score_all", score_here)
     prepared, out = PreparedDataset.open(histories), tmp_path / "out"
-    scoring.score(
-        small_bundle, prepared, prepared.origin(ORIGIN), tmp_path / "scores", csv=False, say=lambda line: None
-    )
+    scoring.score(small_bundle, prepared, prepared.origin(ORIGIN), tmp_path / "scores", csv=False)
     run(Options(histories=histories, out=out, scores=tmp_path / "scores"))
     table = pd.read_parquet(out / "customers")
     scores = pd.read_parquet(sorted((tmp_path / "scores").glob("part-*.parquet")))

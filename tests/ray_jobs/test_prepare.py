@@ -35,7 +35,7 @@ def needs_package(name: str) -> None:
 
 
 def histories_of(name: str, out: Path) -> Histories:
-    prepare(DatasetSpec.load(DATASETS / f"{name}.yaml"), name, out, run=run_here, say=lambda line: None, partitions=3)
+    prepare(DatasetSpec.load(DATASETS / f"{name}.yaml"), name, out, run=run_here, partitions=3)
     return Histories.from_table(concat([pq.read_table(path) for path in sorted((out / "shards").glob("*.parquet"))]))
 
 

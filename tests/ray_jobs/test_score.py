@@ -20,6 +20,7 @@ from clv.data.dataset import PreparedDataset
 from clv.data.spec.models import DatasetSpec
 from clv.forecast.predictor import Predictor
 from clv.forecast.scores import SCORES
+from tests.log_lines import each_line
 
 ORIGIN = "2024-03-01"
 SHARDS = 24
@@ -95,7 +96,7 @@ def test_long_histories_are_scored_few_at_a_time_with_the_same_result(
 def many_shards(shop: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("many") / "histories"
     spec = DatasetSpec.load(shop.spec)  # type: ignore[attr-defined]
-    preparing.prepare(spec, "shop", out, run=preparing.run_here, partitions=SHARDS, say=lambda line: None)
+    preparing.prepare(spec, "shop", out, run=preparing.run_here, partitions=SHARDS)
     return out
 
 
@@ -106,10 +107,11 @@ def test_shards_that_an_earlier_run_scored_are_not_scored_again(
     prepared = PreparedDataset.open(many_shards)
     origin, whole, out = prepared.origin(ORIGIN), tmp_path / "whole", tmp_path / "scores"
     said: list[str] = []
-    scoring.score(small_bundle, prepared, origin, whole, model="btyd", say=lambda line: None)
+    scoring.score(small_bundle, prepared, origin, whole, model="btyd")
     plan = _stopped_after(small_bundle, prepared, origin, out, shards=20)
     mark = time.time_ns()
-    written = scoring.score(small_bundle, prepared, origin, out, model="btyd", say=said.append)
+    with each_line(said.append):
+        written = scoring.score(small_bundle, prepared, origin, out, model="btyd")
     assert "continuing an interrupted run: 20 of its tasks are done" in said
     assert sum(line.startswith("2") and "shards" in line for line in said) == SHARDS - 20
     assert all(stamp < mark for stamp in plan.values())
@@ -132,7 +134,7 @@ def _stopped_after(bundle: Path, prepared: PreparedDataset, origin: int, out: Pa
     scoring._score_all = dies  # type: ignore[assignment]
     try:
         with pytest.raises(RuntimeError, match="the driver is gone"):
-            scoring.score(bundle, prepared, origin, out, model="btyd", say=lambda line: None)
+            scoring.score(bundle, prepared, origin, out, model="btyd")
     finally:
         scoring._score_all = score_all
     assert not out.exists()
@@ -146,7 +148,7 @@ def test_a_run_that_is_killed_while_it_clears_up_is_followed_by_one_with_the_sam
 ) -> None:
     prepared = PreparedDataset.open(histories)
     origin, whole, out = prepared.origin(ORIGIN), tmp_path / "whole", tmp_path / "scores"
-    scoring.score(small_bundle, prepared, origin, whole, model="btyd", say=lambda line: None)
+    scoring.score(small_bundle, prepared, origin, whole, model="btyd")
 
     def half(folder: Path, ignore_errors: bool = False) -> None:
         next(folder.rglob("part-*.parquet")).unlink()
@@ -154,8 +156,8 @@ def test_a_run_that_is_killed_while_it_clears_up_is_followed_by_one_with_the_sam
 
     monkeypatch.setattr(shutil, "rmtree", half)
     with pytest.raises(RuntimeError, match="the driver is gone"):
-        scoring.score(small_bundle, prepared, origin, out, model="btyd", say=lambda line: None)
+        scoring.score(small_bundle, prepared, origin, out, model="btyd")
     monkeypatch.undo()
-    scoring.score(small_bundle, prepared, origin, out, model="btyd", say=lambda line: None)
+    scoring.score(small_bundle, prepared, origin, out, model="btyd")
     pd.testing.assert_frame_equal(table_of(out), table_of(whole))
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}

@@ -34,7 +34,7 @@ def test_prepare_rejects_every_planted_row_for_its_reason_and_no_other(shop: Pat
     from clv.cluster import preparing
 
     spec = DatasetSpec.load(shop / "spec.yaml")
-    preparing.prepare(spec, "spec.yaml", tmp_path / "histories", run=preparing.run_here, say=lambda line: None)
+    preparing.prepare(spec, "spec.yaml", tmp_path / "histories", run=preparing.run_here)
     made, accounting = manifest(shop), manifest(tmp_path / "histories")["accounting"]
     for table in ("events", "items"):
         assert accounting[table]["rejected"] == made["planted"][table]
@@ -58,7 +58,7 @@ def test_every_planted_line_of_a_text_is_rejected_for_its_reason_too(
     assert made["planted"]["events"]["malformed row"] == more["malformed row"] * each
     assert made["planted"]["events"]["amount is not a finite number"] > each
     spec = DatasetSpec.load(out / "spec.yaml").model_copy(update={"max_rejected_share": 0.5})
-    preparing.prepare(spec, "spec.yaml", tmp_path / "histories", run=preparing.run_here, say=lambda line: None)
+    preparing.prepare(spec, "spec.yaml", tmp_path / "histories", run=preparing.run_here)
     accounting = manifest(tmp_path / "histories")["accounting"]["events"]
     assert accounting["rejected"] == made["planted"]["events"]
     assert accounting["read"] == made["rows"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import pyarrow as pa
@@ -16,6 +16,8 @@ from clv.data.prepare.partition import whole_events
 from clv.data.sources import reading
 from clv.data.sources.reading import SourceBlock
 from clv.data.spec.models import DatasetSpec, SpecError
+
+LOG = logging.getLogger(__name__)
 
 CHECK_ROWS = 10_000
 
@@ -59,9 +61,7 @@ def check_sources(spec: DatasetSpec, place: str) -> list[reading.Unit]:
     return units
 
 
-def check(
-    spec: DatasetSpec, place: str, say: Callable[[str], None], num_rows: int = CHECK_ROWS
-) -> dict[str, RowAccounting]:
+def check(spec: DatasetSpec, place: str, num_rows: int = CHECK_ROWS) -> dict[str, RowAccounting]:
     """Tries the first `num_rows` rows of each table and says the row accounting; raises the errors that prepare would."""
     units = check_sources(spec, place)
     total: dict[str, RowAccounting] = {}
@@ -90,11 +90,11 @@ def check(
             if left <= 0:
                 break
         if events:
-            _second_half(pa.concat_tables(events), spec, total[f"{table}[{number}]"], say)
+            _second_half(pa.concat_tables(events), spec, total[f"{table}[{number}]"])
     for name, accounting in total.items():
         for line in accounting.lines(name):
-            say(line)
-    say(f"checked the first {num_rows:,} rows of each table; nothing was written")
+            LOG.info(line)
+    LOG.info(f"checked the first {num_rows:,} rows of each table; nothing was written")
     events_accounting = RowAccounting()
     for name, accounting in total.items():
         if name.startswith("events"):
@@ -108,7 +108,7 @@ def _head(block: SourceBlock, num_rows: int) -> SourceBlock:
     return replace(block, rows=block.rows.slice(0, max(num_rows - len(lines), 0)), malformed=lines)
 
 
-def _second_half(events: pa.Table, spec: DatasetSpec, accounting: RowAccounting, say: Callable[[str], None]) -> None:
+def _second_half(events: pa.Table, spec: DatasetSpec, accounting: RowAccounting) -> None:
     verdict = cleaning.customer_rules(events.combine_chunks(), spec)
     accounting.rejected.update(verdict.counts())
     accounting.accepted -= int((~verdict.accepted).sum())
@@ -117,4 +117,4 @@ def _second_half(events: pa.Table, spec: DatasetSpec, accounting: RowAccounting,
     if len(kept):
         table = histories.build(whole_events(kept), spec.clock)
         tokens = len(histories.Histories.from_table(table).time)
-        say(f"{len(table):,} customers, {tokens:,} tokens from {len(kept):,} events")
+        LOG.info(f"{len(table):,} customers, {tokens:,} tokens from {len(kept):,} events")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,8 @@ from clv.data.prepare.partition import LINES
 from clv.data.spec.models import DatasetSpec, SpecError
 from clv.data.workdir import replacing, write_text
 from clv.version import __version__
+
+LOG = logging.getLogger(__name__)
 
 PARTS = "parts.json"
 ITEMS_BUILT = "items-built"
@@ -47,9 +49,7 @@ class Stock:
         return int(self.read["events"]["accepted"])
 
 
-def finish(
-    spec: DatasetSpec, place: str, folder: Path, stock: Stock, say: Callable[[str], None], **more: Any
-) -> dict[str, Any]:
+def finish(spec: DatasetSpec, place: str, folder: Path, stock: Stock, **more: Any) -> dict[str, Any]:
     """Writes manifest, stats, page, spec and stock of a folder whose shards are complete; returns the manifest.
 
     `more` joins the manifest. TooManyRejectsError past the spec's share, SpecError for two event types of one code,
@@ -98,8 +98,8 @@ def finish(
     write_text(folder / "quality.html", profile_page.page(spec, manifest, stats))
     for table, table_accounting in accounting.items():
         for line in table_accounting.lines(table):
-            say(line)
-    say(
+            LOG.info(line)
+    LOG.info(
         f"histories: {stats['customers']:,} customers, {stats['tokens']:,} tokens of {stats['lines']:,} events,"
         f" {num_items:,} items, {len(manifest['shards'])} shards"
     )

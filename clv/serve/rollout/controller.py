@@ -7,6 +7,7 @@ replica changes its bundle between two requests.
 from __future__ import annotations
 
 import fcntl
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from clv.registry import BundleComparison, Candidate, Registry
 from clv.serve.rollout.canary import report
 from clv.serve.rollout.heartbeat import Entry, Served, Watch
 from clv.serve.rollout.smoke_test import SmokeTest
+
+LOG = logging.getLogger(__name__)
 
 LOOK_S = 0.25
 
@@ -65,10 +68,9 @@ class Rollout:
         registry: Registry,
         plan: RolloutPolicy,
         smoke_test: SmokeTest | None,
-        say: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.registry, self.plan, self.smoke_test, self.say = registry, plan, smoke_test, say
+        self.registry, self.plan, self.smoke_test = registry, plan, smoke_test
         self._watch = Watch(registry.root)
         self._sleep = sleep
         self.comparison: list[dict[str, Any]] = []
@@ -81,7 +83,7 @@ class Rollout:
             if before is None:
                 raise RolloutError(f"nothing is in production in {self.registry.root} yet: promote the first bundle")
             replicas = self._present()
-            self.say(f"{len(replicas)} replicas follow the registry; in production is {before}")
+            LOG.info(f"{len(replicas)} replicas follow the registry; in production is {before}")
             try:
                 if plan.trial and before != plan.version:
                     self._try_out(plan.trial)
@@ -95,7 +97,7 @@ class Rollout:
             except BaseException as error:
                 self._take_back(before, error)
                 raise
-            self.say(f"in production: {plan.version} (before: {before})")
+            LOG.info(f"in production: {plan.version} (before: {before})")
 
     def _present(self) -> list[Entry]:
         """Replicas that sign, after looking for as long as one of them may stay silent."""
@@ -117,15 +119,15 @@ class Rollout:
         self.registry.start_trial(trial)
         self._until("have loaded", lambda entry: entry.trial == trial.version)
         self._prove()
-        self.say(f"{trial.version} is a {kind} on {trial.share:.0%} of the requests for {self.plan.trial_s:g} s")
+        LOG.info(f"{trial.version} is a {kind} on {trial.share:.0%} of the requests for {self.plan.trial_s:g} s")
         tally = Tally(self._watch, trial.version)
         self._observe(self.plan.trial_s, tally)
-        self.say(tally.text())
+        LOG.info(tally.text())
         if not trial.shadow:
             return
         self.comparison = rows = report(entry.comparison for entry in tally.last.values() if entry.comparison)
         for row in rows:
-            self.say("  ".join(f"{name} {_short(value)}" for name, value in row.items()))
+            LOG.info("  ".join(f"{name} {_short(value)}" for name, value in row.items()))
         for row in rows:
             total, limit = row["total_candidate_over_current"], 1 + self.plan.max_total_change
             if total is not None and not 1 / limit <= total <= limit:
@@ -144,7 +146,7 @@ class Rollout:
                     raise RolloutError(f"replica {entry.replica} cannot serve {version}: {entry.failed[version]}")
             ready = [entry for entry in found if done(entry)]
             if found and len(ready) == len(found):
-                self.say(f"all {len(found)} replicas {what} {version}")
+                LOG.info(f"all {len(found)} replicas {what} {version}")
                 return
             if time.monotonic() > until:
                 raise RolloutError(
@@ -155,7 +157,7 @@ class Rollout:
     def _prove(self) -> None:
         if self.smoke_test is not None:
             asked = self.smoke_test.check(len(self._watch.alive()))
-            self.say(
+            LOG.info(
                 f"{asked} answers for {self.smoke_test.num_customers} probe customers are those of {self.plan.version}"
             )
 
@@ -173,7 +175,7 @@ class Rollout:
         version, why = self.plan.version, str(error) or type(error).__name__
         self.registry.end_trial(reason=why)
         if self.registry.current() != version or version == before:
-            self.say(f"in production is still {before}")
+            LOG.info(f"in production is still {before}")
             return
         self.registry.rollback(reason=why)
         until = time.monotonic() + min(self.plan.deadline_s, 60.0)
@@ -182,7 +184,7 @@ class Rollout:
             if found and all(entry.in_service == before for entry in found):
                 break
             self._sleep(LOOK_S)
-        self.say(f"rolled back: in production is {before}")
+        LOG.info(f"rolled back: in production is {before}")
 
 
 class Tally:

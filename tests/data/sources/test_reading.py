@@ -50,7 +50,7 @@ def log(rows: int = 4000) -> pd.DataFrame:
 
 def shards(spec: DatasetSpec, out: Path, **more: Any) -> list[str]:
     """sha256 of the shards that a prepare makes of the source."""
-    found = preparing.prepare(spec, "s", out, run=preparing.run_here, partitions=2, say=lambda line: None, **more)
+    found = preparing.prepare(spec, "s", out, run=preparing.run_here, partitions=2, **more)
     return [shard["sha256"] for shard in found["shards"]]
 
 
@@ -253,7 +253,7 @@ def test_a_query_of_postgresql_gives_the_same_histories(
     manifest = (out / "manifest.json").read_text() + (out / "spec.yaml").read_text() + (out / "parts.json").read_text()
     assert database not in manifest  # an address may hold a password
     half = "sql: {url: '${SHOP_URL}', query: 'select c, t, o, x from log'}\n  where: {c: [c1, c2]}"
-    preparing.prepare(spec_of(half), "s", tmp_path / "half", run=preparing.run_here, say=lambda line: None)
+    preparing.prepare(spec_of(half), "s", tmp_path / "half", run=preparing.run_here)
     table = pq.read_table(next((tmp_path / "half" / "shards").iterdir()))
     assert table["customer_id"].to_pylist() == ["c1", "c2"]
 

@@ -140,6 +140,6 @@ def test_a_file_in_which_no_line_is_right_is_rejected_line_by_line(tmp_path: Pat
     text = f"name: shop\ntimezone: UTC\ncurrency: EUR\nmax_rejected_share: .5\nevents:\n  path: {tmp_path}/*.jsonl\n"
     spec.write_text(text + f"  columns: {columns}\n")
     loaded, out = DatasetSpec.load(spec), tmp_path / "out"
-    manifest = preparing.prepare(loaded, str(spec), out, run=preparing.run_here, partitions=1, say=lambda line: None)
+    manifest = preparing.prepare(loaded, str(spec), out, run=preparing.run_here, partitions=1)
     assert manifest["accounting"]["events"]["rejected"] == {"malformed row": 2}
     assert manifest["num_customers"] == 6

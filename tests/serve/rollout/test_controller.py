@@ -22,8 +22,9 @@ from clv.serve.rollout.smoke_test import SmokeTest, SmokeTestError
 from clv.serve.scoring.backend import LiveBackend
 from clv.serve.store.sqlite import SqliteStore
 from ray_jobs import deploy
+from tests.log_lines import each_line
 
-NAMES = [f"{i:05d}" for i in range(8)]
+NAMES, CONTROLLER = [f"{i:05d}" for i in range(8)], "clv.serve.rollout.controller"
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +73,11 @@ class Shop:
             caller.start()
         plan = RolloutPolicy(**{"version": self.second, "trial_s": 1.0, "watch_s": 0.5, "deadline_s": 20.0, **options})
         predictor = Predictor(self.registry.path(self.second))
-        rollout = Rollout(self.registry, plan, SmokeTest.of(predictor, self.url), said.append)
+        rollout = Rollout(self.registry, plan, SmokeTest.of(predictor, self.url))
         ended: BaseException | None = None
         try:
-            rollout.run()
+            with each_line(said.append, CONTROLLER):
+                rollout.run()
         except Exception as error:
             ended = error
         time.sleep(0.3)
@@ -216,33 +218,32 @@ def test_a_bundle_that_fails_later_is_rolled_back(shop: Shop) -> None:
 
 
 def test_one_rollout_at_a_time_and_only_into_a_service_that_runs(shop: Shop, tmp_path: Path) -> None:
-    said: list[str] = []
     held: list[BaseException] = []
 
     def sleep(seconds: float) -> None:
         if not held:
             with pytest.raises(RolloutError, match="another rollout is going on") as error:
-                Rollout(shop.registry, plan, None, said.append).run()
+                Rollout(shop.registry, plan, None).run()
             held.append(error.value)
         time.sleep(seconds)
 
     plan = RolloutPolicy(version=shop.second, deadline_s=20, watch_s=0)
-    Rollout(shop.registry, plan, None, said.append, sleep).run()
+    Rollout(shop.registry, plan, None, sleep).run()
     assert held
 
     deserted = Registry(tmp_path / "deserted")
     deserted.publish(shop.registry.path(shop.first))
     with pytest.raises(RolloutError, match="nothing is in production"):
-        Rollout(deserted, plan, None, said.append).run()
+        Rollout(deserted, plan, None).run()
     deserted.promote(shop.first)
     deserted.publish(shop.registry.path(shop.second))
     with pytest.raises(RolloutError, match="no replica signs the heartbeats"):
-        Rollout(deserted, RolloutPolicy(version=shop.second, deadline_s=1), None, said.append).run()
+        Rollout(deserted, RolloutPolicy(version=shop.second, deadline_s=1), None).run()
     assert deserted.current() == shop.first
 
 
 def test_the_job_publishes_compares_and_promotes(
-    shop: Shop, tmp_path: Path, make_shop_bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    shop: Shop, tmp_path: Path, make_shop_bundle: Callable[..., Path]
 ) -> None:
     stop = threading.Event()
 
@@ -255,12 +256,14 @@ def test_the_job_publishes_compares_and_promotes(
     caller.start()
     options = {"registry": shop.registry.root, "url": shop.url, "watch_s": 0.2, "trial_s": 1.0, "deadline_s": 20.0}
     shadow = {"shadow_share": 1.0, "report": tmp_path / "shadow.json", "max_total_change": 100.0}
-    deploy.run(deploy.Options(bundle=make_shop_bundle(2), **options, **shadow))
+    said: list[str] = []
+    with each_line(said.append, CONTROLLER):
+        deploy.run(deploy.Options(bundle=make_shop_bundle(2), **options, **shadow))
     stop.set()
     caller.join()
     third = shop.registry.current()
     assert third not in (shop.first, shop.second)
-    assert f"in production: {third} (before: {shop.first})" in capsys.readouterr().out
+    assert f"in production: {third} (before: {shop.first})" in said
     assert [row["horizon_days"] for row in json.loads((tmp_path / "shadow.json").read_text())] == [30, 90]
 
     smoke_test = tmp_path / "smoke_test.json"
