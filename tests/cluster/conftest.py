@@ -53,5 +53,5 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     config = replace(config, model=replace(config.model, backbone=backbone), num_origins=4)
     config = replace(config, epochs=3, samples_per_epoch=480, batch_size=32, seed=11)
     phases = fitting.plan(training.read_dataset(out), PreparedDataset.open(out).origin(None), config)
-    assert phases.trial is not None
+    assert phases.holdout is not None
     return Task(out, phases, config)

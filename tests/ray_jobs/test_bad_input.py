@@ -163,7 +163,7 @@ def prepare_here(spec: Path, out: Path, partitions: int = 1) -> tuple[dict[str, 
 def test_every_bad_row_is_set_aside_with_its_reason_and_the_good_ones_stay(tmp_path: Path) -> None:
     spec = write_shop(tmp_path, ROWS.encode() + b"".join(BAD_ROWS), more="max_rejected_share: 0.6")
     manifest, h = prepare_here(spec, tmp_path / "out")
-    accounting = manifest["accounting"]["events"]
+    accounting = manifest["row_accounting"]["events"]
     reasons = list(BAD_ROWS.values())
     assert accounting["rejected"] == {reason: reasons.count(reason) for reason in set(reasons)}
     assert (accounting["read"], accounting["accepted"]) == (19, 9)
@@ -176,7 +176,7 @@ def test_an_order_id_that_customers_share_is_an_order_of_each_and_a_notice(tmp_p
     rows = HEADER + "a,2024-01-01,o1,5\na,2024-01-01,o1,7\nb,2024-01-02,o1,9\n"
     manifest, h = prepare_here(write_shop(tmp_path, rows), tmp_path / "out", partitions=3)
     assert {name: [h.amount[i]] for i, name in enumerate(h.customer_id.to_pylist())} == {"a": [12.0], "b": [9.0]}
-    notices = manifest["accounting"]["events"]["notices"]
+    notices = manifest["row_accounting"]["events"]["notices"]
     assert notices == {"order ids that stand for several customers (each gets an order of its own)": 1}
 
 
@@ -221,7 +221,7 @@ def test_one_customer_only_can_be_trained_on(tmp_path: Path) -> None:
 def test_a_log_too_short_to_hold_an_origin_out_says_what_is_dropped(tmp_path: Path, rng: np.random.Generator) -> None:
     folder = write_log(tmp_path, [f"c{i % 20}" for i in range(300)], np.sort(rng.uniform(0, 75, 300)))
     phases = fitting.plan(training.read_dataset(folder), PreparedDataset.open(folder).origin(None), TrainConfig())
-    assert phases.trial is None
+    assert phases.holdout is None
     assert "horizon 90 days: no past origin of the log has fully observed" in phases.notices[0]
     assert "too short (76 days) to hold an origin out: no calibration, no early stopping" in phases.notices[1]
 

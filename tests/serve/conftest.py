@@ -298,13 +298,13 @@ def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPath
     from clv.forecast.adjustment import Adjustment
     from clv.models.inputs.feature_space import Items
     from clv.train.config import TrainConfig
-    from clv.train.fitting import Shop, prepare
+    from clv.train.fitting import Dataset, prepare
 
     h = Histories.from_table(shop_histories)
     clock = Clock("Europe/London")
     end = clock.parse("2011-06-12")
     config = dataclasses.replace(TrainConfig.preset("tiny"), num_origins=4)
-    setup = prepare(Shop(h, clock, "gross", (30, 90), Items.empty(), end), end, config, 30)
+    setup = prepare(Dataset(h, clock, "gross", (30, 90), Items.empty(), end), end, config, 30)
     vocab, items = setup.assembler.space.to_arrays()
     facts = {"currency": "GBP", "timezone": "Europe/London", "horizons": [30, 90], "value": "gross"}
 
@@ -315,14 +315,14 @@ def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPath
             config={
                 "cut_us": end,
                 "data_through_us": int(h.time.max()),
-                "model": bundles.as_json(config.model),
+                "model": bundles.plain_json(config.model),
                 "value_scale": setup.assembler.value_scale,
                 "population_average": setup.assembler.population_average.tolist(),
                 "dataset_facts": {**facts, "discount_rate_annual": 0.1},
             },
             vocab=vocab,
             btyd_model=setup.assembler.btyd.to_json(),
-            calibration=Adjustment.none(2).to_json(),
+            calibration=Adjustment.identity(2).to_json(),
             metrics={},
             weights={
                 name: tensor.numpy() + (seed > 0) * noise.normal(0, 0.02, tensor.shape).astype(np.float32)
