@@ -44,8 +44,8 @@ def run(options: Options) -> None:
     from clv.cluster import backtesting, session, training
     from clv.data.dataset import PreparedDataset
     from clv.evaluate.report import html_page
-    from clv.evaluate.report.card import judgement
-    from clv.evaluate.report.findings import find, over_origins
+    from clv.evaluate.report.card import evaluation_lines
+    from clv.evaluate.report.findings import evaluate_panel, compare_over_origins
     from clv.train import backtest as arithmetic
 
     prepared = PreparedDataset.open(options.histories)
@@ -57,7 +57,7 @@ def run(options: Options) -> None:
     config = options.settings()
     # Everything that a wrong argument can cause is found before Ray starts.
     dataset = training.read_dataset(options.histories)
-    facts = {origin: arithmetic.truth(dataset, origin, options.horizon_days) for origin in origins}
+    facts = {origin: arithmetic.outcomes(dataset, origin, options.horizon_days) for origin in origins}
     if options.bundle:
         arithmetic.check_bundle(options.bundle, origins)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -70,19 +70,19 @@ def run(options: Options) -> None:
             seeds=options.seeds,
             bundle=options.bundle.absolute() if options.bundle else None,
         )
-    found = [find(panel, seed=options.seed) for panel in panels]
-    metrics = html_page.metrics_of(found)
+    found = [evaluate_panel(panel, seed=options.seed) for panel in panels]
+    metrics = html_page.metrics_json(found)
     title = f"{prepared.spec.name}: back-test over {options.horizon_days} days"
     texts = {
         "metrics.json": json.dumps(metrics, indent=1) + "\n",
-        "details.json": json.dumps(html_page.details_of(found), indent=1, allow_nan=False) + "\n",
-        "card.md": "\n".join([f"# {title}", "", of_model(options.bundle), "", *judgement(found)]) + "\n",
+        "details.json": json.dumps(html_page.details_json(found), indent=1, allow_nan=False) + "\n",
+        "card.md": "\n".join([f"# {title}", "", of_model(options.bundle), "", *evaluation_lines(found)]) + "\n",
         "report.html": html_page.render(found, title=title, currency=prepared.spec.currency, seed=options.seed),
     }
     for name, text in texts.items():
         (options.out / name).write_text(text, encoding="utf-8")
     record.write(options.out, options, begun, seed=options.seed)
-    for line in [*ladder(metrics), "", *(c.sentence for c in over_origins(found))]:
+    for line in [*ladder(metrics), "", *(c.sentence for c in compare_over_origins(found))]:
         LOG.info(line)
     LOG.info(f"report: {options.out / 'report.html'}, {(datetime.now(UTC) - begun).total_seconds():.0f} s")
 

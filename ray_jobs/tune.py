@@ -49,7 +49,7 @@ def run(options: Options) -> None:
     begun = datetime.now(UTC)
     import yaml
 
-    from clv.bundle import as_json
+    from clv.bundle import plain_json
     from clv.cluster import session, training, tuning
     from clv.data.dataset import PreparedDataset
     from clv.evaluate.report import tuning_page
@@ -67,14 +67,14 @@ def run(options: Options) -> None:
     prepared = PreparedDataset.open(options.histories)
     dataset, clock = training.read_dataset(options.histories, config=base), prepared.clock
     judged = fitting.plan(dataset, prepared.origin(options.origin), base)
-    phases = fitting.plan(dataset, (judged.trial or judged.final).cutoff, base)
+    phases = fitting.plan(dataset, (judged.holdout or judged.final).cutoff, base)
     training.check_loader(phases.final.source(dataset, base), base, options.workers)
-    if judged.trial is None or phases.trial is None:
+    if judged.holdout is None or phases.holdout is None:
         raise ValueError(
             f"the log is too short to tune by: it must hold out two windows of {judged.primary} days, one to choose "
             "settings by and one for training to judge itself; choose a later --origin, or train with the preset"
         )
-    place = f"{clock.format(phases.trial.cutoff)}, {phases.primary} days"
+    place = f"{clock.format(phases.holdout.cutoff)}, {phases.primary} days"
     LOG.info(f"{dataset.name}: {len(dataset.histories):,} customers; {options.trials} trials, judged at {place}")
     out.mkdir(parents=True, exist_ok=True)
     plan = tuning.TuningOptions(
@@ -85,7 +85,7 @@ def run(options: Options) -> None:
         found = tuning.tune(options.histories.absolute(), phases, base, plan, cluster, out)
     best = found[0]
     header = f"# Held-out score {best.best:+.4f} at {place}: `train --config`.\n"
-    settings = yaml.safe_dump(as_json(search.chosen(base, best.setting)), sort_keys=False)
+    settings = yaml.safe_dump(plain_json(search.chosen(base, best.setting)), sort_keys=False)
     (out / "best.yaml").write_text(header + settings, encoding="utf-8")
     rows = [{"trial": t.name, **t.setting, "scores": t.scores, "best": t.best, "failed": t.failed} for t in found]
     tuning_page.write(out, rows, title=f"{dataset.name}: settings judged at {place}")
