@@ -1,4 +1,4 @@
-"""A token's vector is the sum of what is known about it: type, amount, time, calendar and the items of its basket."""
+"""Token embedding: the vector of an event is the sum over its type, amount, times, channel and basket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clv.models.inputs.tokens import NUM_SCALARS
 
 
 class TokenEmbedding(nn.Module):
-    """(B, T) tokens of a batch -> (B, T, width)."""
+    """Batch -> (B, T, W) vectors of its tokens, layer-normed."""
 
     text_vectors: Tensor
     item_rank: Tensor
@@ -25,7 +25,7 @@ class TokenEmbedding(nn.Module):
         self.scalars = nn.Linear(NUM_SCALARS, width)
         self.items = nn.Embedding(space.num_learned_items, width, padding_idx=0)
         self.categories = nn.Embedding(len(space.category_names) + 1, width, padding_idx=0)
-        # Frozen knowledge of the items travels with the module, not with the optimizer.
+        # The item tables are frozen: as buffers they move with the module, and no optimizer holds state for them.
         self.register_buffer("text_vectors", torch.from_numpy(space.text_vectors.copy()), persistent=False)
         self.register_buffer("item_rank", torch.from_numpy(np.append(0, space.item_rank)), persistent=False)
         self.register_buffer("item_category", torch.from_numpy(space.item_category.copy()), persistent=False)
@@ -38,25 +38,25 @@ class TokenEmbedding(nn.Module):
                 nn.init.zeros_(table.weight[table.padding_idx])
 
     def forward(self, batch: Batch) -> Tensor:
-        x: Tensor = self.scalars(batch.scalars)
+        x: Tensor = self.scalars(batch.scalars)  # Shape: (B, T, W)
         for i, table in enumerate(self.codes):
             x = x + table(batch.codes[..., i])
-        x = x + self._baskets(batch, x)
+        x = x + self._baskets(batch).view_as(x)
         x = self.norm(x)
         return self.dropout(x)
 
-    def _baskets(self, batch: Batch, like: Tensor) -> Tensor:
-        """Mean over the lines of each basket of (learned vector + category vector + projected text vector)."""
-        num_places = batch.mask.numel()
+    def _baskets(self, batch: Batch) -> Tensor:
+        """(B * T, W) mean over each token's items of learned vector + category vector + projected text vector."""
+        num_tokens = batch.mask.numel()
         learned = self.items(self.item_rank[batch.item]) + self.categories(self.item_category[batch.item])
-        bags = _bag_mean(learned, batch.item_bag, num_places)
+        baskets = _mean_by_token(learned, batch.item_token, num_tokens)
         if self.text is not None:
-            bags = bags + self.text(_bag_mean(self.text_vectors[batch.item], batch.item_bag, num_places))
-        return bags.view_as(like)
+            baskets = baskets + self.text(_mean_by_token(self.text_vectors[batch.item], batch.item_token, num_tokens))
+        return baskets
 
 
-def _bag_mean(values: Tensor, bag: Tensor, num_bags: int) -> Tensor:
-    """(L, W) lines -> (num_bags, W) means; an empty bag is 0."""
-    total = values.new_zeros(num_bags, values.shape[1]).index_add_(0, bag, values)
-    count = values.new_zeros(num_bags).index_add_(0, bag, values.new_ones(len(bag)))
+def _mean_by_token(values: Tensor, token: Tensor, num_tokens: int) -> Tensor:
+    """(L, W) values of the items, each of token[i] -> (num_tokens, W) means; 0 for a token without items."""
+    total = values.new_zeros(num_tokens, values.shape[1]).index_add_(0, token, values)
+    count = values.new_zeros(num_tokens).index_add_(0, token, values.new_ones(len(token)))
     return total / count.clamp(min=1).unsqueeze(1)

@@ -1,70 +1,30 @@
-"""The model: token embedding, backbone, wide part, heads. Architecture only."""
+"""The customer model: token embedding, backbone, wide features and an ensemble of heads. Architecture only.
+
+Shapes in comments: B customers of a batch, T tokens, W width of the backbone, Z hidden units, F wide features,
+H horizons, K mixture components.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clv.models.adapters import methods
-from clv.models.adapters.methods import AdapterConfig
 from clv.models.backbones import encoders, text_backbone
-from clv.models.backbones.encoders import BackboneConfig
+from clv.models.config import ModelConfig
 from clv.models.embedding import TokenEmbedding
-from clv.models.heads import MAX_CORRECTION, MAX_DEPARTURE, Heads, Outputs, mean_of
+from clv.models.heads import MAX_CORRECTION, MAX_DEPARTURE, CurveHead, Outputs, ensemble_mean
 from clv.models.inputs.batch import Batch
 from clv.models.inputs.feature_space import FeatureSpace
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """encoder: events as vectors of our own making, or the past as text through a pretrained text encoder, which
-    `backbone` then describes. `adapters`: what is trained in its place. members: an ensemble of so many readers of what
-    the backbone says, whose mean is the forecast. `use_wide`, `use_sequence` and `starts` switch parts off for
-    ablations."""
-
-    encoder: Literal["events", "text"] = "events"
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    adapters: AdapterConfig = field(default_factory=AdapterConfig)
-    members: int = 1
-    hidden: int = 128
-    dropout: float = 0.3
-    num_components: int = 3
-    use_wide: bool = True
-    use_sequence: bool = True
-    starts: Literal["both", "btyd", "population_average"] = "both"
-
-    def __post_init__(self) -> None:
-        if self.members < 1:
-            raise ValueError(f"model.members must be at least 1, not {self.members}")
-        if not (self.use_wide or self.use_sequence):
-            raise ValueError("use_wide and use_sequence are both off: the model would see nothing")
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Self:
-        """Of a bundle; older ones know no adapters."""
-        backbone, stay = BackboneConfig(**plain["backbone"]), AdapterConfig(**plain.get("adapters", {}))
-        return cls(**{**plain, "backbone": backbone, "adapters": stay})
-
-    @property
-    def plain(self) -> Self:
-        """Without adapters."""
-        return replace(self, adapters=AdapterConfig())
-
-    @property
-    def merged(self) -> Self:
-        """The model of a bundle: adapters that can be merged are."""
-        return replace(self, adapters=self.adapters.left)
-
-
 class EnsembleHead(nn.Module):
-    """Tokens that the backbone has read (B, T, width), and features -> the customer's vector z, and Outputs by heads.
+    """One head of the ensemble: backbone states and wide features -> the customer's vector z -> Outputs.
 
-    Two heads read z: one corrects the BTYD model of this customer, the other starts from the population average. The first
-    knows what a rhythm implies; the second need not unlearn it where it misleads.
+    z feeds two curve heads: one corrects the customer's BTYD model, the other starts from the population average. The
+    first knows what a rhythm implies; the second need not unlearn it where it misleads.
     """
 
     def __init__(self, config: ModelConfig, num_features: int, num_horizons: int) -> None:
@@ -72,72 +32,80 @@ class EnsembleHead(nn.Module):
         self.build_layers(config, num_features, num_horizons)
 
     def build_layers(self, config: ModelConfig, num_features: int, num_horizons: int) -> None:
-        """Makes the parts."""
+        """Creates the layers of the head; `num_features` counts the feature space's columns (`FeatureSpace.width`)."""
         self.config, hidden = config, config.hidden
         self.pool = nn.Sequential(nn.Linear(2 * config.backbone.width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-        # Beside the features, the wide part sees the three curves of the BTYD model.
+        # Beside the features, the wide part reads the three curves of the BTYD model.
         num_wide = num_features + 3 * num_horizons
         self.wide = nn.Sequential(
             nn.Linear(num_wide, hidden), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(hidden, hidden)
         )
-        # Not normalised: how far a customer lies from the others is what tells the largest apart.
-        self.join = nn.Sequential(nn.ReLU(), nn.Dropout(config.dropout))
+        # No layer norm: the length of the sum distinguishes the largest customers.
+        self.activation = nn.Sequential(nn.ReLU(), nn.Dropout(config.dropout))
         if config.use_wide:
-            # The sequence starts as a silent addition: the features, quick to learn from, are not drowned at first.
+            # The sequence starts at zero, so that it does not drown the features, which are quicker to learn from.
             nn.init.zeros_(self.pool[-1].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.pool[-1].bias)  # type: ignore[arg-type]
         limits = {"btyd": MAX_CORRECTION, "population_average": MAX_DEPARTURE}
-        self.starts = list(limits) if config.starts == "both" else [config.starts]
+        self.start_curves = list(limits) if config.start_curves == "both" else [config.start_curves]
         self.heads = nn.ModuleDict(
-            {name: Heads(hidden, num_horizons, config.num_components, limits[name]) for name in self.starts}
+            {name: CurveHead(hidden, num_horizons, config.num_components, limits[name]) for name in self.start_curves}
         )
 
-    def read(self, tokens: Tensor | None, batch: Batch) -> Tensor:
-        """(B, hidden) z."""
+    def customer_vector(self, states: Tensor | None, batch: Batch) -> Tensor:
+        """(B, Z) z of each customer from the backbone's states (B, T, W); None leaves the sequence out."""
         parts = []
-        if tokens is not None:
-            mask = batch.mask.unsqueeze(-1)
-            mean = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1)
-            # Events end with the newest; a text begins with [CLS], which was trained to stand for all of it.
-            text = self.config.encoder == "text"
-            place = (batch.mask.sum(1).long() - 1).clamp(min=0) * (not text)
-            chosen = tokens[torch.arange(len(tokens), device=tokens.device), place]
-            parts.append(self.pool(torch.cat([mean, chosen], 1)))
+        if states is not None:
+            mask = batch.mask.unsqueeze(-1)  # Shape: (B, T, 1)
+            mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)  # Shape: (B, W)
+            # Events end with the newest; a text begins with [CLS], which was pretrained to summarise the whole text.
+            is_text = self.config.encoder == "text"
+            index = (batch.mask.sum(1).long() - 1).clamp(min=0) * (not is_text)
+            summary = states[torch.arange(len(states), device=states.device), index]  # Shape: (B, W)
+            parts.append(self.pool(torch.cat([mean, summary], 1)))
         if self.config.use_wide:
             parts.append(self.wide(batch.wide))
-        return self.join(torch.stack(parts).sum(0))
+        return self.activation(torch.stack(parts).sum(0))
 
-    def say(self, z: Tensor, batch: Batch) -> list[Outputs]:
-        return [self.heads[name](z, *batch.starts[name]) for name in self.starts]
+    def outputs(self, states: Tensor | None, batch: Batch) -> list[Outputs]:
+        """Outputs of each curve head."""
+        z = self.customer_vector(states, batch)
+        return [self.heads[name](z, *batch.start_curves[name]) for name in self.start_curves]
 
 
 class CustomerModel(EnsembleHead):
-    """Batch -> Outputs: the mean of what its own heads and those of `others` say, who read the same tokens and learn
-    each by itself. `encode` alone gives the customer's vector z, of its own."""
+    """Batch -> Outputs: the mean over the ensemble, of which this module is the first head and owns the backbone.
+
+    `further_heads` are the other heads; all of them read the same backbone states and learn each by itself. `encode`
+    returns the vector z of the first head.
+    """
 
     def __init__(self, config: ModelConfig, space: FeatureSpace, num_horizons: int) -> None:
         nn.Module.__init__(self)
         self.embedding: nn.Module
         if config.encoder == "text":
-            assert space.text is not None, "a text encoder needs a space of texts"
-            self.embedding = text_backbone.Pieces()
+            assert space.text is not None, "a text encoder needs a feature space with texts"
+            self.embedding = text_backbone.PieceIds()
             self.backbone: nn.Module = text_backbone.TextBackbone(space.text.checkpoint, config.backbone)
         else:
             self.embedding = TokenEmbedding(space, config.backbone.width, config.backbone.dropout)
             self.backbone = encoders.build(config.backbone)
         self.build_layers(config, space.width, num_horizons)
-        self.others = nn.ModuleList(EnsembleHead(config, space.width, num_horizons) for _ in range(config.members - 1))
+        self.further_heads = nn.ModuleList(
+            EnsembleHead(config, space.width, num_horizons) for _ in range(config.ensemble_size - 1)
+        )
         if config.adapters.method:
             methods.inject(self, config.adapters, config.backbone)
 
-    def tokens(self, batch: Batch) -> Tensor | None:
-        """(B, T, width), read by the backbone; None where the sequence is left out."""
+    def states(self, batch: Batch) -> Tensor | None:
+        """(B, T, W) states of the backbone; None where the model does without the sequence."""
         return self.backbone(self.embedding(batch), batch.mask) if self.config.use_sequence else None
 
     def encode(self, batch: Batch) -> Tensor:
-        return self.read(self.tokens(batch), batch)
+        """(B, Z) vector z of each customer."""
+        return self.customer_vector(self.states(batch), batch)
 
     def forward(self, batch: Batch) -> Outputs:
-        tokens = self.tokens(batch)
-        readers: list[Any] = [self, *self.others]
-        return mean_of([out for reader in readers for out in reader.say(reader.read(tokens, batch), batch)])
+        states = self.states(batch)
+        ensemble: list[Any] = [self, *self.further_heads]
+        return ensemble_mean([out for head in ensemble for out in head.outputs(states, batch)])

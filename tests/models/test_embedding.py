@@ -1,4 +1,4 @@
-"""Token vectors: a basket is the mean of its lines, and what nobody knows adds nothing."""
+"""Token embedding: a basket is the mean over its items, and unknown items add nothing."""
 
 from dataclasses import replace
 
@@ -15,27 +15,27 @@ def embedding(shop) -> TokenEmbedding:
     return TokenEmbedding(shop.space, 16, dropout=0.0).eval()
 
 
-def test_a_basket_is_the_mean_over_its_lines_of_item_category_and_text(shop, embedding: TokenEmbedding) -> None:
+def test_a_basket_is_the_mean_over_its_items_of_item_category_and_text(shop, embedding: TokenEmbedding) -> None:
     batch, space = shop.samples.batch(np.arange(20)), shop.space
     with torch.no_grad():
-        got = embedding._baskets(batch, torch.zeros(*batch.mask.shape, 16)).view(-1, 16)
+        got = embedding._baskets(batch)
         rank = [0, *space.item_rank.tolist()]
-        for place in range(0, batch.mask.numel(), 7):
-            lines = batch.item[batch.item_bag == place].tolist()
+        for token in range(0, batch.mask.numel(), 7):
+            items = batch.item[batch.item_token == token].tolist()
             parts = [
-                embedding.items.weight[rank[line]]
-                + embedding.categories.weight[space.item_category[line]]
-                + embedding.text.weight @ torch.from_numpy(space.text_vectors[line])
-                for line in lines
+                embedding.items.weight[rank[item]]
+                + embedding.categories.weight[space.item_category[item]]
+                + embedding.text.weight @ torch.from_numpy(space.text_vectors[item])
+                for item in items
             ]
             expected = torch.stack(parts).mean(0) if parts else torch.zeros(16)
-            torch.testing.assert_close(got[place], expected, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(got[token], expected, atol=1e-6, rtol=1e-5)
 
 
 def test_unknown_items_add_nothing(shop, embedding: TokenEmbedding) -> None:
     batch = shop.samples.batch(np.arange(20))
     unknown = replace(batch, item=torch.zeros_like(batch.item))
-    bare = replace(batch, item=batch.item[:0], item_bag=batch.item_bag[:0])
+    bare = replace(batch, item=batch.item[:0], item_token=batch.item_token[:0])
     with torch.no_grad():
         torch.testing.assert_close(embedding(unknown), embedding(bare))
         assert (embedding(batch) - embedding(bare)).abs().max() > 0.01

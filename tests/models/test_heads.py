@@ -1,4 +1,4 @@
-"""Heads: nothing learned returns the start, no horizon contradicts another, the mixture's mean is the value."""
+"""Curve heads: a fresh head returns its start curves, horizons never contradict, the mixture's mean is the value."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor
 
-from clv.models.heads import MAX_CORRECTION, MAX_SIGMA, MIN_SIGMA, Heads, Outputs, log_normal_density, mean_of
+from clv.models.heads import MAX_CORRECTION, MAX_SIGMA, MIN_SIGMA, CurveHead, Outputs, ensemble_mean, log_normal_density
 
 B, H, Z = 40, 4, 8
 
@@ -18,9 +18,9 @@ def curves(seed: int = 0, low: float = 1e-3, high: float = 2.0) -> tuple[Tensor,
     return hazard, repeats, value
 
 
-def wild(scale: float = 3.0) -> Heads:
-    """Heads with large random weights."""
-    heads = Heads(Z, H)
+def random_head(scale: float = 3.0) -> CurveHead:
+    """A curve head with large random weights."""
+    heads = CurveHead(Z, H)
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=scale)
     return heads
@@ -30,9 +30,9 @@ def z() -> Tensor:
     return torch.randn(B, Z, generator=torch.Generator().manual_seed(9))
 
 
-def test_fresh_heads_return_the_curves_of_the_btyd_model() -> None:
+def test_a_fresh_head_returns_its_start_curves() -> None:
     hazard, repeats, value = curves()
-    out = Heads(Z, H)(z() * 100, hazard, repeats, value)
+    out = CurveHead(Z, H)(z() * 100, hazard, repeats, value)
     torch.testing.assert_close(out.hazard, hazard, rtol=1e-6, atol=0)
     torch.testing.assert_close(out.repeats, repeats, rtol=1e-6, atol=0)
     torch.testing.assert_close(out.value, value, rtol=1e-6, atol=0)
@@ -43,7 +43,7 @@ def test_fresh_heads_return_the_curves_of_the_btyd_model() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_horizons_never_contradict_each_other(seed: int) -> None:
     torch.manual_seed(seed)
-    out = wild()(z() * 10, *curves(seed))
+    out = random_head()(z() * 10, *curves(seed))
     for curve in (out.hazard, out.repeats, out.value, out.p_purchase, out.orders):
         assert bool((curve.diff(dim=1) >= 0).all())
         assert bool((curve > 0).all())
@@ -51,9 +51,9 @@ def test_horizons_never_contradict_each_other(seed: int) -> None:
     assert bool((out.orders >= out.p_purchase).all())
 
 
-def test_an_btyd_model_that_stands_still_still_gives_positive_curves() -> None:
+def test_start_curves_of_zero_give_positive_curves() -> None:
     flat = torch.zeros(B, H)
-    out = wild()(z(), flat, flat, flat)
+    out = random_head()(z(), flat, flat, flat)
     for values in (out.hazard, out.repeats, out.value, out.location, out.sigma):
         assert bool(values.isfinite().all())
     assert bool((out.value > 0).all())
@@ -61,7 +61,7 @@ def test_an_btyd_model_that_stands_still_still_gives_positive_curves() -> None:
 
 @pytest.mark.parametrize("components", [1, 3, 5])
 def test_the_mean_of_the_mixture_times_p_purchase_is_the_value(components: int) -> None:
-    heads = Heads(Z, H, components).double()
+    heads = CurveHead(Z, H, components).double()
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=1.0)
     out = heads(z().double(), *(c.double() for c in curves()))
@@ -70,7 +70,7 @@ def test_the_mean_of_the_mixture_times_p_purchase_is_the_value(components: int) 
 
 
 def test_the_density_is_that_of_a_mixture_of_normals() -> None:
-    heads = wild(1.0).double()
+    heads = random_head(1.0).double()
     out: Outputs = heads(z().double(), *(c.double() for c in curves()))
     at = torch.linspace(-3, 3, B * H, dtype=torch.float64).view(B, H)
     weight, location, sigma = (t.detach().numpy() for t in (out.log_weight.exp(), out.location, out.sigma))
@@ -85,7 +85,7 @@ def test_the_density_is_that_of_a_mixture_of_normals() -> None:
 
 def test_corrections_and_spreads_stay_in_their_bounds() -> None:
     hazard, repeats, value = curves()
-    out = wild(100.0)(z(), hazard, repeats, value)
+    out = random_head(100.0)(z(), hazard, repeats, value)
     steps = torch.cat([out.hazard[:, :1], out.hazard.diff(dim=1)], 1)
     base = torch.cat([hazard[:, :1], hazard.diff(dim=1)], 1)
     assert (torch.log(steps / base)).abs().max() <= MAX_CORRECTION + 1e-3
@@ -94,7 +94,7 @@ def test_corrections_and_spreads_stay_in_their_bounds() -> None:
 
 
 def test_a_correction_of_one_horizon_moves_it_and_the_later_ones_only() -> None:
-    heads, base = Heads(Z, H), curves()
+    heads, base = CurveHead(Z, H), curves()
     before = heads(z(), *base)
     with torch.no_grad():
         heads.corrections.bias[2 * H + 1] = 1.0
@@ -105,19 +105,19 @@ def test_a_correction_of_one_horizon_moves_it_and_the_later_ones_only() -> None:
     torch.testing.assert_close(after.repeats, before.repeats)
 
 
-def test_the_mean_of_two_members_is_the_mean_of_their_curves_and_the_mixture_of_their_values() -> None:
-    first, second = (wild(0.7).double()(z().double(), *(c.double() for c in curves(seed))) for seed in (1, 2))
-    out = mean_of([first, second])
+def test_an_ensemble_has_the_mean_of_the_curves_and_the_mixture_of_the_values() -> None:
+    first, second = (random_head(0.7).double()(z().double(), *(c.double() for c in curves(seed))) for seed in (1, 2))
+    out = ensemble_mean([first, second])
     for name in ("hazard", "repeats", "value"):
         torch.testing.assert_close(getattr(out, name), (getattr(first, name) + getattr(second, name)) / 2)
     mean = (out.log_weight.exp() * torch.exp(out.location + out.sigma**2 / 2)).sum(-1)
     torch.testing.assert_close(out.p_purchase * mean, out.value, rtol=1e-9, atol=0)
     torch.testing.assert_close(out.log_weight.exp().sum(-1), torch.ones(B, H, dtype=torch.float64))
-    assert out.members == (first, second)
+    assert out.ensemble == (first, second)
 
 
-def test_the_mean_of_equal_members_is_the_member() -> None:
-    one = wild(0.7).double()(z().double(), *(c.double() for c in curves()))
-    out = mean_of([one, one])
+def test_an_ensemble_of_equal_heads_is_that_head() -> None:
+    one = random_head(0.7).double()(z().double(), *(c.double() for c in curves()))
+    out = ensemble_mean([one, one])
     at = torch.linspace(-3, 3, B * H, dtype=torch.float64).view(B, H)
     torch.testing.assert_close(log_normal_density(at, out), log_normal_density(at, one))

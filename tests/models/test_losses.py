@@ -1,4 +1,4 @@
-"""Losses against scipy, finite at the edges, additive over workers, and blind to labels that are not fully observed."""
+"""Losses against scipy, finite at the edges, additive over workers, independent of labels that are not observed."""
 
 from dataclasses import fields, replace
 from typing import get_args
@@ -10,9 +10,10 @@ from scipy import stats
 from torch import Tensor
 
 from clv.models import losses
-from clv.models.heads import Heads, Outputs, mean_of
+from clv.models.config import LossConfig, LossName
+from clv.models.heads import CurveHead, Outputs, ensemble_mean
 from clv.models.inputs.batch import Targets
-from clv.models.losses import LossConfig, LossName, orders_nll, purchase_nll, tweedie_deviance, value_nll
+from clv.models.losses import orders_nll, purchase_nll, tweedie_deviance, value_nll
 
 B, H = 30, 3
 NAMES: tuple[LossName, ...] = get_args(LossName)
@@ -20,7 +21,7 @@ NAMES: tuple[LossName, ...] = get_args(LossName)
 
 def outputs(dtype: torch.dtype = torch.float64, rows: int = B) -> Outputs:
     torch.manual_seed(2)
-    heads = Heads(6, H).to(dtype)
+    heads = CurveHead(6, H).to(dtype)
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     base = (torch.rand(3, rows, H, dtype=dtype) + 0.02).cumsum(2)
@@ -37,8 +38,8 @@ def targets(dtype: torch.dtype = torch.float64, observed_share: float = 1.0) -> 
 
 
 def part(thing: Outputs | Targets, rows: slice) -> Outputs | Targets:
-    """Some rows; dispersion, unit and members have none."""
-    values = {f.name: getattr(thing, f.name) for f in fields(thing) if f.name != "members"}
+    """Some rows; dispersion and unit have no rows."""
+    values = {f.name: getattr(thing, f.name) for f in fields(thing) if f.name != "ensemble"}
     return replace(thing, **{name: v if name in ("dispersion", "unit") else v[rows] for name, v in values.items()})
 
 
@@ -111,7 +112,7 @@ EXTREMES = [1e-6, 1e-3, 1.0, 30.0, 1e4]
 @pytest.mark.parametrize("expected", EXTREMES)
 @pytest.mark.parametrize("happened", [0.0, 1e-4, 1.0, 1e5])
 def test_losses_and_gradients_are_finite_at_the_edges(name: LossName, expected: float, happened: float) -> None:
-    heads = Heads(4, H)
+    heads = CurveHead(4, H)
     base = torch.full((5, H), expected).cumsum(1)
     z = torch.randn(5, 4) * 50
     orders = torch.full((5, H), float(np.ceil(happened)))
@@ -124,13 +125,13 @@ def test_losses_and_gradients_are_finite_at_the_edges(name: LossName, expected: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_members_of_a_mean_are_judged_one_by_one(name: LossName) -> None:
+def test_the_loss_of_an_ensemble_is_the_mean_of_its_heads_losses(name: LossName) -> None:
     one, wanted, config = outputs(), targets(observed_share=0.7), LossConfig(name=name)
     other = replace(one, value=one.value * 2, hazard=one.hazard / 2)
-    apart = [losses.total(out, wanted, config) for out in (one, other)]
-    together = losses.total(mean_of([one, other]), wanted, config)
-    assert float(together[0]) == pytest.approx((float(apart[0][0]) + float(apart[1][0])) / 2)
-    assert float(together[1]) == float(apart[0][1])
+    single = [losses.total(out, wanted, config) for out in (one, other)]
+    together = losses.total(ensemble_mean([one, other]), wanted, config)
+    assert float(together[0]) == pytest.approx((float(single[0][0]) + float(single[1][0])) / 2)
+    assert float(together[1]) == float(single[0][1])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,11 +149,11 @@ def test_sum_and_weight_add_up_over_the_parts_of_a_batch(name: LossName) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("nonsense", [float("nan"), float("inf"), -5.0, 1e30])
-def test_an_not_fully_observed_label_never_enters(name: LossName, nonsense: float) -> None:
+def test_a_label_that_is_not_fully_observed_never_enters(name: LossName, nonsense: float) -> None:
     out, wanted, config = outputs(), targets(observed_share=0.6), LossConfig(name=name)
 
     def result(labels: Targets) -> tuple[Tensor, Tensor]:
-        named = [f.name for f in fields(out) if f.name != "members"]
+        named = [f.name for f in fields(out) if f.name != "ensemble"]
         leaves = {name: getattr(out, name).detach().requires_grad_() for name in named}
         loss, weight = losses.total(Outputs(**leaves), labels, config)
         loss.backward()
@@ -174,7 +175,7 @@ def test_a_batch_without_a_fully_observed_label_weighs_nothing() -> None:
     assert (float(loss), float(weight)) == (0.0, 0.0)
 
 
-def test_a_shop_without_prices_has_no_loss_of_value() -> None:
+def test_without_prices_there_is_no_loss_of_value() -> None:
     out, wanted = outputs(), targets()
     loss, _ = losses.total(out, wanted, LossConfig(), has_value=False)
     again, _ = losses.total(out, replace(wanted, value=wanted.value * 0 + 7), LossConfig(), has_value=False)

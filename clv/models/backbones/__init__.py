@@ -1,1 +1,1 @@
-"""Encoders of event and text sequences."""
+"""Backbones: encoders of event sequences and of texts, built with transformers or torch, fresh or pretrained."""

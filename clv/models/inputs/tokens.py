@@ -1,4 +1,8 @@
-"""Pasts as flat arrays: events with their fields, or the word pieces that tell of them; each pads its own batches."""
+"""Flat token arrays of many customers' pasts: events with their fields, or events as the word pieces of a text.
+
+Both kinds pad their own batches: `pad` returns the arrays of a `clv.models.inputs.batch.Batch` without a loop over
+customers.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from clv.data.histories import ranges
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Padded = dict[str, NDArray[Any]]  # scalars, codes, mask, item, item_bag of `clv.models.inputs.batch.Batch`
+Padded = dict[str, NDArray[Any]]  # scalars, codes, mask, item, item_token of a Batch
 
 NUM_SCALARS = 9
 UNKNOWN = 0  # index 0 of every vocabulary
@@ -20,24 +24,22 @@ UNKNOWN = 0  # index 0 of every vocabulary
 
 @dataclass(frozen=True)
 class TokenArrays:
-    """Tokens of S rows, flat: row i owns offsets[i]:offsets[i + 1], token t lines item_offsets[t]:item_offsets[t + 1].
+    """Events of S rows as N tokens: row i has tokens offsets[i]:offsets[i + 1], oldest first, and token t has items
+    item_offsets[t]:item_offsets[t + 1]."""
 
-    codes (N, 6): type, amount bin, gap bin, age bin, weekday, channel. item: index into the item tables, 0 unknown.
-    """
-
-    offsets: Ints
-    scalars: Floats
-    codes: Ints
-    item_offsets: Ints
-    item: Ints
+    offsets: Ints  # Shape: (S + 1,)
+    scalars: Floats  # Shape: (N, NUM_SCALARS)
+    codes: Ints  # Shape: (N, 6): type, amount bin, gap bin, age bin, weekday, channel
+    item_offsets: Ints  # Shape: (N + 1,)
+    item: Ints  # Shape: (L,), index into the item tables of the feature space, 0 unknown
 
     @property
     def lengths(self) -> Ints:
-        """(S,) places of each row in a batch."""
+        """(S,) tokens of each row."""
         return np.diff(self.offsets)
 
-    def taken(self, index: Ints, offsets: Ints) -> TokenArrays:
-        """Tokens `index` alone, row i of them index[offsets[i]:offsets[i + 1]]."""
+    def select(self, index: Ints, offsets: Ints) -> TokenArrays:
+        """The tokens `index` alone; row i of the result has index[offsets[i]:offsets[i + 1]]."""
         start, stop = self.item_offsets[index], self.item_offsets[index + 1]
         return TokenArrays(
             offsets,
@@ -47,71 +49,74 @@ class TokenArrays:
             self.item[ranges(start, stop)],
         )
 
-    def padded(self, index: Ints, place: Ints, num_rows: int) -> Padded:
-        """Tokens `index`, oldest first; place (ascending): the row of the batch that each belongs to."""
-        length = np.bincount(place, minlength=num_rows)
-        column = _count_up(length)
+    def pad(self, index: Ints, row: Ints, num_rows: int) -> Padded:
+        """Batch arrays of the tokens `index`, oldest first; row (ascending): the batch row that each belongs to."""
+        length = np.bincount(row, minlength=num_rows)
+        column = _index_in_run(length)
         width = max(int(length.max(initial=0)), 1)
         scalars = np.zeros((num_rows, width, NUM_SCALARS), np.float32)
         codes = np.zeros((num_rows, width, self.codes.shape[1]), np.int64)
         mask = np.zeros((num_rows, width), np.float32)
-        scalars[place, column] = self.scalars[index]
-        codes[place, column] = self.codes[index]
-        mask[place, column] = 1.0
+        scalars[row, column] = self.scalars[index]
+        codes[row, column] = self.codes[index]
+        mask[row, column] = 1.0
         start, stop = self.item_offsets[index], self.item_offsets[index + 1]
-        bag = np.repeat(place * width + column, stop - start).astype(np.int64)
         return {
             "scalars": scalars,
             "codes": codes,
             "mask": mask,
             "item": self.item[ranges(start, stop)],
-            "item_bag": bag,
+            "item_token": np.repeat(row * width + column, stop - start).astype(np.int64),
         }
 
 
 @dataclass(frozen=True)
 class TextArrays:
-    """Events of S rows as word pieces, flat: row i owns events offsets[i]:offsets[i + 1], oldest first, event e pieces
-    piece_offsets[e]:piece_offsets[e + 1]. marks: the pieces that open a text, close it and pad it."""
+    """Events of S rows as word pieces: row i has events offsets[i]:offsets[i + 1], oldest first, and event e has pieces
+    piece_offsets[e]:piece_offsets[e + 1]."""
 
     offsets: Ints
     piece_offsets: Ints
     pieces: NDArray[np.int32]
-    marks: tuple[int, int, int]
+    special_pieces: tuple[int, int, int]  # that begin a text, end it and pad it: [CLS], [SEP], [PAD]
 
     @property
     def lengths(self) -> Ints:
+        """(S,) word pieces of each row's text, [CLS] and [SEP] included."""
         return np.diff(self.piece_offsets[self.offsets]) + 2
 
-    def padded(self, index: Ints, place: Ints, num_rows: int) -> Padded:
-        """Events `index` of the rows `place` as texts, newest event first; codes (B, P, 1) hold the pieces."""
-        order = np.lexsort((-index, place))
-        index, place = index[order], place[order]
+    def pad(self, index: Ints, row: Ints, num_rows: int) -> Padded:
+        """Batch arrays of the events `index` of the batch rows `row` as texts, newest event first.
+
+        codes (B, T, 1) are the word pieces; texts have neither scalars nor items.
+        """
+        order = np.lexsort((-index, row))
+        index, row = index[order], row[order]
         start, stop = self.piece_offsets[index], self.piece_offsets[index + 1]
-        row = np.repeat(place, stop - start)
-        length = np.bincount(row, minlength=num_rows)
-        opening, closing, padding = self.marks
+        piece_row = np.repeat(row, stop - start)
+        length = np.bincount(piece_row, minlength=num_rows)
+        first, last, padding = self.special_pieces
         codes = np.full((num_rows, int(length.max(initial=0)) + 2, 1), padding, np.int64)
-        codes[:, 0, 0] = opening
-        codes[row, 1 + _count_up(length), 0] = self.pieces[ranges(start, stop)]
-        codes[np.arange(num_rows), length + 1, 0] = closing
+        codes[:, 0, 0] = first
+        codes[piece_row, 1 + _index_in_run(length), 0] = self.pieces[ranges(start, stop)]
+        codes[np.arange(num_rows), length + 1, 0] = last
         return {
             "scalars": np.zeros((*codes.shape[:2], 0), np.float32),
             "codes": codes,
             "mask": (np.arange(codes.shape[1]) < length[:, None] + 2).astype(np.float32),
             "item": np.zeros(0, np.int64),
-            "item_bag": np.zeros(0, np.int64),
+            "item_token": np.zeros(0, np.int64),
         }
 
 
-def position(vocabulary: Ints, values: NDArray[Any]) -> Ints:
-    """1 + place of each value in a sorted vocabulary, UNKNOWN where it is not there."""
+def vocabulary_index(vocabulary: Ints, values: NDArray[Any]) -> Ints:
+    """1 + index of each value in a sorted vocabulary; UNKNOWN for a value that the vocabulary lacks."""
     if len(vocabulary) == 0:
         return np.zeros(len(values), np.int64)
-    place = np.minimum(np.searchsorted(vocabulary, values), len(vocabulary) - 1)
-    return np.where(vocabulary[place] == values, place + 1, UNKNOWN)
+    index = np.minimum(np.searchsorted(vocabulary, values), len(vocabulary) - 1)
+    return np.where(vocabulary[index] == values, index + 1, UNKNOWN)
 
 
-def _count_up(length: Ints) -> Ints:
+def _index_in_run(length: Ints) -> Ints:
     """0, 1, ... within each run of the given lengths."""
     return np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)

@@ -80,7 +80,7 @@ def draw(
 
 def samples_of(assembler: Assembler, h: Histories, days: NDArray[np.int32], cutoff: int, pairs: Ints) -> Samples:
     """Rows of pairs as `draw` codes them, in their order, with labels known before `cutoff` (us)."""
-    return assembler.train(h, pairs // len(days), days[pairs % len(days)], cutoff)
+    return assembler.training_samples(h, pairs // len(days), days[pairs % len(days)], cutoff)
 
 
 def first_days(h: Histories, cutoff: int) -> Ints:

@@ -28,9 +28,11 @@ def make() -> Layers:
     """Three matrices with three ranks each, two of which may stay on average."""
     torch.manual_seed(0)
     model = Layers()
-    config = peft.AdaLoraConfig(init_r=adalora.initial(RANK), total_step=1, target_modules=["first", "second", "third"])
+    config = peft.AdaLoraConfig(
+        init_r=adalora.initial_rank(RANK), total_step=1, target_modules=["first", "second", "third"]
+    )
     peft.inject_adapter_in_model(config, model)
-    adalora.register(model, RANK)
+    adalora.register_importance(model, RANK)
     for name, p in model.named_parameters():
         if ".lora_E." in name:
             nn.init.normal_(p)
@@ -56,8 +58,8 @@ def values(model: nn.Module) -> torch.Tensor:
 def test_the_budget_falls_by_a_cubic_law_within_the_first_epoch() -> None:
     assert [adalora.budget(epochs, 180, 120) for epochs in (0.0, 0.1, 0.5, 0.9, 7.0)] == [180, 180, 120, 120, 120]
     assert adalora.budget(0.3, 180, 120) == 120 + int(60 * 0.5**3)
-    assert adalora.initial(2) == 3
-    assert adalora.initial(1) == 2
+    assert adalora.initial_rank(2) == 3
+    assert adalora.initial_rank(1) == 2
 
 
 def test_the_ranks_of_least_importance_go_as_in_peft(layers: Layers) -> None:
@@ -74,7 +76,7 @@ def test_the_ranks_of_least_importance_go_as_in_peft(layers: Layers) -> None:
     other: Any = RankAllocator(layers, config, "default")
     for step in range(5):
         learn(layers, step)
-        adalora.observe(layers)
+        adalora.update_importance(layers)
         other.update_ipt(layers)
     before = values(layers)
     adalora.prune(layers, 0.3)
@@ -89,7 +91,7 @@ def test_which_ranks_stay_is_open_until_the_budget_is_reached(layers: Layers) ->
     kept = []
     for step, epochs in enumerate([0.05, 0.11, 0.5, 0.6, 2.0]):
         learn(layers, step)
-        adalora.observe(layers)
+        adalora.update_importance(layers)
         adalora.prune(layers, epochs)
         kept.append((values(layers) != 0).tolist())
         with torch.no_grad():
@@ -106,20 +108,20 @@ def test_rows_and_columns_at_right_angles_cost_nothing(layers: Layers) -> None:
     for p in found:
         gram = p @ p.T if len(p) == 3 else p.T @ p
         norms.append(torch.linalg.matrix_norm(gram - torch.eye(3)))
-    assert adalora.skew(layers).item() == pytest.approx(sum(norms).item() / 6)
+    assert adalora.orthogonality_penalty(layers).item() == pytest.approx(sum(norms).item() / 6)
     for p in found:
         nn.init.orthogonal_(p)
-    assert adalora.skew(layers).item() == pytest.approx(0, abs=1e-5)
+    assert adalora.orthogonality_penalty(layers).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_an_average_forgets_what_was_pruned(layers: Layers) -> None:
     learn(layers, 0)
-    adalora.observe(layers)
+    adalora.update_importance(layers)
     before = {name: t.clone() for name, t in layers.state_dict().items()}
     adalora.prune(layers, 1.0)
     after = layers.state_dict()
     average = {name: (before[name] + t) / 2 if t.is_floating_point() else t for name, t in after.items()}
-    found = adalora.settled(average)
+    found = adalora.without_pruned_ranks(average)
     assert found.keys() == after.keys()
     for name, t in found.items():
         assert torch.equal(t, after[name]), name
@@ -128,7 +130,7 @@ def test_an_average_forgets_what_was_pruned(layers: Layers) -> None:
 def test_what_is_known_of_the_ranks_travels_with_the_weights(layers: Layers) -> None:
     for step in range(5):
         learn(layers, step)
-        adalora.observe(layers)
+        adalora.update_importance(layers)
     resumed = make()
     resumed.load_state_dict(layers.state_dict())
     for epochs in (0.3, 0.6):

@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from clv.models.adapters.inserts import Bottleneck, Prefix
-from clv.models.adapters.methods import AdapterConfig, inject
+from clv.models.adapters.methods import inject
 from clv.models.backbones import encoders
-from clv.models.backbones.encoders import BackboneConfig
+from clv.models.config import AdapterConfig, BackboneConfig
 
 WIDTH, HEADS, TOKENS, LENGTH = 32, 2, 7, 3
 WHOLE = torch.ones(4, TOKENS)

@@ -1,4 +1,4 @@
-"""Backbones: pretrained weights load whole or not at all, every architecture fits the slot, padding never counts."""
+"""Event backbones: pretrained weights load whole or not at all; all architectures keep the shape and ignore padding."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from clv.models.backbones.encoders import (
     MINILM,
     PRESETS,
-    Architecture,
-    BackboneConfig,
     Transformer,
     build,
     load_pretrained,
-    locate,
+    package_folder,
     resolve_preset,
 )
+from clv.models.config import Architecture, BackboneConfig
 
 ARCHITECTURES: tuple[Architecture, ...] = ("bert", "gpt2", "lstm", "bilstm", "gru", "mlp")
 SMALL = BackboneConfig(width=16, num_layers=2, num_heads=2, intermediate=24, dropout=0.1, max_tokens=20)
@@ -31,7 +30,7 @@ def small(architecture: Architecture) -> nn.Module:
 
 
 def tokens(width: int = 16, total: int = max(LENGTHS)) -> tuple[Tensor, Tensor]:
-    """(B, total, width) and its mask; what stands at padded places is loud."""
+    """(B, total, width) vectors and their mask; the padding holds large numbers."""
     x = torch.randn(len(LENGTHS), max(LENGTHS), width, generator=torch.Generator().manual_seed(1))
     x = torch.cat([x, torch.full((len(LENGTHS), total - max(LENGTHS), width), 50.0)], 1)
     mask = (torch.arange(total) < torch.tensor(LENGTHS)[:, None]).float()
@@ -129,7 +128,7 @@ def test_large_has_the_parameters_of_the_encoder_of_bert_large() -> None:
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_every_preset_has_the_size_that_its_shape_says(name: str) -> None:
+def test_every_preset_has_the_number_of_parameters_of_its_shape(name: str) -> None:
     config = resolve_preset(name)
     with torch.device("meta"):
         backbone = build(config)
@@ -150,7 +149,7 @@ def minilm() -> tuple[nn.Module, str]:
 def test_every_encoder_tensor_of_minilm_is_loaded(minilm: tuple[nn.Module, str]) -> None:
     from safetensors.torch import load_file
 
-    stored = load_file(Path(locate(f"pkg://{MINILM}")) / "model.safetensors")
+    stored = load_file(Path(package_folder(f"pkg://{MINILM}")) / "model.safetensors")
     own = {name.removeprefix("model."): tensor for name, tensor in minilm[0].state_dict().items()}
     compared = 0
     for name, tensor in own.items():
@@ -172,7 +171,7 @@ def test_the_hash_of_the_loaded_weights_is_stable(minilm: tuple[nn.Module, str])
 def test_loaded_weights_compute_what_the_published_encoder_computes(minilm: tuple[nn.Module, str]) -> None:
     from transformers import AutoModel
 
-    published = AutoModel.from_pretrained(locate(f"pkg://{MINILM}")).eval()
+    published = AutoModel.from_pretrained(package_folder(f"pkg://{MINILM}")).eval()
     x, mask = tokens(384)
     x = torch.where(mask[..., None] > 0, x * 0.05, torch.zeros_like(x))
     positions = (mask.sum(1, keepdim=True) - 1 - torch.arange(mask.shape[1])).clamp(min=0).long()
@@ -193,7 +192,9 @@ def save_bert(folder: Path, **shape: int) -> str:
 def test_another_shape_or_a_missing_layer_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
     backbone = small("bert")
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    with pytest.raises(ValueError, match=r"has another shape \(\(32,\) there, \(24,\) here\)"):
+    with pytest.raises(
+        ValueError, match=r"has the shape \(32,\), the backbone's has \(24,\): use the settings of the check"
+    ):
         load_pretrained(backbone, save_bert(tmp_path / "wide", intermediate_size=32))
     with pytest.raises(ValueError, match=r"lacks 16 encoder tensors, the first is 'encoder\.layer\.1"):
         load_pretrained(backbone, save_bert(tmp_path / "short", num_hidden_layers=1))
@@ -217,6 +218,6 @@ def test_impossible_choices_are_refused_with_their_values() -> None:
     with pytest.raises(ValueError, match="preset 'huge' is unknown: choose one of tiny, minilm, base, large"):
         resolve_preset("huge")
     with pytest.raises(ValueError, match="package 'no_such_package' is not installed"):
-        locate("pkg://no_such_package")
+        package_folder("pkg://no_such_package")
     with pytest.raises(ValueError, match=r"no folder with config\.json and weights"):
-        locate("pkg://json")
+        package_folder("pkg://json")

@@ -1,4 +1,4 @@
-"""The text encoder: the published pooling, one vector per text whatever the batch, and clear errors."""
+"""Text encoder: the published pooling, the same vector of a text in every batch, errors with the remedy."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from clv.models.backbones import encoders
-from clv.models.backbones.text_encoder import DEFAULT_ENCODER, TextEncoder, batches_of_tokens, fingerprint, resolve
+from clv.models.backbones.text_encoder import (
+    DEFAULT_ENCODER,
+    TextEncoder,
+    checkpoint_folder,
+    fingerprint,
+    token_batches,
+)
 
 TEXTS = [
     "a red coffee mug",
@@ -30,7 +36,7 @@ def encoder() -> TextEncoder:
 def test_vectors_are_the_mean_of_the_real_tokens_at_unit_length(encoder: TextEncoder) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    folder = encoders.locate(DEFAULT_ENCODER)
+    folder = encoders.package_folder(DEFAULT_ENCODER)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     for text, vector in zip(TEXTS, encoder(TEXTS), strict=True):
         with torch.no_grad():
@@ -47,7 +53,7 @@ def test_a_vector_depends_on_its_text_alone(encoder: TextEncoder) -> None:
     assert together.dtype == np.float32
 
 
-def test_like_means_near(encoder: TextEncoder) -> None:
+def test_similar_texts_have_near_vectors(encoder: TextEncoder) -> None:
     mug, cup, tax = encoder(TEXTS)[:3]
     assert mug @ cup > mug @ tax + 0.3
 
@@ -58,35 +64,35 @@ def test_no_texts_give_no_vectors_and_a_long_one_is_cut(encoder: TextEncoder) ->
     np.testing.assert_allclose(long, longer, atol=2e-6)
 
 
-def test_the_encoder_is_the_wheels_and_cannot_learn(encoder: TextEncoder) -> None:
-    assert encoder.fingerprint == fingerprint(resolve(DEFAULT_ENCODER))
+def test_the_encoder_is_that_of_the_package_and_in_evaluation_mode(encoder: TextEncoder) -> None:
+    assert encoder.fingerprint == fingerprint(checkpoint_folder(DEFAULT_ENCODER))
     assert not encoder.model.training
     assert next(encoder.model.parameters()).dtype == torch.float32
 
 
-def test_batches_hold_every_row_once_within_the_limit_of_places(rng: np.random.Generator) -> None:
+def test_batches_hold_every_row_once_within_the_limit_of_tokens(rng: np.random.Generator) -> None:
     length = rng.integers(1, 60, 300)
     length[7] = 500
     order = np.argsort(length, kind="stable")
-    batches = batches_of_tokens(order, length, 128)
+    batches = token_batches(order, length, 128)
     np.testing.assert_array_equal(np.concatenate(batches), order)
-    places = [len(rows) * length[rows].max() for rows in batches]
-    assert all(count <= 128 for count, rows in zip(places, batches, strict=True) if len(rows) > 1)
+    padded = [len(rows) * length[rows].max() for rows in batches]
+    assert all(count <= 128 for count, rows in zip(padded, batches, strict=True) if len(rows) > 1)
     assert len(batches[-1]) == 1
-    assert np.mean(places[:-1]) > 100
+    assert np.mean(padded[:-1]) > 100
 
 
 def test_a_source_that_holds_no_encoder_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'pkg://no_such_package': package 'no_such_package' is not installed"):
-        resolve("pkg://no_such_package")
+        checkpoint_folder("pkg://no_such_package")
     with pytest.raises(ValueError, match=r"holds no config\.json; name the folder of a saved model"):
-        resolve(str(tmp_path))
+        checkpoint_folder(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="holds no weights"):
-        fingerprint(resolve(str(tmp_path)))
+        fingerprint(checkpoint_folder(str(tmp_path)))
 
 
-def test_the_fingerprint_follows_weights_tokenizer_and_reading(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_weights_tokenizer_and_length_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "vocab.txt").write_text("a")

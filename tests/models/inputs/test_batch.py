@@ -25,7 +25,7 @@ def baskets(batch: Batch, row: int) -> list[list[int]]:
     """Items of each place of a row."""
     width = batch.mask.shape[1]
     found: list[list[int]] = [[] for _ in range(width)]
-    for item, bag in zip(batch.item.tolist(), batch.item_bag.tolist(), strict=True):
+    for item, bag in zip(batch.item.tolist(), batch.item_token.tolist(), strict=True):
         if bag // width == row:
             found[bag % width].append(item)
     return found
@@ -113,12 +113,12 @@ def test_the_same_seed_gives_the_same_batch(shop, rows: np.ndarray) -> None:
 
 def test_dropout_touches_tokens_only(shop, rows: np.ndarray) -> None:
     whole, thinned = tensors(shop.samples.batch(rows)), tensors(shop.samples.batch(rows, drop=0.5, seed=3))
-    for name in set(whole) - {"scalars", "codes", "mask", "item", "item_bag"}:
+    for name in set(whole) - {"scalars", "codes", "mask", "item", "item_token"}:
         assert torch.equal(whole[name], thinned[name]), name
 
 
 def test_batches_in_order_of_length_hold_every_row_once(shop) -> None:
-    batches = list(shop.samples.in_order_of_length(32))
+    batches = list(shop.samples.batches_by_length(32))
     assert sorted(np.concatenate(batches)) == list(range(len(shop.samples)))
     lengths = shop.samples.lengths[np.concatenate(batches)]
     assert (np.diff(lengths) >= 0).all()

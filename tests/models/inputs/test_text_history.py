@@ -1,4 +1,4 @@
-"""Pasts as text: word for word what a tokenizer makes of plain sentences, nothing of the future, cut where told."""
+"""Text histories against a tokenizer on plain sentences; no future events; texts are cut at the limit."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from clv.data.cutoff import Cut, cut
 from clv.data.events import TYPES
 from clv.models.backbones import text_backbone
 from clv.models.inputs import text_history
-from clv.models.inputs.text_history import AMOUNTS, ITEM_PIECES, SAID_PIECES, TextSpace, amount_code
+from clv.models.inputs.text_history import AMOUNTS, ITEM_PIECES, MESSAGE_PIECES, TextSpace, amount_code
 from clv.models.inputs.tokens import TextArrays
 
 LIMIT = 60
@@ -22,7 +22,7 @@ LIMIT = 60
 
 @pytest.fixture(scope="module")
 def texts(shop) -> pa.Array:
-    """Of every third item nothing is known."""
+    """Texts of the items; every third item has none."""
     names = shop.items.category_names
     found = [f"{names[c - 1]} no {i % 7}" if i % 3 else None for i, c in enumerate(shop.items.category)]
     return pa.array(found, pa.string())
@@ -30,20 +30,20 @@ def texts(shop) -> pa.Array:
 
 @pytest.fixture(scope="module")
 def space(shop, texts: pa.Array, text_checkpoint: str) -> TextSpace:
-    return TextSpace.fit(shop.past, shop.items.keys, texts, text_backbone.shape_of(text_checkpoint, LIMIT))
+    return TextSpace.fit(shop.past, shop.items.keys, texts, text_backbone.backbone_config(text_checkpoint, LIMIT))
 
 
 def rows_of(arrays: TextArrays) -> list[list[int]]:
     """Each row of a batch of all rows, without padding."""
     index = np.arange(len(arrays.piece_offsets) - 1)
     place = np.repeat(np.arange(len(arrays.offsets) - 1), np.diff(arrays.offsets))
-    padded = arrays.padded(index, place, len(arrays.offsets) - 1)
+    padded = arrays.pad(index, place, len(arrays.offsets) - 1)
     return [codes[mask > 0].tolist() for codes, mask in zip(padded["codes"][..., 0], padded["mask"], strict=True)]
 
 
 def in_words(past: Cut, row: int, names: dict[int, list[str]]) -> str:
     """The past of a row as a sentence for each event, newest first; names (pieces) until they fill half of it."""
-    h, sentences, told = past.histories, [], 0
+    h, sentences, num_pieces = past.histories, [], 0
     for token in reversed(past.index[past.offsets[row] : past.offsets[row + 1]].tolist()):
         days = int((past.origin[row] - h.time[token]) // DAY_US)
         if days < 2:
@@ -56,11 +56,11 @@ def in_words(past: Cut, row: int, names: dict[int, list[str]]) -> str:
         lines = f"{h.lines[token]} items" if h.lines[token] > 1 else ""
         items = h.items[h.item_offsets[token] : h.item_offsets[token + 1]].tolist()
         shown = [names[item] for item in items if item in names][:3]
-        told += sum(1 + len(pieces) for pieces in shown)
-        shown = shown if told <= (LIMIT - 2) // 2 else []
+        num_pieces += sum(1 + len(pieces) for pieces in shown)
+        shown = shown if num_pieces <= (LIMIT - 2) // 2 else []
         words = [f", {' '.join(pieces).replace(' ##', '')}" for pieces in shown]
-        wrote = (h.said[token].as_py() if h.said is not None else None) or ""
-        sentences.append(" ".join([when, what, rounded(float(h.amount[token])), lines, *words, wrote, "."]))
+        message = (h.said[token].as_py() if h.said is not None else None) or ""
+        sentences.append(" ".join([when, what, rounded(float(h.amount[token])), lines, *words, message, "."]))
     return " ".join(sentences)
 
 
@@ -75,10 +75,10 @@ def rounded(amount: float) -> str:
     return ("minus " if amount < 0 else "") + f"{number:.3f}".rstrip("0").rstrip(".")
 
 
-def test_a_past_reads_as_a_tokenizer_reads_the_sentences(
+def test_a_text_history_equals_the_tokenised_sentences(
     shop, texts: pa.Array, space: TextSpace, text_checkpoint: str
 ) -> None:
-    tokenizer = text_backbone.tokenizer_of(text_checkpoint)
+    tokenizer = text_backbone.load_tokenizer(text_checkpoint)
     known = zip(shop.items.keys.tolist(), texts.to_pylist(), strict=True)
     # Of an item's text the first pieces: in this vocabulary letters, so that their beginning is a text again.
     names = {key: tokenizer.tokenize(text)[:ITEM_PIECES] for key, text in known if text is not None}
@@ -96,23 +96,23 @@ def test_a_past_reads_as_a_tokenizer_reads_the_sentences(
     assert {"view", "return", "purchase", "items", ",", "months"} <= set(words)
 
 
-def test_the_phrases_stand_where_their_numbers_say(space: TextSpace) -> None:
+def test_each_kind_of_phrase_begins_at_its_row_of_the_table(space: TextSpace) -> None:
     phrases = text_history._phrases()
     assert phrases[text_history.AGE] == "today"
     assert phrases[text_history.AGE + 400] == "13 months ago"
-    assert phrases[text_history.KIND + TYPES["view"]] == "view"
-    assert phrases[text_history.LINES + 7] == "7 items"
+    assert phrases[text_history.TYPE + TYPES["view"]] == "view"
+    assert phrases[text_history.COUNT + 7] == "7 items"
     assert phrases[text_history.END] == "."
     assert len(phrases) == text_history.ITEM
     assert len(space.starts) > text_history.ITEM
 
 
 def test_amounts_keep_two_significant_digits(rng: np.random.Generator) -> None:
-    phrases = text_history._phrases()[text_history.AMOUNT : text_history.LINES]
+    phrases = text_history._phrases()[text_history.AMOUNT : text_history.COUNT]
     amounts = np.exp(rng.uniform(np.log(0.01), np.log(9.9e8), 2000))
-    said = np.array([float(phrases[code]) for code in amount_code(amounts)])
-    assert (np.abs(said / amounts - 1) <= 0.05 + 1e-12).all()
-    assert (np.diff(said[np.argsort(amounts)]) >= 0).all()
+    rounded_amounts = np.array([float(phrases[code]) for code in amount_code(amounts)])
+    assert (np.abs(rounded_amounts / amounts - 1) <= 0.05 + 1e-12).all()
+    assert (np.diff(rounded_amounts[np.argsort(amounts)]) >= 0).all()
     exact = {
         0.0: "0",
         0.004: "0",
@@ -128,7 +128,7 @@ def test_amounts_keep_two_significant_digits(rng: np.random.Generator) -> None:
     assert len(phrases) == 2 * AMOUNTS
 
 
-def test_nothing_at_or_after_the_origin_is_told(shop, texts: pa.Array, text_checkpoint: str) -> None:
+def test_events_at_or_after_the_origin_change_no_text(shop, texts: pa.Array, text_checkpoint: str) -> None:
     h, rng = shop.histories, np.random.default_rng(1)
     origin = int(shop.past.origin.min())
     future = (h.time >= origin) | (h.known_at >= origin)
@@ -146,7 +146,7 @@ def test_nothing_at_or_after_the_origin_is_told(shop, texts: pa.Array, text_chec
     made = []
     for source in (h, scrambled):
         past = cut(source, origin, (30, 90), shop.clock)
-        fitted = TextSpace.fit(past, keys, texts, text_backbone.shape_of(text_checkpoint, LIMIT))
+        fitted = TextSpace.fit(past, keys, texts, text_backbone.backbone_config(text_checkpoint, LIMIT))
         made.append((fitted, fitted.tokens(past, LIMIT)))
     (space, arrays), (other_space, other) = made
     for name in ("starts", "pieces", "item_keys", "item_phrase"):
@@ -162,7 +162,7 @@ def test_event_dropout_leaves_whole_events_and_always_the_newest(shop, space: Te
     assert thinned.mask.sum() < 0.8 * whole.mask.sum()
     t = samples.tokens
     assert isinstance(t, TextArrays)
-    opening, closing, padding = t.marks
+    opening, closing, padding = t.special_pieces
     for place, row in enumerate(rows):
         events = [
             t.pieces[t.piece_offsets[e] : t.piece_offsets[e + 1]].tolist() for e in range(*t.offsets[row : row + 2])
@@ -183,7 +183,7 @@ def test_event_dropout_leaves_whole_events_and_always_the_newest(shop, space: Te
 
 def test_batches_are_ordered_by_the_length_of_the_text(shop, space: TextSpace) -> None:
     samples = replace(shop.samples, tokens=space.tokens(shop.past, LIMIT))
-    widths = [samples.batch(rows).mask.sum(1).numpy() for rows in samples.in_order_of_length(16)]
+    widths = [samples.batch(rows).mask.sum(1).numpy() for rows in samples.batches_by_length(16)]
     assert (np.diff(np.concatenate(widths)) >= 0).all()
 
 
@@ -192,27 +192,27 @@ def test_the_space_survives_as_json_and_arrays(shop, texts: pa.Array, space: Tex
     plain, arrays = whole.to_arrays()
     back = type(whole).from_arrays(json.loads(json.dumps(plain)), arrays)
     assert back.text is not None
-    assert (back.text.marks, back.text.checkpoint) == (space.marks, space.checkpoint)
+    assert (back.text.special_pieces, back.text.checkpoint) == (space.special_pieces, space.checkpoint)
     ours, theirs = whole.tokens(shop.past, LIMIT), back.tokens(shop.past, LIMIT)
     np.testing.assert_array_equal(ours.pieces, theirs.pieces)
     np.testing.assert_array_equal(ours.piece_offsets, theirs.piece_offsets)
     assert type(shop.space).from_arrays(*shop.space.to_arrays()).text is None
 
 
-def test_what_customers_wrote_is_read_word_for_word_also_what_was_never_seen(
+def test_messages_are_part_of_the_text_word_for_word_even_if_no_fit_has_seen_them(
     shop, space: TextSpace, text_checkpoint: str
 ) -> None:
     h = shop.histories
     letters = np.array(["late again", "thank you!", "where is my order 4711?"])
     said = pa.array(letters[np.arange(len(h.time)) % 3], mask=np.arange(len(h.time)) % 5 > 0)
     past = replace(shop.past, histories=replace(h, said=said))
-    tokenizer = text_backbone.tokenizer_of(text_checkpoint)
+    tokenizer = text_backbone.load_tokenizer(text_checkpoint)
     silent = replace(space, item_keys=space.item_keys[:0], item_phrase=space.item_phrase[:0])
-    # Some checkpoints' tokenizers bring a truncation and a padding of their own.
-    bringing = Tokenizer.from_str(space.tokenizer)
-    bringing.enable_truncation(3)
-    bringing.enable_padding(length=20)
-    silent = replace(silent, tokenizer=bringing.to_str())
+    # The tokenizers of some checkpoints truncate and pad by themselves.
+    truncating = Tokenizer.from_str(space.tokenizer)
+    truncating.enable_truncation(3)
+    truncating.enable_padding(length=20)
+    silent = replace(silent, tokenizer=truncating.to_str())
     found = rows_of(TextSpace.from_arrays(*silent.to_arrays()).tokens(past, LIMIT))
     wanted = [
         tokenizer(in_words(past, row, {}), truncation=True, max_length=LIMIT)["input_ids"] for row in range(len(past))
@@ -221,30 +221,32 @@ def test_what_customers_wrote_is_read_word_for_word_also_what_was_never_seen(
     assert found != rows_of(silent.tokens(shop.past, LIMIT))
 
 
-def test_a_long_message_is_cut_and_an_empty_log_of_them_is_none(shop, space: TextSpace) -> None:
+def test_a_long_message_is_cut_and_a_column_without_messages_changes_nothing(shop, space: TextSpace) -> None:
     said = pa.array(["x y " * 20_000] * len(shop.histories.time))
     long = replace(shop.past, histories=replace(shop.histories, said=said))
     arrays = space.tokens(long, 96)
     plain = space.tokens(shop.past, 96)
     newest = arrays.offsets[1:] - 1, plain.offsets[1:] - 1
     more = np.diff(arrays.piece_offsets)[newest[0]] - np.diff(plain.piece_offsets)[newest[1]]
-    assert (more == SAID_PIECES).all()
+    assert (more == MESSAGE_PIECES).all()
     none = pa.nulls(len(said), pa.string())
     quiet = space.tokens(replace(shop.past, histories=replace(shop.histories, said=none)), 96)
     np.testing.assert_array_equal(quiet.pieces, plain.pieces)
 
 
-def test_a_shop_without_item_texts_still_tells_when_and_what(shop, text_checkpoint: str) -> None:
-    space = TextSpace.fit(shop.past, shop.items.keys, None, text_backbone.shape_of(text_checkpoint, LIMIT))
-    tokenizer = text_backbone.tokenizer_of(text_checkpoint)
+def test_without_item_texts_the_text_holds_times_and_types(shop, text_checkpoint: str) -> None:
+    space = TextSpace.fit(shop.past, shop.items.keys, None, text_backbone.backbone_config(text_checkpoint, LIMIT))
+    tokenizer = text_backbone.load_tokenizer(text_checkpoint)
     wanted = tokenizer(in_words(shop.past, 3, {}), truncation=True, max_length=LIMIT)["input_ids"]
     assert rows_of(space.tokens(shop.past, LIMIT))[3] == wanted
     assert len(space.starts) == text_history.ITEM + 1
 
 
 def test_a_backbone_of_another_shape_or_without_a_source_is_refused(shop, text_checkpoint: str) -> None:
-    shape = text_backbone.shape_of(text_checkpoint, LIMIT)
-    with pytest.raises(ValueError, match=r"model.backbone.width 32 is not that of the text encoder .*, 16"):
+    shape = text_backbone.backbone_config(text_checkpoint, LIMIT)
+    with pytest.raises(
+        ValueError, match=r"model\.backbone\.width is 32, that of the text encoder .* is 16; leave it out"
+    ):
         TextSpace.fit(shop.past, shop.items.keys, None, replace(shape, width=32))
-    with pytest.raises(ValueError, match="encoder text reads a pretrained encoder: name one"):
+    with pytest.raises(ValueError, match="encoder text needs a pretrained encoder: name one"):
         TextSpace.fit(shop.past, shop.items.keys, None, replace(shape, pretrained=None))

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clv.models.backbones.encoders import BackboneConfig
+from clv.models.config import BackboneConfig
 from clv.models.inputs.batch import Samples
 from clv.models.pretraining import pretrainer
 from clv.models.pretraining.pretrainer import EventSamples, NextEvents, Objectives, Pretrainer
 
 TINY = BackboneConfig(width=16, num_layers=1, num_heads=2, intermediate=32, max_tokens=12, dropout=0.0)
-EVERYTHING = Objectives.only("masked", "next_event", "coles", "autoencoder")
+EVERYTHING = Objectives.from_names("masked", "next_event", "coles", "autoencoder")
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def samples(shop) -> EventSamples:
     num = len(shop.samples)
     rng = np.random.default_rng(0)
     following = NextEvents(*(rng.integers(0, 3, num) for _ in range(3)), known=rng.random(num) < 0.7)
-    return EventSamples.of(shop.samples.tokens, following, EVERYTHING)
+    return EventSamples.from_tokens(shop.samples.tokens, following, EVERYTHING)
 
 
 @pytest.fixture
@@ -31,15 +31,15 @@ def model(shop) -> Pretrainer:
 
 def test_an_unknown_objective_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="'guess' is unknown: choose among masked, next_event, coles, autoencoder"):
-        Objectives.only("masked", "guess")
+        Objectives.from_names("masked", "guess")
     with pytest.raises(ValueError, match="no objective is given"):
-        Objectives.only()
+        Objectives.from_names()
 
 
 def test_hidden_places_are_tokens_one_at_least_and_about_the_share_asked_for() -> None:
     lengths = torch.tensor([1, 2, 40, 40])
     mask = (torch.arange(40) < lengths.unsqueeze(1)).float().repeat(200, 1)
-    hidden = pretrainer.hidden_places(mask, 0.2, np.random.default_rng(1))
+    hidden = pretrainer.masked_tokens(mask, 0.2, np.random.default_rng(1))
     assert (hidden <= mask).all()
     assert (hidden.sum(1) >= 1).all()
     long = hidden[mask.sum(1) == 40]
@@ -66,13 +66,13 @@ def test_what_is_hidden_does_not_reach_the_prediction_of_it(samples, model) -> N
 
     def decoded(given) -> torch.Tensor:
         x = model.embedding(given)
-        hidden = given.hidden.unsqueeze(-1)
+        hidden = given.masked.unsqueeze(-1)
         states = model.backbone(x * (1 - hidden) + model.mask_vector * hidden, given.mask)
         return model.masked_decoder(states)[0]
 
-    noise = torch.randn_like(batch.scalars) * batch.hidden.unsqueeze(-1)
+    noise = torch.randn_like(batch.scalars) * batch.masked.unsqueeze(-1)
     assert torch.equal(decoded(batch), decoded(replace(batch, scalars=batch.scalars + noise)))
-    seen = torch.randn_like(batch.scalars) * (1 - batch.hidden).unsqueeze(-1)
+    seen = torch.randn_like(batch.scalars) * (1 - batch.masked).unsqueeze(-1)
     assert not torch.allclose(decoded(batch), decoded(replace(batch, scalars=batch.scalars + seen)))
 
 
@@ -108,7 +108,7 @@ def test_the_loss_is_a_sum_over_rows_however_they_are_split(samples, model) -> N
 @pytest.mark.parametrize("objective", ["masked", "next_event", "coles", "autoencoder"])
 def test_every_objective_can_be_learned_alone(shop, samples, objective: str) -> None:
     torch.manual_seed(0)
-    wanted = Objectives.only(objective)
+    wanted = Objectives.from_names(objective)
     model = Pretrainer(TINY, pretrainer.joint_space([shop.space]), wanted)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     batch = replace(samples, objectives=wanted).batch(np.arange(48), seed=5)
@@ -136,4 +136,4 @@ def test_a_joint_vocabulary_holds_every_shops_keys_and_each_shop_keeps_its_scale
     at = np.searchsorted(joint.item_keys, shop.space.item_keys[:5]) + 1
     names = [joint.category_names[c - 1] for c in joint.item_category[at]]
     assert names == [shop.space.category_names[c - 1] for c in shop.space.item_category[1:6]]
-    assert pretrainer.scaled_as(joint, other).amount_center == 9.0
+    assert pretrainer.with_amount_scale(joint, other).amount_center == 9.0

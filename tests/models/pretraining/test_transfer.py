@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from clv.models.backbones.encoders import BackboneConfig
-from clv.models.model import CustomerModel, ModelConfig
+from clv.models.config import BackboneConfig, ModelConfig
+from clv.models.model import CustomerModel
 from clv.models.pretraining import pretrainer, transfer
 from clv.models.pretraining.pretrainer import Objectives, Pretrainer
-from clv.models.pretraining.transfer import Loaded, Seen
+from clv.models.pretraining.transfer import SeenDataset, WarmStart
 
 TINY = BackboneConfig(width=16, num_layers=2, num_heads=2, intermediate=32, max_tokens=12)
 
@@ -25,7 +25,9 @@ def teacher(shop) -> Pretrainer:
 @pytest.fixture
 def folder(shop, teacher: Pretrainer, tmp_path: Path) -> str:
     out = tmp_path / "encoder"
-    transfer.save(out, TINY, pretrainer.joint_space([shop.space]), teacher.state_dict(), [Seen("simulated", 1000)], {})
+    transfer.save(
+        out, TINY, pretrainer.joint_space([shop.space]), teacher.state_dict(), [SeenDataset("simulated", 1000)], {}
+    )
     return str(out)
 
 
@@ -36,7 +38,7 @@ def student(shop, **changes: object) -> CustomerModel:
 def test_a_model_of_the_same_shop_takes_every_tensor_but_the_text_projection(shop, teacher, folder: str) -> None:
     model = student(shop)
     taken = transfer.warm_start(model, shop.space, TINY, folder)
-    assert isinstance(taken, Loaded)
+    assert isinstance(taken, WarmStart)
     own, theirs = model.state_dict(), teacher.state_dict()
     names = [name for name in own if name.startswith(("backbone.", "embedding."))]
     assert len(names) > 30
@@ -46,7 +48,7 @@ def test_a_model_of_the_same_shop_takes_every_tensor_but_the_text_projection(sho
         elif name != "embedding.items.weight":  # by key, see below
             assert torch.equal(own[name], theirs[name]), name
     assert taken.matched["items"] == (shop.space.num_learned_items - 1,) * 2
-    assert f"{shop.space.num_learned_items - 1:,} items" in taken.line()
+    assert f"{shop.space.num_learned_items - 1:,} items" in taken.summary()
 
 
 def test_rows_go_where_the_keys_agree_and_nowhere_else(shop, teacher, folder: str) -> None:
@@ -56,7 +58,7 @@ def test_rows_go_where_the_keys_agree_and_nowhere_else(shop, teacher, folder: st
     model = CustomerModel(ModelConfig(backbone=TINY, hidden=16), moved, 2)
     before = model.embedding.items.weight.detach().clone()
     taken = transfer.warm_start(model, moved, TINY, folder)
-    assert isinstance(taken, Loaded)
+    assert isinstance(taken, WarmStart)
     theirs = {key: teacher.embedding.items.weight[r] for key, r in zip(keys, shop.space.item_rank, strict=True) if r}
     for key, row in zip(moved.item_keys, moved.item_rank, strict=True):
         if row:
@@ -90,12 +92,12 @@ def test_a_damaged_folder_is_refused(shop, folder: str) -> None:
     path.write_bytes(data)
     with pytest.raises(ValueError, match="differs from its sha256; the folder is damaged"):
         transfer.warm_start(student(shop), shop.space, TINY, folder)
-    (Path(folder) / transfer.SHAPE).write_text("{")
+    (Path(folder) / transfer.CONFIG).write_text("{")
     with pytest.raises(ValueError, match="is damaged; pretrain again"):
-        transfer.facts_of(folder)
-    (Path(folder) / transfer.SHAPE).write_text(json.dumps({"format": 2}))
+        transfer.read_config(folder)
+    (Path(folder) / transfer.CONFIG).write_text(json.dumps({"format": 2}))
     with pytest.raises(ValueError, match="has format 2, this version of clv reads 1"):
-        transfer.facts_of(folder)
+        transfer.read_config(folder)
 
 
 def test_an_encoder_that_has_seen_the_judged_past_is_refused_for_that_dataset_only(folder: str) -> None:
