@@ -66,9 +66,7 @@ class Assembler:
         no_error = np.zeros(len(self.horizons))
         return self._assemble(past, *self.btyd.actual_factor(past.origin_day), no_error).samples
 
-    def _assemble(
-        self, past: Cut, orders_factor: Floats, value_factor: Floats, factor_error: Floats
-    ) -> AssembledRows:
+    def _assemble(self, past: Cut, orders_factor: Floats, value_factor: Floats, factor_error: Floats) -> AssembledRows:
         table = features.frame(past, self.horizons)
         plain = self.btyd.curves(table)
         base = apply_factor(plain, orders_factor, value_factor)

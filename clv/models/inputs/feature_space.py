@@ -121,8 +121,8 @@ class FeatureSpace:
             if pd.api.types.is_numeric_dtype(table[name]):
                 numeric = (*numeric, name)
             else:
-                counts = table[name].value_counts()
-                categorical[name] = tuple(sorted(counts.index[counts >= min_count].astype(str)))
+                values_seen = table[name].value_counts()
+                categorical[name] = tuple(sorted(values_seen.index[values_seen >= min_count].astype(str)))
         values = _sign_log(table[list(numeric)].to_numpy(np.float64))
         center, scale = _column_statistic(values, np.mean), _column_statistic(values, np.std)
         low, high = (_column_statistic(values, partial(np.quantile, q=q)) for q in (0.001, 0.999))

@@ -183,7 +183,8 @@ class TextSpace:
     def from_arrays(cls, plain: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
         """Builds the space from what `to_arrays` returned."""
         first, last, padding = plain["special_pieces"]
-        return cls(**{**plain, "special_pieces": (first, last, padding)}, **arrays)
+        settings = {**plain, "special_pieces": (first, last, padding)}
+        return cls(**settings, **dict[str, Any](arrays))
 
 
 def amount_code(amounts: NDArray[np.float64]) -> Ints:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from clv.data.histories import ranges
 from clv.models.backbones import encoders
-from clv.models.backbones.encoders import BackboneConfig
+from clv.models.config import BackboneConfig
 from clv.models.embedding import TokenEmbedding
 from clv.models.inputs.batch import Batch, Samples, Targets
 from clv.models.inputs.feature_space import NUM_TIME_BINS, FeatureSpace
