@@ -1,10 +1,12 @@
-"""Item texts to vectors on a cluster: a pool of actors, each with the encoder loaded once, over the distinct texts.
+"""Text embeddings of items on a cluster: a pool of actors with one text encoder each, over the distinct texts.
 
-Reads `items/items.parquet` of a histories folder and writes `items/vectors.parquet` beside it:
-    text_key int64                    content hash of the text (`clv.data.events.stable_hash`), unique, in no set order
-    vector   fixed_size_list<float32, D>   of unit length
-    metadata of the schema: `encoder` (its source) and `encoder_sha256` (weights, tokenizer and way of reading)
-The file is its own cache: a text already in it is not encoded again unless the encoder's hash differs. Items without
+`embed` reads `items/items.parquet` of a histories folder and writes `items/vectors.parquet` beside it:
+
+    text_key int64                        content hash of the text (`clv.data.events.stable_hash`), unique, unordered
+    vector   fixed_size_list<float32, D>  of unit length
+    metadata of the schema                `encoder` (its source), `encoder_sha256` (weights, tokenizer and pooling)
+
+The file is its own cache: a text that it holds is not encoded again unless the encoder's hash differs. Items without
 text have text_key 0 and no vector.
 """
 
@@ -29,9 +31,9 @@ from clv.models.backbones import text_encoder as texts
 LOG = logging.getLogger(__name__)
 
 TEXTS = pa.schema([pa.field("text_key", pa.int64()), pa.field("text", pa.string())])
-CHUNK_TEXTS = 512  # texts of one call of an actor: some seconds of work on one core
+CHUNK_TEXTS = 512  # texts in one call of an actor: some seconds of work on one core
 READ_ROWS = 65_536
-SAY_EVERY_S = 10.0
+LOG_EVERY_S = 10.0
 
 Keys = NDArray[np.int64]
 Runner = Callable[[Iterable[pa.Table], str, str], Iterator[pa.Table]]
@@ -39,7 +41,7 @@ Runner = Callable[[Iterable[pa.Table], str, str], Iterator[pa.Table]]
 
 @dataclass(frozen=True)
 class TextCounts:
-    """Of the items read: distinct texts = cached + encoded + skipped (on fewer lines than `min_count`)."""
+    """Row accounting: distinct texts = cached + encoded + skipped (in fewer order lines than `min_count`)."""
 
     items: int
     without_text: int
@@ -47,29 +49,36 @@ class TextCounts:
     cached: int
     encoded: int
     skipped: int
-    dropped: int  # vectors of the old file whose text no item has any more
+    dropped: int  # vectors in the old file of texts that no item has any longer
     seconds: float
 
     def lines(self) -> list[str]:
+        """Lines for the log."""
         return [
             f"items: {self.items:,} read, {self.without_text:,} without text, {self.texts:,} distinct texts",
             f"texts: {self.texts:,} read = {self.cached:,} cached + {self.encoded:,} encoded + {self.skipped:,} skipped"
-            + (f"; {self.dropped:,} vectors of texts that are gone were dropped" if self.dropped else ""),
+            + (f"; {self.dropped:,} vectors of texts without an item were dropped" if self.dropped else ""),
         ]
 
 
 class TextEncoderActor:
-    """Ray Data's callable class: blocks of TEXTS in, blocks of (text_key, vector) out."""
+    """Callable class for Ray Data: a block of TEXTS -> a block of (text_key, vector).
+
+    Raises ValueError where the encoder on this node differs from that of the driver.
+    """
 
     def __init__(self, source: str, sha256: str, threads: int = 1, device: str = "cpu") -> None:
         import torch
 
-        # The pool is the parallelism: tokenizer threads would only contend with it.
+        # The pool already uses all cores: tokenizer threads would only compete with it.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         torch.set_num_threads(threads)
         self.encoder = texts.TextEncoder(source, device=device)
         if self.encoder.fingerprint != sha256:
-            raise ValueError(f"encoder {source!r} is another one on node {os.uname().nodename}; install one everywhere")
+            node = os.uname().nodename
+            raise ValueError(
+                f"encoder {source!r} on node {node} differs from the driver's; install the same everywhere"
+            )
 
     def __call__(self, block: pa.Table) -> pa.Table:
         vectors = self.encoder(block["text"].to_pylist())
@@ -80,7 +89,7 @@ class TextEncoderActor:
 
 
 def encode_here(chunks: Iterable[pa.Table], source: str, sha256: str) -> Iterator[pa.Table]:
-    """One encoder in this process."""
+    """Blocks of (text_key, vector) by one encoder in this process."""
     actor: TextEncoderActor | None = None
     for chunk in chunks:
         actor = actor or TextEncoderActor(source, sha256)
@@ -90,15 +99,15 @@ def encode_here(chunks: Iterable[pa.Table], source: str, sha256: str) -> Iterato
 def encode_on_ray(
     chunks: Iterable[pa.Table], source: str, sha256: str, *, workers: int, threads: int = 1, gpus: float = 0
 ) -> Iterator[pa.Table]:
-    """`workers` actors of `threads` CPUs (and `gpus` GPUs) each; blocks come back in the order of the chunks."""
+    """Blocks of (text_key, vector), in the order of the chunks, by `workers` actors of `threads` CPUs and `gpus` GPUs."""
     import ray
 
-    # Texts wait in the object store, which spills to disk, not in the driver.
+    # The texts are in the object store, which spills to disk, and not in the driver's memory.
     blocks = [ray.put(chunk) for chunk in chunks]
     if not blocks:
         return
     device = "cuda" if gpus else "cpu"
-    found = ray.data.from_arrow_refs(blocks).map_batches(
+    encoded = ray.data.from_arrow_refs(blocks).map_batches(
         TextEncoderActor,
         fn_constructor_args=(source, sha256, threads, device),
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
@@ -107,9 +116,9 @@ def encode_on_ray(
         num_cpus=threads,
         num_gpus=gpus,
     )
-    # Equal runs then write equal files.
-    found.context.execution_options.preserve_order = True
-    yield from found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    # Equal runs must write equal files.
+    encoded.context.execution_options.preserve_order = True
+    yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
 def embed(
@@ -119,10 +128,11 @@ def embed(
     run: Runner,
     min_count: int = 0,
 ) -> TextCounts:
-    """Brings `items/vectors.parquet` up to date; returns the row accounting.
+    """Updates `items/vectors.parquet` of the folder `histories`; returns the row accounting.
 
-    min_count: texts whose items stand on fewer lines of the histories are skipped; 0 takes the whole item table.
-    Raises ValueError for a folder that is no histories folder, a damaged vectors file or an encoder that is not there.
+    run: encodes chunks of TEXTS, `encode_here` or `encode_on_ray`. min_count: texts whose items are in fewer order
+    lines of the histories are skipped; 0 encodes the whole item table. Raises ValueError for a folder without items, a
+    damaged vectors file and an encoder that cannot be loaded.
     """
     begun = time.monotonic()
     items, vectors = check_target(histories)
@@ -141,7 +151,7 @@ def embed(
         blocks = run(_chunks(items, missing), encoder, sha256) if len(missing) else iter(())
         encoded = _write(vectors, kept, blocks, {"encoder": encoder, "encoder_sha256": sha256}, len(missing))
         if encoded != len(missing):
-            raise RuntimeError(f"{len(missing)} texts went to the encoder, {encoded} vectors came back")
+            raise RuntimeError(f"the encoder received {len(missing)} texts and returned {encoded} vectors")
     accounting = TextCounts(
         items=counted,
         without_text=without_text,
@@ -159,7 +169,7 @@ def embed(
 
 
 def check_target(histories: Path) -> tuple[Path, Path]:
-    """(items file, vectors file) of a histories folder; ValueError if it is none."""
+    """(items file, vectors file) of a histories folder; raises ValueError where it holds no items."""
     items = histories / "items" / "items.parquet"
     if not items.is_file():
         raise ValueError(f"{histories} holds no items/items.parquet: name a folder that ray_jobs.prepare wrote")
@@ -167,7 +177,7 @@ def check_target(histories: Path) -> tuple[Path, Path]:
 
 
 def cached_keys(vectors: Path, sha256: str) -> Keys | None:
-    """Text keys of the vectors file; None where another encoder wrote it."""
+    """Text keys of the vectors file; None where another encoder wrote it. Raises ValueError for a damaged file."""
     if not vectors.exists():
         return np.zeros(0, np.int64)
     try:
@@ -180,7 +190,7 @@ def cached_keys(vectors: Path, sha256: str) -> Keys | None:
 
 
 def _distinct(items: Path) -> tuple[int, int, Keys]:
-    """(rows, rows without text, sorted distinct text keys), one batch of rows in memory at a time."""
+    """(rows, rows without text, sorted distinct text keys) of the items file, with one batch of rows in memory."""
     rows, without, keys = 0, 0, [np.zeros(0, np.int64)]
     for batch in pq.ParquetFile(items).iter_batches(READ_ROWS, columns=["text_key"]):
         found = batch["text_key"].to_numpy()
@@ -192,71 +202,75 @@ def _distinct(items: Path) -> tuple[int, int, Keys]:
 
 
 def _frequent(histories: Path, items: Path, min_count: int) -> Keys:
-    """Text keys of the items that stand on at least `min_count` lines (of any event type) of the histories."""
+    """Text keys of the items in at least `min_count` order lines (of any event type) of the histories."""
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for shard in sorted((histories / "shards").glob("*.parquet")):
         for batch in pq.ParquetFile(shard).iter_batches(READ_ROWS, columns=["items"]):
             found, times = np.unique(batch["items"].flatten().flatten().to_numpy(), return_counts=True)
             keys, inverse = np.unique(np.concatenate([keys, found]), return_inverse=True)
             counts = np.bincount(inverse, weights=np.concatenate([counts, times])).astype(np.int64)
-    often, texts_of = keys[counts >= min_count], [np.zeros(0, np.int64)]
+    frequent, text_keys = keys[counts >= min_count], [np.zeros(0, np.int64)]
     for batch in pq.ParquetFile(items).iter_batches(READ_ROWS, columns=["item_key", "text_key"]):
-        texts_of.append(batch["text_key"].to_numpy()[np.isin(batch["item_key"].to_numpy(), often)])
-    return np.unique(np.concatenate(texts_of))
+        text_keys.append(batch["text_key"].to_numpy()[np.isin(batch["item_key"].to_numpy(), frequent)])
+    return np.unique(np.concatenate(text_keys))
 
 
 def _chunks(items: Path, missing: Keys) -> Iterator[pa.Table]:
     """TEXTS of the missing keys, each once, in tables of CHUNK_TEXTS rows."""
-    todo = np.ones(len(missing), bool)
-    rest = TEXTS.empty_table()
+    pending = np.ones(len(missing), bool)
+    remainder = TEXTS.empty_table()
     for batch in pq.ParquetFile(items).iter_batches(READ_ROWS, columns=["text_key", "text"]):
         keys, first = np.unique(batch["text_key"].to_numpy(), return_index=True)
-        place = np.minimum(np.searchsorted(missing, keys), max(len(missing) - 1, 0))
-        new = (missing[place] == keys) & todo[place] if len(missing) else np.zeros(len(keys), bool)
-        todo[place[new]] = False
+        index = np.minimum(np.searchsorted(missing, keys), max(len(missing) - 1, 0))
+        new = (missing[index] == keys) & pending[index] if len(missing) else np.zeros(len(keys), bool)
+        pending[index[new]] = False
         rows = pa.Table.from_batches([batch.take(pa.array(np.sort(first[new])))]).select(TEXTS.names).cast(TEXTS)
-        rest = pa.concat_tables([rest, rows])
-        whole = len(rest) - len(rest) % CHUNK_TEXTS
-        yield from (rest.slice(start, CHUNK_TEXTS).combine_chunks() for start in range(0, whole, CHUNK_TEXTS))
-        rest = rest.slice(whole)
-    if len(rest):
-        yield rest.combine_chunks()
+        remainder = pa.concat_tables([remainder, rows])
+        whole = len(remainder) - len(remainder) % CHUNK_TEXTS
+        yield from (remainder.slice(start, CHUNK_TEXTS).combine_chunks() for start in range(0, whole, CHUNK_TEXTS))
+        remainder = remainder.slice(whole)
+    if len(remainder):
+        yield remainder.combine_chunks()
 
 
 def _write(target: Path, kept: Keys, blocks: Iterator[pa.Table], metadata: dict[str, str], total: int) -> int:
-    """Kept rows of the old file, then the new blocks, into a file beside the target that then takes its place."""
-    aside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    begun = said = time.monotonic()
+    """Writes the kept rows of the old file and then the new blocks to a staging file, which replaces the target.
+
+    Returns the number of new rows.
+    """
+    staging = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    begun = logged = time.monotonic()
     encoded, writer = 0, None
     try:
         for rows, fresh in _rows(target, kept, blocks):
             if writer is None:
                 width = rows.schema.field("vector").type.list_size
                 schema = pa.schema([("text_key", pa.int64()), ("vector", pa.list_(pa.float32(), width))])
-                # Floats of full precision: a dictionary or a codec would only add to them.
+                # Neither a dictionary nor a codec makes floats of full precision smaller.
                 writer = pq.ParquetWriter(
-                    aside, schema.with_metadata(metadata), compression="none", use_dictionary=False
+                    staging, schema.with_metadata(metadata), compression="none", use_dictionary=False
                 )
             writer.write_table(rows.cast(writer.schema))
             encoded += len(rows) if fresh else 0
-            if fresh and time.monotonic() - said > SAY_EVERY_S:
-                said = time.monotonic()
-                LOG.info(f"{encoded:,} of {total:,} texts encoded, {said - begun:.0f} s")
+            if fresh and time.monotonic() - logged > LOG_EVERY_S:
+                logged = time.monotonic()
+                LOG.info(f"{encoded:,} of {total:,} texts encoded, {logged - begun:.0f} s")
         if writer is None:
-            # Nothing has a text any more.
+            # No item has a text.
             target.unlink(missing_ok=True)
             return 0
         writer.close()
-        os.replace(aside, target)
+        os.replace(staging, target)
         return encoded
     finally:
         if writer is not None:
             writer.close()
         with suppress(OSError):
-            aside.unlink()
+            staging.unlink()
 
 
 def _rows(target: Path, kept: Keys, blocks: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, bool]]:
+    """(rows, False) of the old file, then (block, True) for every new block."""
     if len(kept):
         for batch in pq.ParquetFile(target).iter_batches(READ_ROWS // 8):
             rows: Any = pa.Table.from_batches([batch])

@@ -1,4 +1,4 @@
-"""Item vectors: each distinct text encoded once, cached by content and encoder, the same with and without Ray."""
+"""Item vectors: each distinct text is encoded once, cached by content and encoder, equal with and without Ray."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -50,7 +50,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def write_items(folder: Path, texts: dict[str, str | None]) -> None:
     """items/items.parquet of items (id: text), in two row groups."""
-    table = items.finished(
+    table = items.to_items_schema(
         pa.table(
             {
                 "item_id": pa.array(list(texts), pa.string()),
@@ -67,18 +67,18 @@ SHOP = {"a": "red mug", "b": "blue jar", "c": "red mug", "d": None, "e": "small 
 
 
 class Counting:
-    """encode_here, with the texts it was given."""
+    """`encode_here` that records its texts."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def __call__(self, chunks: Iterable[pa.Table], source: str, sha256: str) -> Iterator[pa.Table]:
-        def seen() -> Iterator[pa.Table]:
+        def recorded() -> Iterator[pa.Table]:
             for chunk in chunks:
                 self.texts += chunk["text"].to_pylist()
                 yield chunk
 
-        yield from encode_here(seen(), source, sha256)
+        yield from encode_here(recorded(), source, sha256)
 
 
 def embedded(folder: Path, encoder: str, **more: Any) -> tuple[embedding.TextCounts, list[str]]:
@@ -128,7 +128,7 @@ def test_the_file_has_the_documented_form(tmp_path: Path, encoder: str) -> None:
     assert [path.name for path in sorted((tmp_path / "items").iterdir())] == ["items.parquet", "vectors.parquet"]
 
 
-def test_a_second_run_encodes_only_new_texts_and_drops_those_that_are_gone(tmp_path: Path, encoder: str) -> None:
+def test_a_second_run_encodes_only_new_texts_and_drops_texts_without_an_item(tmp_path: Path, encoder: str) -> None:
     write_items(tmp_path, SHOP)
     embedded(tmp_path, encoder)
     before = (tmp_path / "items" / "vectors.parquet").read_bytes()
@@ -149,7 +149,7 @@ def test_a_second_run_encodes_only_new_texts_and_drops_those_that_are_gone(tmp_p
     check_vectors(tmp_path, encoder, ["red mug", "large paper", "blue jar"])
 
 
-def test_another_encoder_makes_every_vector_anew(tmp_path: Path, encoder: str) -> None:
+def test_another_encoder_encodes_every_text_again(tmp_path: Path, encoder: str) -> None:
     write_items(tmp_path, SHOP)
     embedded(tmp_path, encoder)
     other = save_encoder(tmp_path / "other", 2)
@@ -207,7 +207,7 @@ def test_many_chunks_over_many_row_groups_hold_every_text_once(
     assert len(vectors(tmp_path)) == 62
 
 
-def test_a_run_that_dies_leaves_the_old_vectors(tmp_path: Path, encoder: str) -> None:
+def test_a_run_that_fails_leaves_the_old_vectors(tmp_path: Path, encoder: str) -> None:
     write_items(tmp_path, SHOP)
     embedded(tmp_path, encoder)
     before = (tmp_path / "items" / "vectors.parquet").read_bytes()
