@@ -99,7 +99,7 @@ def encode_here(chunks: Iterable[pa.Table], source: str, sha256: str) -> Iterato
 def encode_on_ray(
     chunks: Iterable[pa.Table], source: str, sha256: str, *, workers: int, threads: int = 1, gpus: float = 0
 ) -> Iterator[pa.Table]:
-    """Blocks of (text_key, vector), in the order of the chunks, by `workers` actors of `threads` CPUs and `gpus` GPUs."""
+    """Blocks of (text_key, vector) in order, by `workers` actors of `threads` CPUs and `gpus` GPUs each."""
     import ray
 
     # The texts are in the object store, which spills to disk, and not in the driver's memory.
