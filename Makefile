@@ -2,6 +2,7 @@
 #   make demo         train, score and report on real data that comes in a pip package
 #   make test         every test but the slow ones and those that kill processes
 #   make check        format, lint, types
+#   make docs         the documentation, into site/
 PYTHON ?= python3
 PYTEST_ARGS ?=
 
@@ -18,7 +19,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # DeepSpeed would look for a GPU, Ray for a usage-statistics server.
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: install demo test test-slow test-faults check format serve clean
+.PHONY: install demo test test-slow test-faults check format docs serve clean
 
 install: $(STAMP)
 
@@ -50,11 +51,15 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Nothing is fetched: the theme brings its scripts and styles along. Its notice about other tools is left out.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Both must be set before Ray starts. HAProxy (see production.yaml) is faster still, but its own pages listen on every
 # interface, which is not for a laptop.
 serve: $(STAMP)
 	RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_SERVE_LOG_TO_STDERR=1 $(BIN)/serve run serve_configs/local.yaml
 
 clean:
-	rm -rf build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist out site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
