@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from clv.btyd.seasonal import SeasonalBTYD
 from clv.data.histories import ranges
-from clv.models.inputs.assemble import Assembled, Assembler
+from clv.models.inputs.assemble import AssembledRows, Assembler
 from clv.models.inputs.batch import Samples
 from clv.models.inputs.tokens import TokenArrays
 from clv.models.pretraining import transfer
 from clv.models.pretraining.pretrainer import Objectives
-from clv.train import pretraining
+from clv.train import loop, pretraining
 from clv.train.config import TrainConfig
 from clv.train.examples.in_memory import RandomOrigins
 from clv.train.examples.loader import Whole
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 class WithoutFactor(SeasonalBTYD):
     """Totals are what the BTYD model says, in training and after it."""
 
-    def realised_factor(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
+    def actual_factor(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
         ones = np.ones((len(origin_day), len(self.horizons)))
         return ones, ones
 
@@ -42,7 +42,7 @@ class WithoutFactor(SeasonalBTYD):
 class WithoutBTYD(Assembler):
     """Everybody starts from the population average, and the features do not hold the BTYD model's curves."""
 
-    def _assemble(self, *arguments: Any) -> Assembled:
+    def _assemble(self, *arguments: Any) -> AssembledRows:
         found = super()._assemble(*arguments)
         s, curves = found.samples, 3 * len(self.horizons)
         hazard, repeats, value = (np.ascontiguousarray(s.population_average[:, i]) for i in range(3))
@@ -112,7 +112,7 @@ def taken(samples: Samples, rows: NDArray[np.int64]) -> Samples:
     t = samples.tokens
     assert isinstance(t, TokenArrays), "events, not texts, are drawn anew"
     index = ranges(t.offsets[rows], t.offsets[rows + 1])
-    return replace(samples, tokens=t.taken(index, np.append(0, np.cumsum(t.lengths[rows]))), **changes)
+    return replace(samples, tokens=t.select(index, np.append(0, np.cumsum(t.lengths[rows]))), **changes)
 
 
 def corrected(p: Floats, odds: float) -> Floats:
@@ -125,8 +125,8 @@ def pretrained(
 ) -> TrainConfig:
     """`config` with a backbone that learned the objectives on the same past."""
     ground = pretraining.Ground(shop, setup.cutoff, setup.assembler.space)
-    planned = pretraining.Plan((ground,), setup.assembler.space, Objectives.only(*objectives))
-    done = pretraining.train(planned, replace(config, epochs=epochs))
+    planned = pretraining.PretrainingPlan((ground,), setup.assembler.space, Objectives.from_names(*objectives))
+    done = loop.finish(pretraining.train(planned, replace(config, epochs=epochs)))
     folder = Path(tempfile.mkdtemp()) / "encoder"
     transfer.save(folder, config.model.backbone, setup.assembler.space, done.weights, [], {})
     backbone = replace(config.model.backbone, pretrained=str(folder))

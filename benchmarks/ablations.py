@@ -27,7 +27,7 @@ from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster import embedding
 from clv.cluster.training import read_dataset
 from clv.evaluate import metrics
-from clv.forecast.network import forecast
+from clv.forecast.network import forecast_samples
 from clv.models.backbones.text_encoder import DEFAULT_ENCODER
 from clv.models.inputs.batch import Samples
 from clv.models.inputs.feature_space import Items
@@ -90,8 +90,8 @@ VARIANTS = {
     "encoder: MLP": Variant(config=backbone(architecture="mlp")),
     "without the sequence": Variant(config=model(use_sequence=False)),
     "without the features": Variant(config=model(use_wide=False)),
-    "head on the BTYD model alone": Variant(config=model(starts="btyd")),
-    "head on the population average alone": Variant(config=model(starts="population_average")),
+    "head on the BTYD model alone": Variant(config=model(start_curves="btyd")),
+    "head on the population average alone": Variant(config=model(start_curves="population_average")),
     "without the BTYD model (all of the model)": Variant(setup=parts.without_btyd, blend_weights=(1.0,)),
     "all of the model": Variant(blend_weights=(1.0,)),
     "without the level": Variant(setup=parts.without_factor),
@@ -106,7 +106,7 @@ VARIANTS = {
     "no event dropout": Variant(config=settings(token_dropout=0.0)),
     "half the epochs": Variant(config=settings(epochs=3)),
     "weight decay 0.2": Variant(config=optimizer(weight_decay=0.2)),
-    "an ensemble of four readers": Variant(config=model(members=4)),
+    "an ensemble of four heads": Variant(config=model(ensemble_size=4)),
     "pretrained: masked, next event, CoLES": Variant(pretrain=("masked", "next_event", "coles")),
     "pretrained: autoencoder": Variant(pretrain=("autoencoder",)),
 }
@@ -138,7 +138,7 @@ def main() -> None:
     for name in names:
         chosen = shop if name == ITEM_TEXT else replace(shop, items=Items.empty())
         variant = VARIANTS.get(name, Variant())
-        config = variant.config(TrainConfig.preset("tiny").with_engine(kind="torch"))
+        config = variant.config(TrainConfig().with_engine(kind="torch"))
         for origin in ORIGINS:
             for seed in range(options.seeds):
                 key = f"{name} | {origin} | {seed}"
@@ -164,11 +164,11 @@ def judged(shop: Dataset, origin: str, config: TrainConfig, variant: Variant) ->
         source = parts.Resampled(source, *variant.drawn)
         odds = source.odds()
     engine = make_engine(setup.model(config), loop.sum_loss(config, True), config, torch.device("cpu"))
-    weights = loop.run(engine, source, config)
+    weights = loop.finish(loop.run(engine, source, config))
     seconds = time.process_time() - begun
     rows = setup.assembler.assemble(shop.histories, cutoff, known_before=shop.data_through)
     i = shop.horizons.index(HORIZON)
-    raw = forecast(load_model(setup, config, weights), rows.samples, setup.assembler.value_scale)
+    raw = forecast_samples(load_model(setup, config, weights), rows.samples, setup.assembler.value_scale)
     base = plain.assembler.assemble(shop.histories, cutoff, known_before=shop.data_through)
     held_out = HeldOut(base, i, np.zeros(len(shop.horizons)))
     keep, (value, orders) = held_out.buyers, held_out.labels(i)

@@ -28,7 +28,7 @@ from clv.bundle import Bundle
 from clv.cluster.training import dataset_facts, read_dataset
 from clv.data.dataset import PreparedDataset
 from clv.forecast.predictor import Predictor
-from clv.train import export, fitting, trainer
+from clv.train import export, fitting, loop, trainer
 from clv.train.config import TrainConfig
 
 REPO = Path(__file__).resolve().parent.parent
@@ -51,11 +51,11 @@ def fingerprint(folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "ray_jobs.prepare", "--dataset", spec, "--out", histories, "--engine", "here"]
     subprocess.run([str(part) for part in command], check=True, cwd=REPO, stdout=subprocess.DEVNULL)
     prepared = PreparedDataset.open(histories)
-    config = replace(TrainConfig.preset("tiny").with_engine(kind="torch"), epochs=2, samples_per_epoch=4000)
+    config = replace(TrainConfig().with_engine(kind="torch"), epochs=2, samples_per_epoch=4000)
     dataset = read_dataset(histories, config=config)
     cutoff = prepared.origin(ORIGIN)
     phases = fitting.plan(dataset, cutoff, config)
-    fitted = trainer.train(dataset, phases, config)
+    fitted = loop.finish(trainer.train(dataset, phases, config))
     bundle: Bundle = export.to_bundle(dataset, phases, config, fitted, dataset_facts(prepared), list(phases.notices))
     scores = Predictor(replace(bundle, version="fingerprint")).predict(prepared.histories(), cutoff)
     found: dict[str, Any] = {part["file"]: part["sha256"] for part in prepared.manifest["shards"]}

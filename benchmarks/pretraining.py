@@ -20,7 +20,7 @@ import tyro
 
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_dataset
-from clv.forecast.network import forecast
+from clv.forecast.network import forecast_samples
 from clv.models.pretraining import transfer
 from clv.models.pretraining.pretrainer import Objectives, joint_space, with_amount_scale
 from clv.train import fitting, loop, pretraining
@@ -63,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
     shops = {name: read_dataset(histories(name, options.cache)) for name in ROWS}
-    config = replace(TrainConfig.preset("tiny").with_engine(kind="torch"), samples_per_epoch=options.samples)
+    config = replace(TrainConfig().with_engine(kind="torch"), samples_per_epoch=options.samples)
     for name in options.rows.split(","):
         for variant in options.variants.split(","):
             for seed in range(options.seeds):
@@ -102,7 +102,7 @@ def pretrain(
         for n, space in zip(seen, spaces, strict=True)
     )
     planned = PretrainingPlan(grounds, joint, Objectives.from_names(*VARIANTS[variant]))
-    done = pretraining.train(planned, replace(config, epochs=options.pretrain_epochs))
+    done = loop.finish(pretraining.train(planned, replace(config, epochs=options.pretrain_epochs)))
     folder = options.cache / f"encoder-{os.getpid()}"
     transfer.save(folder, config.model.backbone, joint, done.weights, [], {})
     return {part: [round(float(row[part]), 3) for row in done.history] for part in VARIANTS[variant]}
@@ -116,15 +116,12 @@ def scores(
     config = replace(config, samples_per_epoch=int(options.samples * options.labelled), epochs=options.epochs)
     engine = make_engine(setup.model(config), loop.sum_loss(config, True), config, torch.device("cpu"))
     found: list[float] = []
-
-    def on_epoch(end: loop.EpochEnd, average: loop.Average) -> bool:
-        model = load_model(setup, config, merged(setup, config, end.weights))
-        raw = forecast(model, rows.samples, setup.assembler.value_scale)
-        i = held_out.horizon
-        found.append(round(score(held_out, raw.value[:, i], raw.p_purchase[:, i]), 4))
-        return True
-
-    loop.run(engine, setup.source(shop, config), config, on_epoch=on_epoch)
+    for event in loop.run(engine, setup.source(shop, config), config):
+        if isinstance(event, loop.EpochDone):
+            model = load_model(setup, config, merged(setup, config, event.weights))
+            raw = forecast_samples(model, rows.samples, setup.assembler.value_scale)
+            i = held_out.horizon
+            found.append(round(score(held_out, raw.value[:, i], raw.p_purchase[:, i]), 4))
     return found
 
 

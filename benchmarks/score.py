@@ -77,15 +77,15 @@ def train(histories: Path, folder: Path) -> Path:
     from clv import bundle
     from clv.cluster import training
     from clv.data.dataset import PreparedDataset
-    from clv.train import export, fitting, trainer
+    from clv.train import export, fitting, loop, trainer
     from clv.train.config import TrainConfig
 
-    config = TrainConfig.preset("tiny").with_engine(kind="torch")
+    config = TrainConfig().with_engine(kind="torch")
     model = replace(config.model, backbone=replace(config.model.backbone, max_tokens=TOKENS))
     config = replace(config, model=model, epochs=1, samples_per_epoch=64, batch_size=64, num_origins=3)
     read, prepared = training.read_dataset(histories), PreparedDataset.open(histories)
     phases = fitting.plan(read, prepared.origin(CUT), config)
-    fitted = trainer.train(read, phases, config)
+    fitted = loop.finish(trainer.train(read, phases, config))
     bundle.save(export.to_bundle(read, phases, config, fitted, training.dataset_facts(prepared), []), folder)
     return folder
 

@@ -23,13 +23,14 @@ from benchmarks.output import reserve
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_dataset
 from clv.evaluate import metrics
-from clv.forecast.network import forecast
+from clv.forecast.network import forecast_samples
 from clv.train import fitting, loop
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
 from clv.train.fitting import Dataset
 from clv.train.held_out import HeldOut
 from clv.train.trainer import load_model
+from ray_jobs.options import read_preset
 
 ORIGIN, HORIZON = "2017-06-01", 30
 
@@ -48,8 +49,10 @@ class Options:
 
 
 def rows(options: Options) -> dict[str, TrainConfig]:
-    events = TrainConfig.preset("tiny").with_engine(kind="torch")
-    text = TrainConfig.for_text(max_tokens=options.tokens).with_engine(kind="torch")
+    events = TrainConfig().with_engine(kind="torch")
+    text = read_preset("text").with_engine(kind="torch")
+    backbone = replace(text.model.backbone, max_tokens=options.tokens)
+    text = replace(text, model=replace(text.model, backbone=backbone))
     few = {"samples_per_epoch": options.samples, "epochs": options.epochs, "batch_size": 32}
     alone = replace(events.model, use_sequence=False)
     return {
@@ -84,18 +87,19 @@ def judged(shop: Dataset, name: str, config: TrainConfig) -> dict[str, dict[str,
     begun, cutoff = time.process_time(), shop.clock.parse(ORIGIN)
     setup = fitting.prepare(shop, cutoff, config, HORIZON)
     engine = make_engine(setup.model(config), loop.sum_loss(config, True), config, torch.device("cpu"))
-    weights = loop.run(
-        engine,
-        setup.source(shop, config),
-        config,
-        on_epoch=lambda end, average: print(f"{name}: epoch {end.epoch}, loss {end.loss:.4f}", flush=True) or True,
-    )
+    weights = {}
+    for event in loop.run(engine, setup.source(shop, config), config):
+        match event:
+            case loop.EpochDone(row):
+                print(f"{name}: epoch {row['epoch']}, loss {row['loss']:.4f}", flush=True)
+            case loop.Finished(weights):
+                pass
     trained = time.process_time() - begun
-    held = setup.assembler.at(shop.histories, cutoff, known_before=shop.data_through)
+    held = setup.assembler.assemble(shop.histories, cutoff, known_before=shop.data_through)
     i = shop.horizons.index(HORIZON)
     held_out = HeldOut(held, i, np.zeros(len(shop.horizons)))
     begun = time.process_time()
-    raw = forecast(load_model(setup, config, weights), held.samples, setup.assembler.value_scale)
+    raw = forecast_samples(load_model(setup, config, weights), held.samples, setup.assembler.value_scale)
     scored = time.process_time() - begun
     keep, (value, orders) = held_out.buyers, held_out.labels(i)
     outcomes = value[keep], orders[keep]

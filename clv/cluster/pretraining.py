@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from clv.cluster import training, workers
-from clv.cluster.workers import Cluster
+from clv.cluster.options import Cluster
 from clv.data.dataset import PreparedDataset
 from clv.train.config import TrainConfig
 from clv.train.fitting import Dataset
+from clv.train.loop import Row
 from clv.train.pretraining import Pretrained, PretrainingPlan
 from clv.train.tracking import Tracking
-from clv.train.trainer import Row
 
 
 def read_datasets(folders: Sequence[Path], config: TrainConfig) -> list[Dataset]:
@@ -54,7 +54,7 @@ def worker(arguments: dict[str, Any]) -> None:
     if workers.failed_permanently(arguments):
         return
     config: TrainConfig = arguments["config"]
-    rank, world_size = workers.join_group(config, arguments["cluster"].use_gpu)
+    rank, world_size = workers.join_group(config, arguments["cluster"].gpu)
     planned: PretrainingPlan = ray.get(arguments["plan"])
     arguments["lines"].put(
         f"worker rank {rank} of {world_size}: {len(planned.grounds)} shops, engine {config.engine.kind}, "
@@ -63,12 +63,12 @@ def worker(arguments: dict[str, Any]) -> None:
     workers.run_worker(
         arguments,
         config,
-        lambda hooks, device, start: pretraining.train(planned, config, device=device, hooks=hooks, checkpoint=start),
-        line=line_of,
+        lambda device, start: pretraining.train(planned, config, device=device, checkpoint=start),
+        describe_epoch=describe_epoch,
     )
 
 
-def line_of(row: Row) -> str:
-    """An epoch in one line."""
+def describe_epoch(row: Row) -> str:
+    """The log line of an epoch."""
     parts = [f"{name} {row[name]:.3f}" for name in ("masked", "next_event", "coles", "autoencoder") if name in row]
     return f"pretrain, epoch {row['epoch']}: loss {row['loss']:.4f} ({', '.join(parts)}), {row['seconds']:.0f} s"

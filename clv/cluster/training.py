@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clv.cluster import streaming, workers
-from clv.cluster.workers import Cluster
+from clv.cluster.options import Cluster
 from clv.data.dataset import PreparedDataset
 from clv.data.histories import Histories
 from clv.models.inputs.feature_space import Items
@@ -15,8 +15,8 @@ from clv.train.config import TrainConfig
 from clv.train.examples.loader import ExampleSource
 from clv.train.examples.on_storage import Sharded, load_here
 from clv.train.fitting import Dataset, Phases
+from clv.train.loop import Row
 from clv.train.tracking import Tracking
-from clv.train.trainer import Row
 
 TOKEN_BYTES, LINE_BYTES = 74, 8  # of a token's fields and offset, of an item key
 
@@ -109,7 +109,7 @@ def worker(arguments: dict[str, Any]) -> None:
     if workers.failed_permanently(arguments):
         return
     config: TrainConfig = arguments["config"]
-    rank, world_size = workers.join_group(config, arguments["cluster"].use_gpu)
+    rank, world_size = workers.join_group(config, arguments["cluster"].gpu)
     dataset = read_dataset(arguments["histories"], config=config)
     shards = len(PreparedDataset.open(arguments["histories"]).shards)
     arguments["lines"].put(
@@ -121,15 +121,16 @@ def worker(arguments: dict[str, Any]) -> None:
     workers.run_worker(
         arguments,
         config,
-        lambda hooks, device, start: work(dataset, phases, config, device=device, hooks=hooks, checkpoint=start),
-        line=line_of,
+        lambda device, start: work(dataset, phases, config, device=device, checkpoint=start),
+        describe_epoch=describe_epoch,
         metrics=lambda fitted: {} if holdout_only else {"held_out": fitted.metrics()},
     )
 
 
-def line_of(row: Row) -> str:
-    """An epoch in one line."""
+def describe_epoch(row: Row) -> str:
+    """The log line of an epoch."""
     text = f"{row['phase']}, epoch {row['epoch']}: loss {row['loss']:.4f}, {row['seconds']:.0f} s"
     if "held_out_score" in row:
-        text += f", held-out score {row['held_out_score']:+.4f} against the BTYD model, blend weight {row['gate_value']:.2f}"
+        text += f", held-out score {row['held_out_score']:+.4f} against the BTYD model, "
+        text += f"blend weight {row['blend_value']:.2f}"
     return text

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clv.cluster import training, workers
-from clv.cluster.workers import Cluster
+from clv.cluster.options import Cluster, TuningOptions
 from clv.train import search
 from clv.train.config import TrainConfig
 from clv.train.fitting import Phases
@@ -21,18 +21,6 @@ LOG = logging.getLogger(__name__)
 
 SCORE, EPOCH = "held_out_score", "epoch"
 NAME = "tune"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuningOptions:
-    """trials: how many; concurrent: at a time. grace: epochs that every trial gets before it may be stopped."""
-
-    space: Mapping[str, SearchRange | Choice]
-    trials: int
-    concurrent: int = 1
-    grace: int = 1
-    seed: int = 0
-    track: tuple[TrackerName, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,18 +38,24 @@ class TuneTrial:
 
 
 def tune(
-    histories: Path, phases: Phases, base: TrainConfig, plan: TuningOptions, cluster: Cluster, folder: Path
+    histories: Path,
+    phases: Phases,
+    base: TrainConfig,
+    options: TuningOptions,
+    cluster: Cluster,
+    folder: Path,
+    trackers: Sequence[TrackerName] = (),
 ) -> list[TuneTrial]:
-    """Run the trials, or what is left of them where `folder` holds an interrupted search; best first.
+    """Runs the trials, or the remaining ones where `folder` holds an interrupted search; returns them, the best first.
 
-    Raises RuntimeError where every trial failed.
+    Raises ValueError for a setting that cannot be tuned, RuntimeError where every trial failed.
     """
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
-    longest = _longest(plan, base)
+    space = search.space(options.search, base)
     trainable: Any = ray_tune.with_resources(
         ray_tune.with_parameters(
             run_trial,
@@ -69,7 +63,7 @@ def tune(
             phases=phases,
             base=base,
             cluster=cluster,
-            tracking=Tracking(folder=str(folder.absolute() / "tracking"), run="tune", names=plan.track),
+            tracking=Tracking(folder=str(folder.absolute() / "tracking"), run="tune", names=tuple(trackers)),
         ),
         # The trial's function only waits for its workers, which ask for what they need themselves.
         {"CPU": 0.001},
@@ -81,13 +75,13 @@ def tune(
     else:
         tuner = ray_tune.Tuner(
             trainable,
-            param_space={name: _domain(kind) for name, kind in plan.space.items()},
+            param_space={name: _domain(kind) for name, kind in space.items()},
             tune_config=ray_tune.TuneConfig(
                 metric=SCORE,
                 mode="max",
-                num_samples=plan.trials,
-                search_alg=ConcurrencyLimiter(OptunaSearch(seed=plan.seed), max_concurrent=plan.concurrent),
-                scheduler=ASHAScheduler(time_attr=EPOCH, max_t=longest, grace_period=plan.grace),
+                num_samples=options.trials,
+                search_alg=ConcurrencyLimiter(OptunaSearch(seed=base.seed), max_concurrent=options.concurrent),
+                scheduler=ASHAScheduler(time_attr=EPOCH, max_t=_longest(space, base), grace_period=options.grace),
             ),
             run_config=ray_tune.RunConfig(
                 name=NAME, storage_path=str(folder.absolute()), verbose=0, callbacks=[_telling()]
@@ -149,8 +143,8 @@ def _telling() -> Any:
     return Telling()
 
 
-def _longest(plan: TuningOptions, base: TrainConfig) -> int:
-    epochs = plan.space.get("epochs")
+def _longest(space: Mapping[str, SearchRange | Choice], base: TrainConfig) -> int:
+    epochs = space.get("epochs")
     return max(epochs.values) if isinstance(epochs, Choice) else base.epochs
 
 

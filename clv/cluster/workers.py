@@ -1,4 +1,4 @@
-"""A group of workers on Ray Train: starting it, its checkpoints, its faults, and what it tells the driver."""
+"""A group of workers on Ray Train: start, checkpoints, faults, and the log lines that workers send to the driver."""
 
 from __future__ import annotations
 
@@ -10,39 +10,19 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clv.cluster import session
+from clv.cluster.options import Cluster
 from clv.train.config import TrainConfig
-from clv.train.trainer import Hooks, Row
+from clv.train.loop import CheckpointSchedule, EpochDone, Events, Finished, Row, Save, StepDone
 
 LOG = logging.getLogger(__name__)
 
-Work = Callable[[Hooks, str, Path | None], Any]
-"""(hooks, device, checkpoint) -> what the group is for; called alike by every worker."""
-DIVERGED, RESULT, PLACE = "diverged.txt", "fitted.pt", "place.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """Where the workers run. storage: folder or URI that every node reaches, for checkpoints.
-
-    min_workers: fewer than `num_workers` lets the run go on with those that are left, and grow again.
-    checkpoint_*: when it is saved within an epoch (0 is never), beside every epoch's end and before a preemption.
-    keep_checkpoints: how many stay, best held-out score first; the newest always does.
-    """
-
-    num_workers: int = 2
-    min_workers: int | None = None
-    use_gpu: bool = False
-    cpus_per_worker: int = 1
-    max_failures: int = 2
-    checkpoint_steps: int = 0
-    checkpoint_minutes: float = 10.0
-    keep_checkpoints: int = 2
-    storage: str
+Work = Callable[[str, Path | None], Events[Any]]
+"""(device, checkpoint) -> the events of a training run; every worker calls it."""
+DIVERGED, RESULT, POSITION = "diverged.txt", "fitted.pt", "position.json"
 
 
 def run_group(
@@ -52,11 +32,11 @@ def run_group(
     name: str,
     callbacks: Sequence[Any] = (),
 ) -> Any:
-    """Run `loop` on a group of workers; returns what the first of them saved as RESULT in its last checkpoint.
+    """Run `loop` on a group of workers; returns the object that the first worker saved as RESULT in its last checkpoint.
 
-    To the arguments it adds `cluster`; `lines`, a queue for what workers tell, which Ray's own forwarding of their
-    output would bury; and `stop`, a queue for why another try is in vain. Raises RuntimeError when the group fails for
-    good.
+    Adds to the arguments: `cluster`; `lines`, a queue of log lines for the driver, which Ray's own forwarding of the
+    workers' output would bury; and `stop`, a queue of reasons why a retry would fail again. Raises RuntimeError when
+    the group fails permanently.
     """
     import ray
     import torch
@@ -65,23 +45,23 @@ def run_group(
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # On the driver's own node: a queue on a node that is lost would take the workers of the others with it.
+    # The queues run on the driver's node: one on a lost node would take the workers of the other nodes with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lines, stop = (Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2))
-    fewest = cluster.min_workers or cluster.num_workers
+    fewest = cluster.min_workers or cluster.workers
     trainer = TorchTrainer(
         loop,
         train_loop_config=arguments | {"cluster": cluster, "lines": lines, "stop": stop},
-        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers if fewest == cluster.num_workers else (fewest, cluster.num_workers),
-            use_gpu=cluster.use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+            num_workers=cluster.workers if fewest == cluster.workers else (fewest, cluster.workers),
+            use_gpu=cluster.gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.gpu else {}),
         ),
         run_config=RunConfig(
             name=name,
             storage_path=cluster.storage,
-            callbacks=[*callbacks, _saved(lines)],
+            callbacks=[*callbacks, _log_saved(lines)],
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=cluster.keep_checkpoints, checkpoint_score_attribute="held_out_score"
@@ -89,7 +69,7 @@ def run_group(
         ),
     )
     try:
-        with _printing(lines):
+        with _logging(lines):
             result = trainer.fit()
         if not stop.empty():
             raise RuntimeError(f"training failed: {stop.get()}")
@@ -106,12 +86,12 @@ def run_group(
 
 
 def failed_permanently(arguments: dict[str, Any]) -> bool:
-    """Whether this try would end as the one before."""
+    """Whether an earlier attempt of this run failed with an error that a retry would cause again."""
     return not arguments["stop"].empty()
 
 
-def join_group(config: TrainConfig, use_gpu: bool) -> tuple[int, int]:
-    """The threads and the process group of a worker, before anything else of it; returns its rank and their number."""
+def join_group(config: TrainConfig, gpu: bool) -> tuple[int, int]:
+    """Set up a worker's threads and process group, before anything else; returns its rank and the world size."""
     import ray.train
     import torch
 
@@ -119,7 +99,7 @@ def join_group(config: TrainConfig, use_gpu: bool) -> tuple[int, int]:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if config.engine.kind == "deepspeed":
-        backend = "nccl" if use_gpu else "gloo"
+        backend = "nccl" if gpu else "gloo"
         import_deepspeed(dynamo=config.engine.compile).init_distributed(dist_backend=backend)
     context = ray.train.get_context()
     return context.get_world_rank(), context.get_world_size()
@@ -130,73 +110,76 @@ def run_worker(
     config: TrainConfig,
     work: Work,
     *,
-    line: Callable[[Row], str],
+    describe_epoch: Callable[[Row], str],
     metrics: Callable[[Any], dict[str, Any]] = lambda result: {},
 ) -> None:
-    """One worker's part in `work`: resumes, saves, tracks, tells; the first worker hands the result to the driver.
+    """Run one worker's part of `work`: resume, save checkpoints, track scalars, log epochs. The first worker hands the
+    result to the driver.
 
-    line: an epoch for people. metrics: of the result, for the trackers.
+    describe_epoch: a row of an epoch as a log line. metrics: of the result, for the trackers.
     """
     import ray.train
     import torch
 
     from clv.train.engines.precision import slow_precision
-    from clv.train.loop import Saving
 
     cluster: Cluster = arguments["cluster"]
     first = ray.train.get_context().get_world_rank() == 0
     board = arguments["tracking"].open() if first else None
+    device = str(ray.train.torch.get_device())
 
-    def tell(text: str) -> None:
+    def log(text: str) -> None:
         if first:
             arguments["lines"].put(text)
 
-    def on_step(row: Row) -> None:
-        if board is not None:
-            board.step(row)
-
-    def deliver(row: Row, save: Callable[[Path], None]) -> None:
-        """Saves and reports; the driver hears of it when all workers have (see `_saved`)."""
+    def report(row: Row, save: Save) -> None:
+        """Hand a checkpoint to Ray Train, which keeps it once every worker has reported (see `_log_saved`)."""
         with tempfile.TemporaryDirectory() as folder, _stopping_when_full(arguments["stop"], cluster.storage):
             save(Path(folder))
             if first:
-                (Path(folder) / PLACE).write_text(json.dumps(row))
+                (Path(folder) / POSITION).write_text(json.dumps(row))
             ray.train.report(dict(row), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def on_epoch(row: Row, save: Callable[[Path], None]) -> None:
-        deliver(row, save)
-        if board is not None:
-            board.epoch(row)
-        tell(line(row))
+    announced: list[str] = []
 
-    warned: list[str] = []
-
-    def notice() -> bool:
+    def warned() -> bool:
         info = ray.train.get_preemption_info()
-        if info is None or warned == (nodes := list(info.preempted_node_ids)):
+        if info is None or announced == (nodes := list(info.preempted_node_ids)):
             return False
-        warned[:] = nodes
-        tell(f"notice: {len(nodes)} nodes will be taken away; saving")
+        announced[:] = nodes
+        log(f"notice: {len(nodes)} nodes will be taken away; saving")
         return True
 
     checkpoint = ray.train.get_checkpoint()
-    device = str(ray.train.torch.get_device())
-    saving = Saving(cluster.checkpoint_steps, 60 * cluster.checkpoint_minutes, notice)
-    hooks = Hooks(on_step=on_step, on_epoch=on_epoch, on_save=deliver, saving=saving)
+    schedule = CheckpointSchedule(cluster.checkpoint_steps, 60 * cluster.checkpoint_minutes, warned, device)
     if slow := slow_precision(config.engine, torch.device(device)):
-        tell(f"notice: {slow}")
+        log(f"notice: {slow}")
+    result, diverged = None, ""
     with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
         start = Path(folder) if folder else None
         if start is not None:
-            place = json.loads((start / PLACE).read_text())
-            tell(f"resuming from {checkpoint.path}: {place['phase']}, step {place['step']}")
+            position = json.loads((start / POSITION).read_text())
+            log(f"resuming from {checkpoint.path}: {position['phase']}, step {position['step']}")
         try:
-            result, diverged = work(hooks, device, start), ""
+            for event in work(device, start):
+                match event:
+                    case StepDone(row, save):
+                        if board is not None:
+                            board.step(row)
+                        if schedule.due(int(row["step"])):
+                            report({name: row[name] for name in ("phase", "epoch", "step")}, save)
+                    case EpochDone(row, save):
+                        report(row, save)
+                        if board is not None:
+                            board.epoch(row)
+                        log(describe_epoch(row))
+                    case Finished(result):
+                        pass
         except FloatingPointError as error:
-            # All workers see the same loss, so all end here; raised, it would be tried again from the checkpoint.
-            result, diverged = None, str(error)
+            # Every worker has the same loss and ends here; raised, the error would cause a retry from the checkpoint.
+            diverged = str(error)
     if board is not None:
-        board.end(metrics(result) if result is not None else None, failed=bool(diverged))
+        board.end(None if diverged else metrics(result), failed=bool(diverged))
     with tempfile.TemporaryDirectory() as folder, _stopping_when_full(arguments["stop"], cluster.storage):
         if first and diverged:
             (Path(folder) / DIVERGED).write_text(diverged)
@@ -206,24 +189,24 @@ def run_worker(
 
 
 @contextmanager
-def _stopping_when_full(stop: Any, storage: str) -> Iterator[None]:
-    """Tells `stop` when the block fails because a disk is full: the next try would fill it again."""
+def _stopping_when_full(stop: Any, storage: str | None) -> Iterator[None]:
+    """Puts a reason into `stop` when the block fails because a disk is full: a retry would fill it again."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         text = str(error)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text
-        if full or "PytorchStreamWriter failed" in text:  # how torch puts it
+        if full or "PytorchStreamWriter failed" in text:  # torch reports a full disk so
             stop.put(f"no space left for checkpoints, in {storage} or {tempfile.gettempdir()}: free some, or --storage")
         raise
 
 
-def _saved(lines: Any) -> Any:
+def _log_saved(lines: Any) -> Any:
     from ray.train import UserCallback
 
     class Saved(UserCallback):
-        """A line for a checkpoint within an epoch once the run would resume from it: a worker knows only that its own
-        part is written, seconds before."""
+        """Logs a checkpoint within an epoch once the run can resume from it; a worker only knows, seconds earlier, that
+        its own part is written."""
 
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
             row = metrics[0]
@@ -234,18 +217,18 @@ def _saved(lines: Any) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """What the first failing worker died of, in one line."""
+    """The error of the first worker that failed, in one line."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     rank, first = min(failures.items())
-    # Ray Train gives a worker's own exception as the text of its traceback, whose last line says what it was.
+    # Ray Train gives a worker's own exception as the text of its traceback; its last line holds type and message.
     lines = [line.strip() for line in str(first).splitlines() if line.strip()]
     own = any(line.startswith("Traceback") for line in lines)
     return f"worker rank {rank}: {lines[-1] if own else session.first_line(first)}"
 
 
 @contextmanager
-def _printing(lines: Any) -> Iterator[None]:
-    """Prints what arrives in the queue until the block ends."""
+def _logging(lines: Any) -> Iterator[None]:
+    """Logs the lines of the queue until the block ends."""
     done = threading.Event()
 
     def pump() -> None:

@@ -15,14 +15,15 @@ from clv.data import features
 from clv.data.cutoff import cut
 from clv.evaluate.baselines.inputs import Context, population
 from clv.evaluate.baselines.run import run_baselines
-from clv.forecast.adjustment import Outlook, adjust
-from clv.forecast.calibration import cell_names, cells
+from clv.forecast.adjustment import AdjustedForecast
+from clv.forecast.calibration import age_frequency_cells, cell_names
 from clv.forecast.distributions import LEVELS, Prediction, Quantiles
-from clv.forecast.network import forecast
+from clv.forecast.pipeline import forecast_customers
 from clv.forecast.predictor import Predictor
-from clv.models.inputs.assemble import Assembled
+from clv.models.inputs.assemble import AssembledRows
 from clv.train.config import TrainConfig
 from clv.train.fitting import Dataset, plan
+from clv.train.loop import finish
 from clv.train.trainer import Fitted, load_model, train
 
 WIDE_STEP = (28, 90)  # (days between training origins, days of log before the first) of the baselines
@@ -57,11 +58,11 @@ class Ours:
     conversion: Prediction
 
     @classmethod
-    def of(cls, rows: Assembled, outlook: Outlook, horizon: int) -> Ours:
+    def of(cls, rows: AssembledRows, outlook: AdjustedForecast, horizon: int) -> Ours:
         """From an outlook whose horizon of that index is judged."""
         buys = rows.table["has_purchase"].to_numpy(bool)
         everybody = outlook.prediction(horizon)
-        base = Prediction(value=outlook.base.value[:, horizon], p_purchase=outlook.base.p_purchase[:, horizon])
+        base = Prediction(value=outlook.btyd.value[:, horizon], p_purchase=outlook.btyd.p_purchase[:, horizon])
         return cls(everybody.take(buys), everybody.take(~buys), base.take(~buys))
 
 
@@ -89,7 +90,7 @@ def outcomes(dataset: Dataset, origin: int, horizon: int) -> Outcomes:
         first.to_period("Q").astype(str).to_numpy(),
         day - dataset.first_day,
         table["orders_past"].to_numpy(),
-        np.array(cell_names())[cells(table["T"].to_numpy(), table["frequency"].to_numpy())],
+        np.array(cell_names())[age_frequency_cells(table["T"].to_numpy(), table["frequency"].to_numpy())],
         (visitors[f"value_{horizon}"].to_numpy(), visitors[f"orders_{horizon}"].to_numpy()),
     )
 
@@ -122,14 +123,12 @@ def refit(dataset: Dataset, origin: int, horizon: int, config: TrainConfig) -> t
     """Our model, trained at the origin in this process."""
     wanted = replace(dataset, horizons=tuple(sorted({*dataset.horizons, horizon})))
     phases = plan(wanted, origin, config)
-    fitted = train(wanted, phases, config.with_engine(kind="torch"))
+    fitted = finish(train(wanted, phases, config.with_engine(kind="torch")))
     assembler = phases.final.assembler
-    rows = assembler.at(wanted.histories, origin)
-    raw = forecast(load_model(phases.final, config, fitted.weights), rows.samples, assembler.value_scale)
-    day = int(dataset.clock.day_of(np.array([origin]))[0])
-    error = assembler.btyd.forecast_factor(day)[2]
-    outlook = adjust(raw, rows.base, rows.table, error, fitted.adjustment)
-    return Ours.of(rows, outlook, wanted.horizons.index(horizon)), fitted
+    model = load_model(phases.final, config, fitted.weights)
+    found = forecast_customers(model, assembler, fitted.adjustment, wanted.histories, origin)
+    assert found is not None, "a training run needs customers before the origin"
+    return Ours.of(*found, wanted.horizons.index(horizon)), fitted
 
 
 def check_bundle(bundle: Path, origins: Iterable[int]) -> Predictor:
@@ -148,7 +147,7 @@ def check_bundle(bundle: Path, origins: Iterable[int]) -> Predictor:
 def by_bundle(dataset: Dataset, origin: int, horizon: int, bundle: Path) -> Ours:
     """The prediction of a bundle whose cut is not after the origin."""
     predictor = check_bundle(bundle, [origin])
-    return Ours.of(*predictor.outlook(dataset.histories, origin, horizon), 0)
+    return Ours.of(*predictor.forecast(dataset.histories, origin, horizon), 0)
 
 
 def mean_of(predictions: Sequence[Prediction]) -> Prediction:

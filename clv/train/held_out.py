@@ -12,12 +12,12 @@ from clv.evaluate import metrics
 from clv.evaluate.baselines.inputs import Context
 from clv.evaluate.baselines.run import run_baselines
 from clv.evaluate.panel import Panel, Visitors
-from clv.forecast.adjustment import Adjustment, Outlook, adjust
-from clv.forecast.calibration import cell_names, cells, fit_calibration, identity
+from clv.forecast.adjustment import AdjustedForecast, Adjustment, adjust
+from clv.forecast.calibration import age_frequency_cells, cell_names, fit_calibration, identity_calibration
 from clv.forecast.distributions import Prediction
 from clv.forecast.network import Forecast
 from clv.forecast.slope import fit_slope
-from clv.models.inputs.assemble import Assembled
+from clv.models.inputs.assemble import AssembledRows
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ PURCHASE_BLEND_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 VALUE_BLEND_WEIGHTS = PURCHASE_BLEND_WEIGHTS[
     :-1
 ]  # a few customers make most of the money: some of the BTYD model steadies what they get
-JUDGED = 50_000  # customers, and as many visitors, whose predictions a held-out panel keeps
+PANEL_ROWS = 50_000  # customers, and as many visitors, whose predictions a held-out panel keeps
 SIMPLE_BASELINES = ("past_spend", "bgnbd_gg")  # cost no training
 ENOUGH_GAIN = 0.004  # of the mean log ratio: less does not pay for moving away from the BTYD model
 TIE = 0.002
@@ -36,9 +36,8 @@ REPEATS_SCALE = (0.2, 5.0)  # beyond this the two totals do not speak of the sam
 class HeldOut:
     """Everybody known at the calibration origin, with labels; `horizon` indexes the primary horizon."""
 
-    rows: Assembled
+    rows: AssembledRows
     horizon: int
-    factor_error: Floats
 
     @property
     def buyers(self) -> NDArray[np.bool_]:
@@ -83,7 +82,9 @@ def choose_blend_weights(held_out: HeldOut, raw: Forecast) -> tuple[float, float
     """(weight on purchase, weight on value, score) of the best mean of model and BTYD model, each weight by its own
     metrics: probabilities differ by less than values do, and would otherwise always tie."""
     i, base = held_out.horizon, held_out.rows.base
-    mixed = {blend_weight: raw.blended(base, blend_weight, blend_weight) for blend_weight in PURCHASE_BLEND_WEIGHTS}
+    mixed = {
+        blend_weight: raw.blend_with_btyd(base, blend_weight, blend_weight) for blend_weight in PURCHASE_BLEND_WEIGHTS
+    }
     purchase = best_blend_weight({g: _purchase_gain(held_out, m.p_purchase[:, i]) for g, m in mixed.items()})
     gains = {g: _value_gains(held_out, mixed[g].value[:, i]) for g in VALUE_BLEND_WEIGHTS}
     value = best_blend_weight({g: float(np.mean(found)) if found else 0.0 for g, found in gains.items()})
@@ -99,37 +100,39 @@ def best_blend_weight(gains: dict[float, float]) -> float:
     return max(blend_weight for blend_weight, gain in gains.items() if gain >= best - TIE)
 
 
-def scaled(raw: Forecast, rows: Assembled, adjustment: Adjustment) -> Adjustment:
+def match_totals(raw: Forecast, rows: AssembledRows, adjustment: Adjustment) -> Adjustment:
     """The adjustment with the factors that give the customers' totals, of value and of orders, the BTYD model's level:
     ranking and level are two problems. It needs no label; horizons that have not fully observed need no factor."""
     buyers, ones = rows.table["has_purchase"].to_numpy(bool), (1.0,) * raw.hazard.shape[1]
     plain = replace(adjustment, scale=ones, scale_repeats=ones)
-    found = adjust(raw, rows.base, rows.table, np.zeros(len(ones)), plain).forecast
+    found = adjust(raw, rows, plain).forecast
     value = rows.base.value[buyers].sum(0) / np.maximum(found.value[buyers].sum(0), 1e-12)
     wanted = (rows.base.orders - found.p_purchase)[buyers].sum(0)
     repeats = np.clip(wanted / np.maximum(found.repeats[buyers].sum(0), 1e-12), *REPEATS_SCALE)
-    matured = np.arange(len(ones)) < adjustment.matured
+    matured = np.arange(len(ones)) < adjustment.num_observed
     scale, scale_repeats = (tuple(np.where(matured, factor, 1.0).tolist()) for factor in (value, repeats))
     return replace(adjustment, scale=scale, scale_repeats=scale_repeats)
 
 
-def judge(held_out: HeldOut, raw: Forecast, blend_weight: tuple[float, float]) -> tuple[Adjustment, Outlook]:
+def fit_adjustment(
+    held_out: HeldOut, raw: Forecast, blend_weight: tuple[float, float]
+) -> tuple[Adjustment, AdjustedForecast]:
     """The adjustment that the held-out origin supports, and the held-out forecast after it."""
     rows, keep = held_out.rows, held_out.buyers
     num = raw.hazard.shape[1]
-    mixed = raw.blended(rows.base, *blend_weight).value[keep, held_out.horizon]
+    mixed = raw.blend_with_btyd(rows.base, *blend_weight).value[keep, held_out.horizon]
     slope = fit_slope(mixed, held_out.labels(held_out.horizon)[0][keep])
-    adjustment = Adjustment.none(num)
+    adjustment = Adjustment.identity(num)
     adjustment = replace(
         adjustment, blend_purchase=(blend_weight[0],) * num, blend_value=(blend_weight[1],) * num, slope=slope
     )
-    adjustment = scaled(raw, rows, adjustment)
-    before = adjust(raw, rows.base, rows.table, held_out.factor_error, adjustment)
+    adjustment = match_totals(raw, rows, adjustment)
+    before = adjust(raw, rows, adjustment)
     table = rows.table[keep]
     labels = rows.cut.labels
     assert labels is not None
-    calibrations = [identity()] * num
-    newest = identity()
+    calibrations = [identity_calibration()] * num
+    newest = identity_calibration()
     for i in range(num):
         if labels.observed[:, i].all():
             y, orders = held_out.labels(i)
@@ -140,15 +143,15 @@ def judge(held_out: HeldOut, raw: Forecast, blend_weight: tuple[float, float]) -
                 orders[keep],
                 table["T"].to_numpy(),
                 table["frequency"].to_numpy(),
-                factor_error=float(held_out.factor_error[i]),
+                factor_error=float(rows.factor_error[i]),
             )
         # A horizon too long to have fully observed takes the bands of the longest that has.
         calibrations[i] = newest
-    adjustment = scaled(raw, rows, replace(adjustment, calibration=tuple(calibrations)))
-    return adjustment, adjust(raw, rows.base, rows.table, held_out.factor_error, adjustment)
+    adjustment = match_totals(raw, rows, replace(adjustment, calibration=tuple(calibrations)))
+    return adjustment, adjust(raw, rows, adjustment)
 
 
-def held_out_panel(held_out: HeldOut, outlook: Outlook, origin: str, first_day: int) -> Panel:
+def held_out_panel(held_out: HeldOut, outlook: AdjustedForecast, origin: str, first_day: int) -> Panel:
     """What happened at the held-out origin (a date text) over the primary horizon, and what model, BTYD model and baselines
     that cost no training had said. `first_day`: local day on which the log begins."""
     i, table = held_out.horizon, held_out.rows.table
@@ -171,7 +174,7 @@ def held_out_panel(held_out: HeldOut, outlook: Outlook, origin: str, first_day: 
         orders=orders[buyers],
         predictions={"clv": ours.take(buyers), "btyd": btyd.take(buyers), **simple},
         cohort=first.to_period("Q").astype(str).to_numpy(),
-        cell=np.array(cell_names())[cells(part["T"].to_numpy(), part["frequency"].to_numpy())],
+        cell=np.array(cell_names())[age_frequency_cells(part["T"].to_numpy(), part["frequency"].to_numpy())],
         orders_past=part["orders_past"].to_numpy(),
         log_days=day - first_day,
         visitors=Visitors(
@@ -183,8 +186,8 @@ def held_out_panel(held_out: HeldOut, outlook: Outlook, origin: str, first_day: 
 
 
 def _some(rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """All rows, or JUDGED random ones of more."""
-    return rows if len(rows) <= JUDGED else np.sort(rng.choice(rows, JUDGED, replace=False))
+    """All rows, or PANEL_ROWS random ones of more."""
+    return rows if len(rows) <= PANEL_ROWS else np.sort(rng.choice(rows, PANEL_ROWS, replace=False))
 
 
 def _ratio(better: float, worse: float) -> float:

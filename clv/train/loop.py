@@ -1,15 +1,22 @@
-"""The training loop: steps the engine, averages weights, watches a held-out origin, saves, resumes."""
+"""The training loop: optimizer steps over epochs, averaged weights, checkpoints, resuming. It yields events.
+
+A caller iterates over the events of a run and acts on them: it writes a checkpoint, logs a loss, or stops the run by
+leaving the iteration.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from clv.models import losses
@@ -19,10 +26,53 @@ from clv.train.config import OptimizerConfig, TrainConfig
 from clv.train.engines.torch_engine import Engine
 from clv.train.examples.loader import ExampleSource, ahead, loader
 
-NOTICE_SECONDS = 2.0
+T = TypeVar("T")
+Row = dict[str, float | int | str]
+Save = Callable[[Path], None]
+"""Writes a checkpoint of the run as it is at the event into a folder; every worker calls it before the next event."""
+PREEMPTION_CHECK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """An optimizer step. `row`: epoch (epochs completed before it), step (from 1), loss, learning_rate."""
+
+    row: Row
+    save: Save
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """The end of an epoch. `row`: epoch (from 1), step, mean loss, seconds, waiting (share spent on the data loader).
+
+    weights: the averaged weights at that point, on the device of the model.
+    """
+
+    row: Row
+    save: Save
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Finished(Generic[T]):
+    """The last event of a run, with its result."""
+
+    result: T
+
+
+Events = Generator[StepDone | EpochDone | Finished[T], None, None]
+
+
+def finish(events: Events[T]) -> T:
+    """Runs to the end without acting on any event before the last; returns the result."""
+    for event in events:
+        if isinstance(event, Finished):
+            return event.result
+    raise AssertionError("the run ended without a result")
 
 
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
+    """Linear warm-up, then a cosine decay to a twentieth of the peak over `num_steps` optimizer steps."""
     warm = max(1, int(config.warmup * num_steps))
     if step < warm:
         return config.learning_rate * (step + 1) / warm
@@ -58,22 +108,10 @@ def _copy(value: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EpochEnd:
-    """What `on_epoch` is told: the epoch (from 1), mean loss, weights to keep, seconds."""
-
-    epoch: int
-    step: int
-    loss: float
-    weights: dict[str, Tensor]
-    seconds: float
-    waiting: float
-
-
-@dataclass(frozen=True)
 class Position:
-    """Where a run stands: whole epochs done, steps done of the next, the sum of their losses.
+    """How far a run is: completed epochs, completed steps of the next one, and the sum of their losses.
 
-    random: the states of the generators that dropout draws from, one per worker; none at the start of an epoch.
+    random: states of the random generators that dropout uses, one per worker; empty at the start of an epoch.
     """
 
     epoch: int = 0
@@ -82,35 +120,43 @@ class Position:
     random: tuple[Tensor, ...] = ()
 
 
-@dataclass
-class Saving:
-    """When a run is saved between the ends of its epochs: every `steps`, every `seconds`, or on `notice`; 0 is never.
+class CheckpointSchedule:
+    """When a run is saved within an epoch: every `steps` steps, every `seconds` seconds (0: never), or on a warning.
 
-    notice: whether machines are about to be taken away; every worker asks at the same step, every few seconds.
+    warned: whether the cluster has announced the loss of machines. All workers call it at the same step, at most every
+    PREEMPTION_CHECK_SECONDS.
     """
 
-    steps: int = 0
-    seconds: float = 0.0
-    notice: Callable[[], bool] | None = None
+    def __init__(
+        self, steps: int = 0, seconds: float = 0.0, warned: Callable[[], bool] | None = None, device: str = "cpu"
+    ) -> None:
+        self.steps, self.seconds, self.warned, self.device = steps, seconds, warned, device
+        self._saved = self._checked = time.monotonic()
 
-    def __post_init__(self) -> None:
-        self._saved = self._asked = time.monotonic()
-
-    def due(self, engine: Engine) -> bool:
-        """Whether to save now, the same answer on every worker; each must ask after each step."""
+    def due(self, step: int) -> bool:
+        """Whether to save after `step`, with the same answer on every worker. Every worker calls it after every step."""
         now = time.monotonic()
-        due = bool(self.steps) and engine.step_count % self.steps == 0
-        if self.seconds or self.notice:
+        due = bool(self.steps) and step % self.steps == 0
+        if self.seconds or self.warned:
             late = bool(self.seconds) and now - self._saved >= self.seconds
-            # Clocks differ: what any worker wants, all do.
-            vote = engine.highest(2 if late else int(self.notice is not None and now - self._asked >= NOTICE_SECONDS))
+            check = self.warned is not None and now - self._checked >= PREEMPTION_CHECK_SECONDS
+            # The workers' clocks differ, so all of them follow the first whose time has passed.
+            vote = _maximum_over_workers(2 if late else int(check), self.device)
             due = due or vote == 2
-            if self.notice is not None and vote == 1:
-                self._asked = now
-                due = self.notice() or due
+            if self.warned is not None and vote == 1:
+                self._checked = now
+                due = self.warned() or due
         if due:
             self._saved = now
         return due
+
+
+def _maximum_over_workers(value: int, device: str) -> int:
+    if not dist.is_initialized():
+        return value
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return int(shared.item())
 
 
 def run(
@@ -118,31 +164,25 @@ def run(
     source: ExampleSource,
     config: TrainConfig,
     *,
-    num_epochs: int | None = None,
     schedule_epochs: int | None = None,
     start: Position = Position(),
     average: Average | None = None,
-    saving: Saving | None = None,
-    on_step: Callable[[int, float, float], None] = lambda step, loss, rate: None,
-    on_save: Callable[[Position, Average], None] = lambda position, average: None,
-    on_epoch: Callable[[EpochEnd, Average], bool] = lambda end, average: True,
-) -> dict[str, Tensor]:
-    """Train for `num_epochs` of a learning-rate schedule over `schedule_epochs` (both `config.epochs` by default).
-
-    Stops early when `on_epoch` returns False. Returns the averaged weights.
+) -> Events[dict[str, Tensor]]:
+    """Train `config.epochs` epochs of a learning-rate schedule over `schedule_epochs` (by default as many), from
+    `start` with the weights averaged by then. The result is the averaged weights, on the CPU.
 
     Raises FloatingPointError when the loss is no longer finite.
     """
-    schedule, saving = schedule_epochs or config.epochs, saving or Saving()
+    schedule = schedule_epochs or config.epochs
     planned = schedule * max(1, config.samples_per_epoch // config.batch_size)
     average = average or Average(config.ema_decay)
-    epochs = range(start.epoch, num_epochs or config.epochs)
+    epochs = range(start.epoch, config.epochs)
     batches = ahead(loader(source, config, engine.rank, engine.world_size, epochs, start.step), config.prefetch)
     with closing(batches):
         for epoch in epochs:
             here = start if epoch == start.epoch else Position(epoch)
             began, waited, loss_sum, num = time.perf_counter(), 0.0, here.loss_sum, here.step
-            torch.manual_seed(config.seed * 1000 + epoch)  # dropout: the same after a resume
+            torch.manual_seed(config.seed * 1000 + epoch)  # A resumed run repeats the dropout.
             if here.random:
                 engine.set_random(here.random)
             engine.module.train()
@@ -152,10 +192,10 @@ def run(
                 waited += time.perf_counter() - mark
                 if step is None:
                     break
-                at, of = engine.step_count, planned
-                if config.batch_tokens:  # how many steps an epoch has is known when it is cut
-                    at, of = epoch * step.num_steps + step.number, schedule * step.num_steps
-                rate = learning_rate(at, of, config.optimizer)
+                number, num_steps = engine.step_count, planned
+                if config.batch_tokens:  # An epoch's number of steps is known once its batches are cut.
+                    number, num_steps = epoch * step.num_steps + step.number, schedule * step.num_steps
+                rate = learning_rate(number, num_steps, config.optimizer)
                 loss = engine.train_step(step.batches, rate, epoch + step.number / step.num_steps)
                 if not math.isfinite(loss):
                     raise FloatingPointError(
@@ -163,36 +203,36 @@ def run(
                     )
                 if config.ema_decay:
                     average.update(engine.live())
-                on_step(engine.step_count, loss, rate)
                 loss_sum, num = loss_sum + loss, num + 1
-                if saving.due(engine):
-                    on_save(Position(epoch, num, loss_sum, engine.random()), average)
+                row: Row = {"epoch": epoch, "step": engine.step_count, "loss": loss, "learning_rate": rate}
+                yield StepDone(row, partial(_save, engine, average, Position(epoch, num, loss_sum)))
             weights = engine.whole(average.weights) if config.ema_decay else engine.weights()
             seconds = time.perf_counter() - began
-            end = EpochEnd(epoch + 1, engine.step_count, loss_sum / max(num, 1), weights, seconds, waited / seconds)
-            if not on_epoch(end, average):
-                break
-    return to_cpu(engine.whole(average.weights)) if config.ema_decay else engine.weights()
-
-
-def to_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in the host's memory, those that lie there already as they are."""
-    return {name: value.cpu() for name, value in weights.items()}
+            row = {"epoch": epoch + 1, "step": engine.step_count, "loss": loss_sum / max(num, 1)}
+            row |= {"seconds": seconds, "waiting": waited / seconds}
+            yield EpochDone(row, partial(_save, engine, average, Position(epoch + 1)), weights)
+    if config.ema_decay:
+        yield Finished({name: value.cpu() for name, value in engine.whole(average.weights).items()})
+    else:
+        yield Finished(engine.weights())
 
 
 def sum_loss(config: TrainConfig, has_value: bool) -> Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]:
+    """(model, batch) -> (sum of the losses, their weight) of the value model; adalora adds its orthogonality penalty."""
+
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.targets is not None
         total, weight = losses.total(model(batch), batch.targets, config.loss, has_value)
         if config.prunes:
-            total = total + weight * adalora.SKEW_WEIGHT * adalora.skew(model)
+            total = total + weight * adalora.ORTHOGONALITY_WEIGHT * adalora.orthogonality_penalty(model)
         return total, weight
 
     return loss
 
 
-def save(engine: Engine, folder: Path, position: Position, average: Average) -> None:
-    """Checkpoint at `position`; every worker calls it."""
+def _save(engine: Engine, average: Average, position: Position, folder: Path) -> None:
+    if position.step:
+        position = replace(position, random=engine.random())
     folder.mkdir(parents=True, exist_ok=True)
     engine.save(folder)
     whole = engine.whole(average.weights)
@@ -202,7 +242,7 @@ def save(engine: Engine, folder: Path, position: Position, average: Average) -> 
 
 
 def resume(engine: Engine, folder: Path, config: TrainConfig) -> tuple[Position, Average]:
-    """(position, averaged weights) of a checkpoint, loaded into the engine; also one of other workers' number."""
+    """Loads a checkpoint into the engine, also one of another number of workers; returns its position and average."""
     engine.load(folder)
     found = torch.load(folder / "loop.pt", map_location="cpu", weights_only=True)
     average = Average(config.ema_decay, engine.share(found["average"]), int(found["count"]))

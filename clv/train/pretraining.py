@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +30,7 @@ from clv.train.examples.in_memory import first_days
 from clv.train.examples.loader import ExampleSource, Whole
 from clv.train.examples.on_storage import Piece, Sharded, read_shard
 from clv.train.fitting import Dataset
-from clv.train.trainer import Hooks, Row
+from clv.train.loop import EpochDone, Events, Finished, Row, Save
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class RandomPasts(Whole):
         drawn = [g.reader.draw(g.dataset.histories, rng, share, self.max_tokens) for g in self.grounds]
         following = [nexts for _, nexts in drawn]
         joined = NextEvents(*(np.concatenate([getattr(n, name) for n in following]) for name in NEXT_FIELDS))
-        return EventSamples.of(_concat([tokens for tokens, _ in drawn]), joined, self.objectives)
+        return EventSamples.from_tokens(_concat([tokens for tokens, _ in drawn]), joined, self.objectives)
 
 
 NEXT_FIELDS = ("type", "amount", "wait", "known")
@@ -128,7 +129,7 @@ class ShardPasts(Sharded):
         """A shard in which nobody is known before the cut raises ValueError."""
         rng, reader = np.random.default_rng(piece.seed), self.readers[piece.shard]
         drawn = reader.draw(read_shard(piece.shard), rng, piece.num, self.max_tokens)
-        return EventSamples.of(*drawn, self.objectives)
+        return EventSamples.from_tokens(*drawn, self.objectives)
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def plan(
         setups.append(phases.holdout or phases.final)
     joint = pretrainer.joint_space([setup.assembler.space for setup in setups])
     grounds = tuple(
-        Ground(dataset, setup.cutoff, pretrainer.scaled_as(joint, setup.assembler.space))
+        Ground(dataset, setup.cutoff, pretrainer.with_amount_scale(joint, setup.assembler.space))
         for dataset, setup in zip(datasets, setups, strict=True)
     )
     return PretrainingPlan(grounds, joint, objectives)
@@ -185,58 +186,37 @@ class Pretrained:
 
 
 def train(
-    planned: PretrainingPlan,
-    config: TrainConfig,
-    *,
-    device: str = "cpu",
-    hooks: Hooks | None = None,
-    checkpoint: Path | None = None,
-) -> Pretrained:
-    """Pretrain; called alike by every worker of a process group, or without one. Resumes a checkpoint."""
-    hooks = hooks or Hooks()
+    planned: PretrainingPlan, config: TrainConfig, *, device: str = "cpu", checkpoint: Path | None = None
+) -> Events[Pretrained]:
+    """Pretrain the encoder; yields the events of `clv.train.loop`, epochs with the mean loss of each objective.
+
+    Every worker of a process group calls it; without a group this process trains alone. A run continues from a
+    checkpoint that an event's `save` wrote. Raises FloatingPointError when the loss is no longer finite.
+    """
     engine = make_engine(planned.model(config), sum_loss, config, torch.device(device))
     start, average = loop.resume(engine, checkpoint, config) if checkpoint else (loop.Position(), None)
-    history: list[Row] = []
-    if checkpoint is not None:
-        history = torch.load(checkpoint / HISTORY, weights_only=True)
-    smoke_test = planned.in_memory(config, PROBE_ROWS).epoch(2**31)
+    history: list[Row] = torch.load(checkpoint / HISTORY, weights_only=True) if checkpoint else []
+    samples = planned.in_memory(config, EVALUATION_ROWS).epoch(2**31)
 
-    def save(folder: Path, position: loop.Position, average: loop.Average) -> None:
-        loop.save(engine, folder, position, average)
+    def save_with_history(save: Save, folder: Path) -> None:
+        save(folder)
         if engine.rank == 0:
             torch.save(history, folder / HISTORY)
 
-    def on_save(position: loop.Position, average: loop.Average) -> None:
-        row: Row = {"phase": "pretrain", "epoch": position.epoch, "step": engine.step_count}
-        hooks.on_save(row, lambda folder: save(folder, position, average))
-
-    def on_epoch(end: loop.EpochEnd, average: loop.Average) -> bool:
-        row: Row = {"phase": "pretrain", "epoch": end.epoch, "step": end.step, "loss": end.loss}
-        row |= {"seconds": end.seconds, "waiting": end.waiting}
-        if engine.rank == 0:
-            row |= objective_losses(planned, config, end.weights, smoke_test)
-        history.append(row)
-        hooks.on_epoch(row, lambda folder: save(folder, loop.Position(end.epoch), average))
-        return True
-
-    weights = loop.run(
-        engine,
-        planned.source(config),
-        config,
-        start=start,
-        average=average,
-        saving=hooks.saving,
-        on_step=lambda step, loss, rate: hooks.on_step(
-            {"phase": "pretrain", "step": step, "loss": loss, "learning_rate": rate}
-        ),
-        on_save=on_save,
-        on_epoch=on_epoch,
-    )
-    return Pretrained(weights, history)
+    for event in loop.run(engine, planned.source(config), config, start=start, average=average):
+        if isinstance(event, Finished):
+            yield Finished(Pretrained(event.result, history))
+            return
+        row: Row = {"phase": "pretrain", **event.row}
+        if isinstance(event, EpochDone):
+            if engine.rank == 0:
+                row |= objective_losses(planned, config, event.weights, samples)
+            history.append(row)
+        yield replace(event, row=row, save=partial(save_with_history, event.save))
 
 
 HISTORY = "history.pt"
-PROBE_ROWS = 1024
+EVALUATION_ROWS = 1024
 
 
 def sum_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -246,22 +226,22 @@ def sum_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def objective_losses(
-    planned: PretrainingPlan, config: TrainConfig, weights: dict[str, Tensor], smoke_test: EventSamples
+    planned: PretrainingPlan, config: TrainConfig, weights: dict[str, Tensor], samples: EventSamples
 ) -> dict[str, float]:
-    """Mean loss of each objective over rows drawn for the purpose."""
+    """Mean loss of each objective over `samples`, by the model with these weights."""
     model = Pretrainer(config.model.backbone, planned.space, planned.objectives)
     model.load_state_dict(weights)
     model.eval()
-    rows = np.arange(len(smoke_test))
-    parts = [model.losses(smoke_test.batch(part, seed=0)) for part in np.array_split(rows, -(-len(rows) // 128))]
+    rows = np.arange(len(samples))
+    parts = [model.losses(samples.batch(part, seed=0)) for part in np.array_split(rows, -(-len(rows) // 128))]
     return {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}
 
 
 def facts(planned: PretrainingPlan, config: TrainConfig, history: Sequence[Row]) -> dict[str, Any]:
     """What the folder keeps for people."""
-    from clv.bundle import as_json
+    from clv.bundle import plain_json
 
-    return {"objectives": as_json(planned.objectives), "train": as_json(config), "history": list(history)}
+    return {"objectives": plain_json(planned.objectives), "train": plain_json(config), "history": list(history)}
 
 
 def _concat(parts: Sequence[TokenArrays]) -> TokenArrays:

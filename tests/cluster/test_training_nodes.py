@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from clv.train import trainer
+from clv.train import loop, trainer
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
@@ -59,7 +59,7 @@ def test_a_lost_node_costs_steps_but_changes_nothing_and_the_rest_go_on_without_
     from clv.cluster.training import read_dataset
 
     plain = config.with_engine(kind="torch")
-    undisturbed = trainer.train(read_dataset(task.histories), task.phases, plain)
+    undisturbed = loop.finish(trainer.train(read_dataset(task.histories), task.phases, plain))
     found = pickle.loads((tmp_path / "result").read_bytes())
     losses = [
         [(row["phase"], row["epoch"], row["loss"]) for row in rows] for rows in (found["history"], undisturbed.history)

@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from clv.cluster import preparing, training
+from clv.cluster import preparing, training, work_units
 from clv.data.dataset import PreparedDataset
 from clv.data.spec.models import DatasetSpec
 from clv.simulate.small import Simulation, simulate
@@ -91,7 +91,7 @@ def histories(shop: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shop prepared into three shards, without Ray."""
     out = tmp_path_factory.mktemp("prepared") / "histories"
     spec = DatasetSpec.load(shop.spec)
-    preparing.prepare(spec, str(shop.spec), out, run=preparing.run_here, partitions=3)
+    preparing.prepare(spec, str(shop.spec), out, run=work_units.run_here, partitions=3)
     return out
 
 
@@ -99,16 +99,16 @@ def histories(shop: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_bundle(histories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle cut at CUT, fitted in this process: one epoch of a few samples."""
     from clv import bundle
-    from clv.train import export, fitting, trainer
+    from clv.train import export, fitting, loop, trainer
     from clv.train.config import TrainConfig
 
-    config = TrainConfig.preset("tiny").with_engine(kind="torch")
+    config = TrainConfig().with_engine(kind="torch")
     backbone = replace(config.model.backbone, architecture="gru")
     config = replace(config, model=replace(config.model, backbone=backbone), epochs=1, num_origins=4)
     config = replace(config, samples_per_epoch=64, batch_size=64)
     read, prepared = training.read_dataset(histories), PreparedDataset.open(histories)
     phases = fitting.plan(read, prepared.origin(CUT), config)
-    fitted = trainer.train(read, phases, config)
+    fitted = loop.finish(trainer.train(read, phases, config))
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
     bundle.save(export.to_bundle(read, phases, config, fitted, training.dataset_facts(prepared), []), folder)
     return folder

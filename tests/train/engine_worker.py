@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from benchmarks.plan import held_bytes
 from clv.models.adapters import methods
-from clv.models.adapters.methods import AdapterConfig
 from clv.models.backbones import encoders
+from clv.models.config import AdapterConfig
 from clv.models.model import CustomerModel
 from clv.train import loop
 from clv.train.config import TrainConfig
@@ -26,6 +26,7 @@ from clv.train.engines.deepspeed_engine import DeepSpeedEngine
 from clv.train.engines.factory import make_engine
 from clv.train.engines.torch_engine import Engine
 from clv.train.examples.loader import Whole, steps_of
+from ray_jobs.options import read_preset
 
 
 class Fixed(Whole):
@@ -41,7 +42,7 @@ class Fixed(Whole):
 def build(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> tuple[Engine, TrainConfig]:
     config: TrainConfig = setup["config"]
     if case.get("preset"):
-        backbone = replace(encoders.resolve_preset(case["preset"]), dropout=0.0)
+        backbone = replace(read_preset(case["preset"]).model.backbone, dropout=0.0)
         config = replace(config, model=replace(config.model, backbone=backbone), batch_size=8)
     for part in ("engine", "optimizer"):
         config = replace(config, **{part: replace(getattr(config, part), **case.get(part, {}))})
@@ -50,7 +51,7 @@ def build(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> tuple[En
         backbone = replace(config.model.backbone, pretrained=str(folder.parent / "bert"))
         config = replace(config, model=replace(config.model, backbone=backbone, adapters=AdapterConfig(**given)))
     torch.manual_seed(7)
-    model = CustomerModel(config.model.plain, setup["space"], setup["num_horizons"])
+    model = CustomerModel(config.model.without_adapters, setup["space"], setup["num_horizons"])
     if config.model.backbone.pretrained:
         encoders.load_pretrained(model.backbone, config.model.backbone.pretrained)
     if config.model.adapters.method:
@@ -97,8 +98,9 @@ def run_case(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> dict[
     engine, config = build(case, setup, folder)
     samples, num_steps = setup["samples"], case.get("steps", 4)
     if case.get("loop"):
-        losses: list[float] = []
-        weights = loop.run(engine, Fixed(samples), config, on_step=lambda step, loss, rate: losses.append(loss))
+        *events, last = loop.run(engine, Fixed(samples), config)
+        losses = [event.row["loss"] for event in events if isinstance(event, loop.StepDone)]
+        weights = last.result
         return {"losses": losses, "weights": weights, "zero_stage": engine.zero_stage}
     epochs = (steps_of(samples, config, engine.rank, engine.world_size, epoch) for epoch in count())
     steps = [step.batches for step in islice(chain.from_iterable(epochs), num_steps)]

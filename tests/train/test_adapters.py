@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from clv import bundle as bundles
-from clv.bundle import as_json
 from clv.forecast.predictor import Predictor
 from clv.models.adapters import methods
-from clv.models.adapters.methods import AdapterConfig
 from clv.models.backbones import encoders
-from clv.models.model import CustomerModel, ModelConfig
+from clv.models.config import AdapterConfig
+from clv.models.model import CustomerModel
 from clv.train import estimate, export, fitting, loop, trainer
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
@@ -64,7 +63,7 @@ def test_adapters_are_silent_at_the_start(
     method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Dataset
 ) -> None:
     config = settings(tiny, source, method)
-    plain = setup.model(replace(config, model=config.model.plain)).eval()
+    plain = setup.model(replace(config, model=config.model.without_adapters)).eval()
     batch = setup.source(shop, config).epoch(0).batch(torch.arange(24).numpy())
     with torch.inference_mode():
         x = plain.embedding(batch)
@@ -78,7 +77,7 @@ def test_only_adapters_and_what_lies_outside_the_backbone_learn(
     method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Dataset
 ) -> None:
     config = settings(tiny, source, method)
-    before = setup.model(replace(config, model=config.model.plain)).state_dict()
+    before = setup.model(replace(config, model=config.model.without_adapters)).state_dict()
     model = trained(config, setup, shop)
     after = model.state_dict()
     backbone = {name for name in after if name.startswith("backbone.")}
@@ -116,17 +115,20 @@ def test_the_model_of_a_bundle_says_what_apart_says_and_can_be_kept_apart(
     model = trained(config, setup, shop)
     batch = setup.source(shop, config).epoch(3).batch(torch.arange(24).numpy())
     with torch.inference_mode():
-        unmerged, untouched = model(batch), setup.model(replace(config, model=config.model.plain)).eval()(batch)
+        unmerged, untouched = (
+            model(batch),
+            setup.model(replace(config, model=config.model.without_adapters)).eval()(batch),
+        )
     weights = {name: value.clone() for name, value in model.state_dict().items()}
 
     served = trainer.load_model(setup, config, trainer.merged(setup, config, weights))
     stays = method in ("prefix", "bottleneck")
     assert any(methods.is_adapter(name) for name in served.state_dict()) == stays
-    methods.save(tmp_path / "adapters", config.model.adapters, config.model.backbone, methods.apart(weights))
-    restored = setup.model(replace(config, model=config.model.plain, seed=config.seed + 1))
+    methods.save(tmp_path / "adapters", config.model.adapters, config.model.backbone, methods.trained_tensors(weights))
+    restored = setup.model(replace(config, model=config.model.without_adapters, seed=config.seed + 1))
     methods.load(restored, tmp_path / "adapters")
     found = restored.state_dict()
-    assert all(torch.equal(found[name], value) for name, value in methods.apart(weights).items())
+    assert all(torch.equal(found[name], value) for name, value in methods.trained_tensors(weights).items())
     with torch.inference_mode():
         assert torch.equal(restored.eval()(batch).z, unmerged.z)
         torch.testing.assert_close(served.eval()(batch).value, unmerged.value, rtol=1e-5, atol=1e-6)
@@ -141,8 +143,8 @@ def test_a_whole_run_leaves_plain_weights_and_adapters_apart(
 ) -> None:
     config = settings(tiny, source, "lora", epochs=1)
     phases = fitting.plan(shop, cutoff, config)
-    fitted = trainer.train(shop, phases, config)
-    plain = phases.final.model(replace(config, model=config.model.plain)).state_dict()
+    fitted = loop.finish(trainer.train(shop, phases, config))
+    plain = phases.final.model(replace(config, model=config.model.without_adapters)).state_dict()
     assert fitted.weights.keys() == plain.keys()
     changed = {
         name
@@ -161,14 +163,14 @@ def test_a_bundle_scores_with_adapters_merged_or_as_a_part_of_it(
 ) -> None:
     config = settings(tiny, source, method, epochs=1)
     phases = fitting.plan(shop, cutoff, config)
-    fitted = trainer.train(shop, phases, config)
+    fitted = loop.finish(trainer.train(shop, phases, config))
     fitted = replace(fitted, adjustment=replace(fitted.adjustment, blend_purchase=(1.0, 1.0), blend_value=(1.0, 1.0)))
     facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": "gross"}
     facts |= {"horizons": [30, 90], "discount_rate_annual": 0.1}
     made = export.to_bundle(shop, phases, config, fitted, facts, [])
     bundles.save(made, tmp_path / "bundle")
     predictor = Predictor(tmp_path / "bundle")
-    samples = phases.final.assembler.at(shop.histories, cutoff).samples
+    samples = phases.final.assembler.assemble(shop.histories, cutoff).samples
     model = trainer.load_model(phases.final, config, fitted.weights).eval()
     with torch.inference_mode():
         batch = samples.batch(torch.arange(24).numpy())
@@ -187,7 +189,7 @@ def test_averaged_weights_hold_the_ranks_of_the_budget(
 ) -> None:
     config = settings(tiny, source, "adalora", epochs=1)
     phases = fitting.plan(shop, cutoff, config)
-    fitted = trainer.train(shop, phases, config)
+    fitted = loop.finish(trainer.train(shop, phases, config))
     values = [t for name, t in fitted.adapters.items() if ".lora_E." in name]
     assert [len(t) for t in values] == [3] * 12
     assert sum(int(t.count_nonzero()) for t in values) == 2 * 12
@@ -196,15 +198,6 @@ def test_averaged_weights_hold_the_ranks_of_the_budget(
     methods.merge(model)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(fitted.weights[name], value, rtol=1e-5, atol=1e-7, msg=name)
-
-
-def test_bundles_from_before_adapters_have_none() -> None:
-    plain = as_json(ModelConfig(hidden=7))
-    del plain["adapters"]
-    assert ModelConfig.from_json(plain) == ModelConfig(hidden=7)
-    stays = ModelConfig(adapters=AdapterConfig(method="prefix"))
-    assert ModelConfig.from_json(as_json(stays.merged)).adapters == AdapterConfig(method="prefix", length=8)
-    assert replace(stays, adapters=AdapterConfig(method="lora")).merged == ModelConfig()
 
 
 def test_adapters_that_would_do_nothing_are_refused(tiny: TrainConfig, source: str) -> None:
@@ -217,23 +210,6 @@ def test_adapters_that_would_do_nothing_are_refused(tiny: TrainConfig, source: s
         config = settings(tiny, source, method)
         with pytest.raises(ValueError, match=f"{method} would do nothing without model.use_sequence"):
             replace(config, model=replace(config.model, use_sequence=False))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"method": "lora", "rank": 0}, r"adapters\.rank must be positive, not 0"),
-        ({"method": "lora", "alpha": -1.0}, r"adapters\.alpha must be positive, not -1"),
-        ({"method": "prefix", "length": 0}, r"adapters\.length must be positive, not 0"),
-        ({"method": "ia3", "rank": 4}, r"adapters\.rank 4 needs adapters\.method lora or adalora, not ia3"),
-        ({"method": "prefix", "width": 4}, r"adapters\.width 4 needs adapters\.method bottleneck, not prefix"),
-        ({"method": "lora", "length": 4}, r"adapters\.length 4 needs adapters\.method prefix, not lora"),
-        ({"rank": 4}, r"adapters\.rank 4 needs adapters\.method lora or adalora, not None"),
-    ],
-)
-def test_options_of_other_methods_are_refused(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AdapterConfig(**given)
 
 
 def test_ranks_are_allotted_only_where_gradients_are_whole(tiny: TrainConfig, source: str, setup: Setup) -> None:
@@ -250,22 +226,3 @@ def test_ranks_are_allotted_only_where_gradients_are_whole(tiny: TrainConfig, so
         make_engine(setup.model(half), loop.sum_loss(half, True), half, torch.device("cpu"))
     whole = config.with_engine(kind="deepspeed", zero_stage=0)
     assert {tried.engine.stage for tried in estimate.candidates(whole)} == {0}
-
-
-def test_a_backbone_without_such_modules_is_refused(tiny: TrainConfig) -> None:
-    model = torch.nn.Module()
-    model.backbone = torch.nn.Module()
-    model.backbone.model = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"prefix needs a backbone built like BERT: this one has no \.attention\.self"):
-        methods.inject(model, AdapterConfig(method="prefix"), tiny.model.backbone)
-
-
-def test_adapters_of_another_shape_are_refused(
-    tiny: TrainConfig, source: str, setup: Setup, shop: Dataset, tmp_path: Path
-) -> None:
-    config = settings(tiny, source, "lora")
-    model = trained(config, setup, shop)
-    other = replace(config.model.adapters, rank=8)
-    methods.save(tmp_path, other, config.model.backbone, methods.apart(model.state_dict()))
-    with pytest.raises(ValueError, match=r"lora_A.default.weight' has shape \(8, 32\) here, \(4, 32\) there"):
-        methods.load(setup.model(replace(config, model=config.model.plain)), tmp_path)

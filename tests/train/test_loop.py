@@ -1,7 +1,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from clv.train.engines.torch_engine import Engine
 from clv.train.examples.in_memory import RandomOrigins, first_days
 from clv.train.examples.loader import Whole, ahead, global_batches, steps_of
 from clv.train.fitting import Dataset, Setup, prepare
-from clv.train.loop import Average, Position, Saving, learning_rate
+from clv.train.loop import Average, CheckpointSchedule, EpochDone, Position, StepDone, finish, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,8 @@ def test_a_pair_of_customer_and_origin_comes_once_an_epoch(source: RandomOrigins
     assert len(crowded) <= len(source.days) * len(source.histories)
     rows = np.concatenate([crowded.wide, crowded.base_value], axis=1)
     known = [
-        len(source.assembler.at(source.histories, int(o)).table) for o in source.assembler.clock.start_of(source.days)
+        len(source.assembler.assemble(source.histories, int(o)).table)
+        for o in source.assembler.clock.start_of(source.days)
     ]
     assert len(rows) <= sum(known)
 
@@ -231,25 +232,34 @@ class Exploding(Whole):
 
 def test_a_loss_that_is_not_finite_stops_the_run(setup: Setup, source: RandomOrigins, tiny: TrainConfig) -> None:
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at step 1: lower optimizer\.learning_rate"):
-        loop.run(engine_of(setup, tiny), Exploding(source), tiny)
+        finish(loop.run(engine_of(setup, tiny), Exploding(source), tiny))
 
 
-def test_the_loop_stops_when_it_is_told_to(setup: Setup, source: RandomOrigins, tiny: TrainConfig) -> None:
-    ends: list[loop.EpochEnd] = []
-
-    def once(end: loop.EpochEnd, average: Average) -> bool:
-        ends.append(end)
-        return False
-
-    steps: list[tuple[int, float, float]] = []
-    loop.run(engine_of(setup, tiny), source, tiny, on_step=lambda *a: steps.append(a), on_epoch=once)
-    assert [end.epoch for end in ends] == [1]
-    assert [step for step, _, _ in steps] == list(range(1, ends[0].step + 1))
-    assert ends[0].loss == pytest.approx(np.mean([loss for _, loss, _ in steps]))
-    assert 0 <= ends[0].waiting <= 1
+def test_an_epoch_yields_its_steps_and_then_its_mean_loss(
+    setup: Setup, source: RandomOrigins, tiny: TrainConfig
+) -> None:
+    *steps, end = until_epoch(1, loop.run(engine_of(setup, tiny), source, tiny))
+    assert all(isinstance(event, StepDone) for event in steps)
+    assert [event.row["step"] for event in steps] == list(range(1, end.row["step"] + 1))
+    assert end.row["loss"] == pytest.approx(np.mean([event.row["loss"] for event in steps]))
+    assert 0 <= end.row["waiting"] <= 1
     num_steps = tiny.epochs * (tiny.samples_per_epoch // tiny.batch_size)
     rates = [learning_rate(i, num_steps, tiny.optimizer) for i in range(len(steps))]
-    assert [rate for _, _, rate in steps] == rates
+    assert [event.row["learning_rate"] for event in steps] == rates
+
+
+def until_epoch(epoch: int, events: Iterable[Any]) -> list[Any]:
+    """The events of a run that is left at the end of an epoch."""
+    found = []
+    for event in events:
+        found.append(event)
+        if isinstance(event, EpochDone) and event.row["epoch"] == epoch:
+            break
+    return found
+
+
+def losses_of(events: Iterable[Any]) -> list[float]:
+    return [event.row["loss"] for event in events if isinstance(event, StepDone)]
 
 
 def dropping(tiny: TrainConfig) -> TrainConfig:
@@ -263,30 +273,25 @@ def test_a_resumed_run_ends_with_the_weights_of_the_undisturbed_one(
     decay: float, setup: Setup, source: RandomOrigins, tiny: TrainConfig, tmp_path: Path
 ) -> None:
     config = replace(dropping(tiny), ema_decay=decay)
-    losses: dict[str, list[float]] = {"whole": [], "parts": []}
-
-    def note(name: str) -> Any:
-        return lambda step, loss, rate: losses[name].append(loss)
-
-    whole = loop.run(engine_of(setup, config), source, config, on_step=note("whole"))
-
+    whole = list(loop.run(engine_of(setup, config), source, config))
     engine = engine_of(setup, config)
-
-    def stop(end: loop.EpochEnd, average: Average) -> bool:
-        loop.save(engine, tmp_path / "checkpoint", Position(end.epoch), average)
-        return end.epoch < 2
-
-    loop.run(engine, source, config, on_step=note("parts"), on_epoch=stop)
+    before = until_epoch(2, loop.run(engine, source, config))
+    before[-1].save(tmp_path / "checkpoint")
     torch.manual_seed(12345)  # another process has another state
     fresh = engine_of(setup, replace(config, seed=config.seed + 5))
     start, average = loop.resume(fresh, tmp_path / "checkpoint", config)
     assert start == Position(2)
     assert fresh.step_count == engine.step_count
-    parts = loop.run(fresh, source, config, start=start, average=average, on_step=note("parts"))
-    assert losses["parts"] == losses["whole"]
-    assert parts.keys() == whole.keys()
-    for name, value in whole.items():
-        assert torch.equal(parts[name], value), name
+    after = list(loop.run(fresh, source, config, start=start, average=average))
+    assert losses_of(before + after) == losses_of(whole)
+    assert_same_result(after, whole)
+
+
+def assert_same_result(events: list[Any], others: list[Any]) -> None:
+    weights, expected = events[-1].result, others[-1].result
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name
 
 
 def test_equal_runs_give_equal_weights(setup: Setup, source: RandomOrigins, tiny: TrainConfig) -> None:
@@ -294,7 +299,7 @@ def test_equal_runs_give_equal_weights(setup: Setup, source: RandomOrigins, tiny
 
     def runs() -> Iterator[dict[str, torch.Tensor]]:
         for _ in range(2):
-            yield loop.run(engine_of(setup, config), source, config)
+            yield finish(loop.run(engine_of(setup, config), source, config))
 
     first, second = runs()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -306,63 +311,47 @@ def test_origins_are_whole_weeks_before_the_cut(source: RandomOrigins, cutoff: i
     assert (before % 7 == 0).all()
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stop_at", [3, 8, 11])
 def test_a_run_saved_within_an_epoch_goes_on_at_the_very_step(
     stop_at: int, setup: Setup, source: RandomOrigins, tiny: TrainConfig, tmp_path: Path
 ) -> None:
     config = dropping(tiny)
-    losses: dict[str, list[float]] = {"whole": [], "parts": []}
-    ends: dict[str, list[tuple[int, float]]] = {"whole": [], "parts": []}
-
-    def telling(name: str) -> dict[str, Any]:
-        def ended(end: loop.EpochEnd, average: Average) -> bool:
-            ends[name].append((end.epoch, end.loss))
-            return True
-
-        return {"on_step": lambda step, loss, rate: losses[name].append(loss), "on_epoch": ended}
-
-    whole = loop.run(engine_of(setup, config), source, config, **telling("whole"))
-    engine = engine_of(setup, config)
-
-    def save(position: Position, average: Average) -> None:
-        loop.save(engine, tmp_path / "checkpoint", position, average)
-        raise Stopped
-
-    with pytest.raises(Stopped, match=r"^$"):
-        loop.run(engine, source, config, saving=Saving(steps=stop_at), on_save=save, **telling("parts"))
+    whole = list(loop.run(engine_of(setup, config), source, config))
+    before = []
+    for event in loop.run(engine_of(setup, config), source, config):
+        before.append(event)
+        if isinstance(event, StepDone) and event.row["step"] == stop_at:
+            event.save(tmp_path / "checkpoint")
+            break
     torch.manual_seed(12345)
     fresh = engine_of(setup, replace(config, seed=config.seed + 5))
     start, average = loop.resume(fresh, tmp_path / "checkpoint", config)
     assert fresh.step_count == stop_at > 0
-    parts = loop.run(fresh, source, config, start=start, average=average, **telling("parts"))
-    assert losses["parts"] == losses["whole"]
-    assert ends["parts"] == ends["whole"]
-    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    after = list(loop.run(fresh, source, config, start=start, average=average))
+    assert losses_of(before + after) == losses_of(whole)
+    ends = [
+        [event.row["loss"] for event in events if isinstance(event, EpochDone)] for events in (before + after, whole)
+    ]
+    assert ends[0] == ends[1]
+    assert_same_result(after, whole)
 
 
-def test_a_run_is_saved_by_steps_by_time_and_on_notice(
-    setup: Setup, source: RandomOrigins, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_saved_by_steps_by_time_and_on_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     now, asked = [0.0], []
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    engine = engine_of(setup, tiny)
 
-    def saved(saving: Saving, seconds_per_step: float = 1.0) -> list[int]:
+    def saved(schedule: CheckpointSchedule) -> list[int]:
         found = []
-        for engine.step_count in range(1, 13):
-            now[0] += seconds_per_step
-            if saving.due(engine):
-                found.append(engine.step_count)
+        for step in range(1, 13):
+            now[0] += 1.0
+            if schedule.due(step):
+                found.append(step)
         return found
 
-    assert saved(Saving()) == []
-    assert saved(Saving(steps=5)) == [5, 10]
-    assert saved(Saving(seconds=4)) == [4, 8, 12]
-    assert saved(Saving(notice=lambda: asked.append(now[0]) or len(asked) == 3)) == [6]
+    assert saved(CheckpointSchedule()) == []
+    assert saved(CheckpointSchedule(steps=5)) == [5, 10]
+    assert saved(CheckpointSchedule(seconds=4)) == [4, 8, 12]
+    assert saved(CheckpointSchedule(warned=lambda: asked.append(now[0]) or len(asked) == 3)) == [6]
     assert np.diff(asked).tolist() == [2.0] * (len(asked) - 1)
 
 
@@ -402,8 +391,8 @@ def test_a_token_budget_bounds_every_padded_batch_and_leaves_no_row_out(
 
 def test_a_run_by_tokens_follows_the_whole_schedule(setup: Setup, source: RandomOrigins, tiny: TrainConfig) -> None:
     config = replace(tiny, batch_tokens=96)
-    rates: list[float] = []
-    loop.run(engine_of(setup, config), source, config, on_step=lambda step, loss, rate: rates.append(rate))
+    events = loop.run(engine_of(setup, config), source, config)
+    rates = [event.row["learning_rate"] for event in events if isinstance(event, StepDone)]
     assert max(rates) == config.optimizer.learning_rate
     assert rates[-1] == pytest.approx(0.05 * config.optimizer.learning_rate, rel=0.1)
 
@@ -462,10 +451,8 @@ def test_an_error_of_the_maker_is_raised_where_batches_are_read() -> None:
 def test_prefetching_changes_no_loss(setup: Setup, source: RandomOrigins, tiny: TrainConfig) -> None:
     found = []
     for depth in (0, 1, 4):
-        losses: list[float] = []
         config = replace(dropping(tiny), prefetch=depth)
-        loop.run(engine_of(setup, config), source, config, on_step=lambda s, loss, r, kept=losses: kept.append(loss))
-        found.append(losses)
+        found.append(losses_of(loop.run(engine_of(setup, config), source, config)))
     assert found[0] == found[1] == found[2]
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,17 +13,17 @@ from clv.data.histories import Histories
 from clv.evaluate.leakage import scramble_future
 from clv.models.pretraining import transfer
 from clv.models.pretraining.pretrainer import Objectives
-from clv.models.pretraining.transfer import Seen
+from clv.models.pretraining.transfer import SeenDataset
 from clv.train import fitting, pretraining
 from clv.train.config import TrainConfig
 from clv.train.examples.loader import WINDOW
 from clv.train.examples.on_storage import Piece
 from clv.train.fitting import Dataset
+from clv.train.loop import EpochDone, finish
 from clv.train.pretraining import PretrainingPlan, ShardPasts
-from clv.train.trainer import Hooks
 from tests.train.shard_files import write_shards
 
-ALL = Objectives.only("masked", "next_event", "coles", "autoencoder")
+ALL = Objectives.from_names("masked", "next_event", "coles", "autoencoder")
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +38,8 @@ def planned(shop: Dataset, cutoff: int, config: TrainConfig) -> PretrainingPlan:
 
 def drawn(plan: PretrainingPlan, config: TrainConfig) -> dict[str, np.ndarray]:
     samples = plan.in_memory(config, config.samples_per_epoch).epoch(0)
-    assert samples.following is not None
-    return {**vars(samples.tokens), **vars(samples.following)}
+    assert samples.next_events is not None
+    return {**vars(samples.tokens), **vars(samples.next_events)}
 
 
 def test_the_past_ends_where_training_holds_its_last_window_out(planned: PretrainingPlan, shop, cutoff, config) -> None:
@@ -80,7 +79,7 @@ def test_the_next_event_is_the_first_after_the_origin_and_censored_at_the_cut(
 
 def test_every_objective_falls_on_rows_drawn_for_the_purpose(planned: PretrainingPlan, config: TrainConfig) -> None:
     longer = replace(config, epochs=6)
-    done = pretraining.train(planned, longer)
+    done = finish(pretraining.train(planned, longer))
     first, last = done.history[0], done.history[-1]
     for name in ("masked", "next_event", "coles", "autoencoder"):
         assert float(last[name]) < float(first[name]), name
@@ -89,16 +88,10 @@ def test_every_objective_falls_on_rows_drawn_for_the_purpose(planned: Pretrainin
 def test_a_resumed_run_ends_like_the_undisturbed_one(
     planned: PretrainingPlan, config: TrainConfig, tmp_path: Path
 ) -> None:
-    whole = pretraining.train(planned, config)
-
-    def stop_after_first(row: Any, save: Any) -> None:
-        save(tmp_path)
-        raise InterruptedError("stop")
-
-    tmp_path.mkdir(exist_ok=True)
-    with pytest.raises(InterruptedError, match="stop"):
-        pretraining.train(planned, config, hooks=Hooks(on_epoch=stop_after_first))
-    resumed = pretraining.train(planned, config, checkpoint=tmp_path)
+    whole = finish(pretraining.train(planned, config))
+    first = next(event for event in pretraining.train(planned, config) if isinstance(event, EpochDone))
+    first.save(tmp_path)
+    resumed = finish(pretraining.train(planned, config, checkpoint=tmp_path))
     assert [row["epoch"] for row in resumed.history] == [1, 2]
     for name, tensor in whole.weights.items():
         assert torch.equal(tensor, resumed.weights[name]), name
@@ -120,18 +113,18 @@ def test_several_shops_share_one_encoder_and_take_equal_parts(shop: Dataset, cut
 def test_training_starts_from_the_encoder_and_refuses_one_that_knows_too_much(
     planned: PretrainingPlan, shop: Dataset, cutoff: int, config: TrainConfig, tmp_path: Path
 ) -> None:
-    done = pretraining.train(planned, replace(config, epochs=1))
+    done = finish(pretraining.train(planned, replace(config, epochs=1)))
     named = replace(shop, name="simulated")
     backbone = config.model.backbone
     until = planned.grounds[0].cutoff
-    transfer.save(tmp_path / "e", backbone, planned.space, done.weights, [Seen("simulated", until)], {})
+    transfer.save(tmp_path / "e", backbone, planned.space, done.weights, [SeenDataset("simulated", until)], {})
     tuned = replace(config, model=replace(config.model, backbone=replace(backbone, pretrained=str(tmp_path / "e"))))
     phases = fitting.plan(named, cutoff, tuned)
     for setup in filter(None, (phases.holdout, phases.final)):
         model = setup.model(tuned)
         name = "backbone.model.encoder.layer.0.attention.self.query.weight"
         assert torch.equal(model.state_dict()[name], done.weights[name])
-    transfer.save(tmp_path / "e", backbone, planned.space, done.weights, [Seen("simulated", cutoff)], {})
+    transfer.save(tmp_path / "e", backbone, planned.space, done.weights, [SeenDataset("simulated", cutoff)], {})
     with pytest.raises(ValueError, match="has seen simulated until 2024-03-31, after 2024-01-02"):
         fitting.plan(named, cutoff, tuned)
 
@@ -150,7 +143,7 @@ def test_shops_on_storage_are_pretrained_on_shard_by_shard(
     assert sorted(read) == sorted([*paths, *paths[:1] * 5])
     assert [step.num_steps for step in steps] == [160] * 160
     assert sum(len(step.batches[0].mask) for step in steps) == 160 * config.batch_size
-    done = pretraining.train(planned, replace(config, epochs=4))
+    done = finish(pretraining.train(planned, replace(config, epochs=4)))
     assert float(done.history[-1]["next_event"]) < float(done.history[0]["next_event"])
 
 
@@ -170,6 +163,6 @@ def test_nothing_after_the_past_is_read_of_a_shard(
         ground = replace(planned.grounds[0], shop=replace(shop, shards=write_shards(table, folder, 1)))
         source = ShardPasts.of([ground], ALL, config)
         samples = source.assemble(Piece(source.shards[0], 200, (0, 1)))
-        drawn.append({**vars(samples.tokens), **vars(samples.following)})
+        drawn.append({**vars(samples.tokens), **vars(samples.next_events)})
     for name in drawn[0]:
         assert np.array_equal(drawn[0][name], drawn[1][name]), name

@@ -9,14 +9,13 @@ import pytest
 from clv.data.clock import Clock
 from clv.data.histories import Histories, build
 from clv.evaluate.metrics import ngini
-from clv.forecast.adjustment import adjust
-from clv.forecast.network import forecast
-from clv.models.backbones.encoders import BackboneConfig
+from clv.forecast.pipeline import forecast_customers
+from clv.models.config import BackboneConfig, ModelConfig
 from clv.models.inputs.feature_space import Items
-from clv.models.model import ModelConfig
 from clv.simulate.small import simulate
 from clv.train.config import TrainConfig
 from clv.train.fitting import Dataset, plan
+from clv.train.loop import finish
 from clv.train.trainer import load_model, train
 
 pytestmark = pytest.mark.slow
@@ -45,16 +44,14 @@ def fitted(num_customers: int, seed: int = 1, **settings: Any) -> Outcome:
     config = TrainConfig(model=ModelConfig(backbone=backbone), samples_per_epoch=6000, batch_size=64)
     config = config.with_engine(kind="torch")
     phases = plan(shop, clock.parse(ORIGIN), config)
-    found = train(shop, phases, config)
+    found = finish(train(shop, phases, config))
     assembler = phases.final.assembler
-    rows = assembler.at(histories, clock.parse(ORIGIN))
-    raw = forecast(load_model(phases.final, config, found.weights), rows.samples, assembler.value_scale)
-    error = assembler.btyd.forecast_factor(int(clock.day_of(np.array([clock.parse(ORIGIN)]))[0]))[2]
-    outlook = adjust(raw, rows.base, rows.table, error, found.adjustment)
+    model = load_model(phases.final, config, found.weights)
+    rows, adjusted = forecast_customers(model, assembler, found.adjustment, histories, clock.parse(ORIGIN))
     known = rows.table["has_purchase"].to_numpy()
     expected = simulation.truth.expected(ORIGIN, HORIZON).set_index("customer_id")["value"]
     truth = expected.reindex(rows.table["customer_id"]).to_numpy()[known]
-    return Outcome(truth, rows.base.value[known, 1], outlook.forecast.value[known, 1])
+    return Outcome(truth, rows.base.value[known, 1], adjusted.forecast.value[known, 1])
 
 
 def test_where_customers_tell_by_browsing_the_model_ranks_far_better_than_the_btyd_model() -> None:

@@ -16,6 +16,7 @@ from clv.data.events import stable_hash
 from clv.evaluate.leakage import scramble_future
 from clv.forecast.predictor import Predictor
 from clv.models.adapters import methods
+from clv.models.config import ADAPTER_OPTIONS
 from clv.models.inputs.feature_space import Items
 from clv.simulate import small
 from clv.train import estimate, fitting, loop
@@ -121,7 +122,7 @@ def test_a_bundle_scores_without_the_checkpoint_that_it_began_with(
     backbone = replace(config.model.backbone, pretrained=str(source))
     config = replace(config, model=replace(config.model, backbone=backbone))
     phases = fitting.plan(shop, cutoff, config)
-    fitted = train(shop, phases, config)
+    fitted = loop.finish(train(shop, phases, config))
     fitted = replace(fitted, adjustment=replace(fitted.adjustment, blend_purchase=(1.0, 1.0), blend_value=(0.75, 0.75)))
     facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": "gross"}
     facts |= {"horizons": [30, 90], "discount_rate_annual": 0.1}
@@ -157,7 +158,7 @@ def test_the_plan_counts_the_text_encoder(setup: Setup, config: TrainConfig) -> 
     assert estimate.tokens_of_micro_batch(config, 2) == 32 * 48 / 2
 
 
-@pytest.mark.parametrize("method", methods.OPTIONS)
+@pytest.mark.parametrize("method", ADAPTER_OPTIONS)
 def test_adapters_fit_into_a_text_encoder(method: str, setup: Setup, config: TrainConfig) -> None:
     pytest.importorskip("peft")
     chosen = overlaid(config, {"model": {"adapters": {"method": method}}}, "test")
@@ -182,7 +183,7 @@ def test_the_job_takes_the_encoder_and_its_length(text_checkpoint: str) -> None:
         ({"pretrained": "somewhere"}, "--pretrained somewhere shapes the event encoder"),
         ({"encoder": "events", "text_tokens": 40}, "--text-tokens 40 needs --encoder text"),
         ({"encoder": "events", "text_encoder": "x"}, "--text-encoder x needs --encoder text"),
-        ({"text_tokens": 4000}, "texts of 4000 word pieces, it reads 16 to 96"),
+        ({"text_tokens": 4000}, "takes texts of 16 to 96 word pieces, not 4000"),
         ({"batch_tokens": 20}, "batch_tokens 20 is less than one customer's max_tokens 48"),
     ],
 )

@@ -1,6 +1,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,21 @@ from clv.data import histories
 from clv.data.cutoff import Value
 from clv.data.histories import Histories
 from clv.evaluate.leakage import scramble_future
-from clv.evaluate.metrics import auc, score_of
+from clv.evaluate.metrics import auc, purchase_score
 from clv.evaluate.panel import Panel
-from clv.forecast.adjustment import Adjustment, adjust
-from clv.forecast.network import forecast
+from clv.forecast.adjustment import Adjustment
+from clv.forecast.pipeline import forecast_customers
 from clv.train.config import TrainConfig
 from clv.train.fitting import Dataset, Phases, Setup, plan, primary_horizon
-from clv.train.trainer import DEFAULT_BLEND_WEIGHT, PATIENCE, Fitted, Hooks, load_model, train
+from clv.train.loop import EpochDone, StepDone, finish
+from clv.train.trainer import DEFAULT_BLEND_WEIGHT, PATIENCE, Fitted, load_model, train
 
 MakeShop = Callable[..., Dataset]
 
 
 def fit(shop: Dataset, cutoff: int, config: TrainConfig, **more: Any) -> tuple[Phases, Fitted]:
     phases = plan(shop, cutoff, config)
-    return phases, train(shop, phases, config, **more)
+    return phases, finish(train(shop, phases, config, **more))
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +38,16 @@ def fitted(shop: Dataset, cutoff: int, tiny: TrainConfig) -> tuple[Phases, Fitte
 
 
 def scores(shop: Dataset, setup: Setup, fitted: Fitted, config: TrainConfig) -> dict[str, np.ndarray]:
-    """What a predictor would say at the cut."""
-    rows = setup.assembler.at(shop.histories, setup.cutoff)
-    raw = forecast(load_model(setup, config, fitted.weights), rows.samples, setup.assembler.value_scale)
-    _, _, error = setup.assembler.btyd.forecast_factor(setup.assembler.btyd.cutoff_day)
-    outlook = adjust(raw, rows.base, rows.table, error, fitted.adjustment)
-    f = outlook.forecast
+    """The scores that a predictor would compute at the cut."""
+    model = load_model(setup, config, fitted.weights)
+    rows, adjusted = forecast_customers(model, setup.assembler, fitted.adjustment, shop.histories, setup.cutoff)
+    f = adjusted.forecast
     return {
         "customer": rows.table["customer_id"].to_numpy(),
         "p": f.p_purchase,
         "orders": f.orders,
         "value": f.value,
-        "bands": outlook.quantiles(np.array([0.1, 0.5, 0.9])),
+        "bands": adjusted.quantiles(np.array([0.1, 0.5, 0.9])),
     }
 
 
@@ -120,7 +120,7 @@ def test_a_run_says_what_it_did(fitted: tuple[Phases, Fitted], tiny: TrainConfig
     assert run.panel is not None
     assert (run.panel.origin, run.panel.horizon_days) == ("2024-01-02", 90)
     assert set(run.panel.models()) == {"clv", "btyd", "past_spend", "bgnbd_gg"}
-    assert 0.5 < auc(run.panel.orders > 0, score_of(run.panel.models()["clv"])) < 1
+    assert 0.5 < auc(run.panel.orders > 0, purchase_score(run.panel.models()["clv"])) < 1
 
 
 def test_the_totals_of_value_and_orders_are_the_btyd_models(
@@ -128,7 +128,7 @@ def test_the_totals_of_value_and_orders_are_the_btyd_models(
 ) -> None:
     phases, run = fitted
     found = scores(shop, phases.final, run, tiny)
-    rows = phases.final.assembler.at(shop.histories, phases.final.cutoff)
+    rows = phases.final.assembler.assemble(shop.histories, phases.final.cutoff)
     np.testing.assert_allclose(found["value"].sum(0), rows.base.value.sum(0), rtol=0.02)
     np.testing.assert_allclose(found["orders"].sum(0), rows.base.orders.sum(0), rtol=0.02)
 
@@ -148,7 +148,7 @@ def test_a_log_too_short_to_hold_an_origin_out_keeps_half_way_to_the_btyd_model(
     assert {row["phase"] for row in run.history} == {"final"}
     assert len(run.history) == tiny.epochs
     found = scores(shop, phases.final, run, tiny)
-    base = phases.final.assembler.at(shop.histories, phases.final.cutoff).base
+    base = phases.final.assembler.assemble(shop.histories, phases.final.cutoff).base
     for ours, theirs in ((found["p"], base.p_purchase), (found["orders"], base.orders), (found["value"], base.value)):
         assert np.isfinite(ours).all()
         assert not np.allclose(ours[:, 0], theirs[:, 0], rtol=0.01)
@@ -188,7 +188,7 @@ def test_a_shop_without_prices_learns_purchases(make_shop: MakeShop, cutoff: int
     assert (found["value"] < 0.01).all()
     assert found["p"][:, 1].max() > 0.3
     assert run.panel is not None
-    assert auc(run.panel.orders > 0, score_of(run.panel.models()["clv"])) > 0.5
+    assert auc(run.panel.orders > 0, purchase_score(run.panel.models()["clv"])) > 0.5
 
 
 def one_customer(table: pa.Table, num_tokens: int | None = None) -> pa.Table:
@@ -239,12 +239,8 @@ def test_views_alone_make_no_btyd_model(
 ) -> None:
     h = Histories.from_table(shop_histories)
     looking = make_shop(replace(h, type=np.full_like(h.type, 2)).to_table())
-    with pytest.raises(ValueError, match="nobody has bought before the origin: an BTYD model needs purchases"):
+    with pytest.raises(ValueError, match="no customer has bought before the origin: a BTYD model needs purchases"):
         plan(looking, cutoff, tiny)
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
@@ -253,18 +249,11 @@ def test_a_run_killed_after_any_epoch_resumes_to_the_same_end(
 ) -> None:
     config = replace(tiny, token_dropout=0.2)
     phases, whole = fit(shop, cutoff, config)
-    saved: list[Path] = []
-
-    def on_epoch(row: dict[str, Any], save: Callable[[Path], None]) -> None:
-        saved.append(tmp_path / str(len(saved)))
-        save(saved[-1])
-        if len(saved) == after:
-            raise Killed
-
-    with pytest.raises(Killed, match=r"^$"):
-        train(shop, phases, config, hooks=Hooks(on_epoch=on_epoch))
-    shutil.copytree(saved[-1], tmp_path / "elsewhere")
-    resumed = train(shop, phases, config, checkpoint=tmp_path / "elsewhere")
+    ends = (event for event in train(shop, phases, config) if isinstance(event, EpochDone))
+    for end in islice(ends, after):
+        end.save(tmp_path / str(end.row["epoch"]))
+    shutil.copytree(tmp_path / str(end.row["epoch"]), tmp_path / "elsewhere")
+    resumed = finish(train(shop, phases, config, checkpoint=tmp_path / "elsewhere"))
     assert_same_weights(whole.weights, resumed.weights)
     assert resumed.adjustment == whole.adjustment
     assert [(r["phase"], r["epoch"], r["loss"]) for r in resumed.history] == [
@@ -277,29 +266,21 @@ def test_a_trial_that_had_stopped_early_is_not_taken_up_again(
 ) -> None:
     config = replace(tiny, epochs=4)
     phases = plan(shop, cutoff, config)
-
-    def on_epoch(row: dict[str, Any], save: Callable[[Path], None]) -> None:
-        save(tmp_path / "checkpoint")
-        if row["epoch"] == PATIENCE:
-            raise Killed
-
-    with pytest.raises(Killed, match=r"^$"):
-        train(shop, phases, config, hooks=Hooks(on_epoch=on_epoch))
+    ends = (event for event in train(shop, phases, config) if isinstance(event, EpochDone))
+    next(end for end in ends if end.row["epoch"] == PATIENCE).save(tmp_path / "checkpoint")
     path = tmp_path / "checkpoint" / "progress.pt"
     progress = torch.load(path, weights_only=False)
     torch.save(replace(progress, best_epoch=0), path)  # as if no epoch had been better than what was before
-    resumed = train(shop, phases, config, checkpoint=tmp_path / "checkpoint")
+    resumed = finish(train(shop, phases, config, checkpoint=tmp_path / "checkpoint"))
     assert [row["epoch"] for row in resumed.history if row["phase"] == "holdout"] == [1, 2]
     assert [row["epoch"] for row in resumed.history if row["phase"] == "final"] == [1]
 
 
-def test_every_step_and_epoch_is_told(shop: Dataset, cutoff: int, tiny: TrainConfig) -> None:
-    steps: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
-    hooks = Hooks(on_step=steps.append, on_epoch=lambda row, save: rows.append(row))
-    _, run = fit(shop, cutoff, tiny, hooks=hooks)
-    assert rows == run.history
-    table = pd.DataFrame(steps)
+def test_a_run_yields_every_step_and_every_epoch(shop: Dataset, cutoff: int, tiny: TrainConfig) -> None:
+    *events, last = train(shop, plan(shop, cutoff, tiny), tiny)
+    rows = [event.row for event in events if isinstance(event, EpochDone)]
+    assert rows == last.result.history
+    table = pd.DataFrame([event.row for event in events if isinstance(event, StepDone)])
     assert set(table["phase"]) == {"holdout", "final"}
     for row in rows:
         part = table[(table["phase"] == row["phase"]) & (table["step"] <= row["step"])]

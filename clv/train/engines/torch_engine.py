@@ -115,21 +115,13 @@ class Engine:
     def _observe(self) -> None:
         """Called when the gradients of a step are whole, before its update."""
         if self.config.prunes:
-            adalora.observe(self.module)
+            adalora.update_importance(self.module)
 
     def _reduce(self, value: Tensor) -> Tensor:
         if self.world_size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
-
-    def highest(self, value: int) -> int:
-        """The highest value of any worker; every worker calls it."""
-        if self.world_size == 1:
-            return value
-        shared = torch.tensor(value, device=self.device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return int(shared.item())
 
     def random(self) -> tuple[Tensor, ...]:
         """States of the workers' generators, on every worker; every worker calls it."""

@@ -12,7 +12,7 @@ import torch
 
 from clv.data.histories import Histories
 from clv.models.inputs.batch import Batch
-from clv.train import trainer
+from clv.train import loop, trainer
 from clv.train.config import TrainConfig
 from clv.train.examples import in_memory
 from clv.train.examples.in_memory import ShardOrigins
@@ -159,6 +159,6 @@ def test_shards_yield_the_same_kind_of_samples_as_memory(
 
 def test_a_run_fed_from_shards_learns(shop: Dataset, cutoff: int, source: ShardOrigins, tiny: TrainConfig) -> None:
     config = replace(tiny, samples_per_epoch=1_024)
-    history = trainer.fit_holdout(replace(shop, shards=source.shards), plan(shop, cutoff, config), config)
+    history = loop.finish(trainer.fit_holdout(replace(shop, shards=source.shards), plan(shop, cutoff, config), config))
     assert float(history[-1]["loss"]) < float(history[0]["loss"]) - 0.5
     assert [row["step"] for row in history] == [16, 32]
