@@ -202,7 +202,7 @@ def measure(rows: int, folder: Path, options: Options, start: Tree, empty: Tree)
         "prepare_wall_s": round(ours.wall, 1),
         "prepare_peak_gb": round(ours.peak, 2),
         "log_gb": round(_size(log), 3),
-        "lines_gb": round(_size(out / "lines"), 3),
+        "rows_gb": round(_size(out / "rows"), 3),
         "shards_gb": round(_size(out / "shards"), 3),
         "manifest_sha256": hashlib.sha256(json.dumps(manifest["shards"]).encode()).hexdigest(),
         "operators": json.loads((out / "run.json").read_text())["operators"],
@@ -228,7 +228,7 @@ def _size(folder: Path) -> float:
 def table(runs: list[dict[str, Any]]) -> str:
     names = ["rows", "customers", "partitions", "prepare_net_cpu_s", "polars_net_cpu_s", "polars_over_prepare",
              "prepare_wall_s", "polars_wall_s", "prepare_peak_gb", "polars_peak_gb",
-             "log_gb", "lines_gb", "shards_gb"]  # fmt: skip
+             "log_gb", "rows_gb", "shards_gb"]  # fmt: skip
     lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(f"{run[n]:,}" if n in run else "" for n in names) + " |" for run in runs]
     return "\n".join(lines) + "\n"

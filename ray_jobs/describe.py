@@ -1,4 +1,4 @@
-"""Describe: drafts a dataset spec from a file. `python -m ray_jobs.describe FILE > my_shop.yaml`."""
+"""Draft a dataset spec from a file: `python -m ray_jobs.describe FILE > my_shop.yaml`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from tyro.conf import Positional
 from clv.data.spec.draft import draft
 from clv.data.spec.models import SpecError
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Guesses format, columns, time format and types of a file and prints a commented dataset spec that loads."""
 
     file: Positional[str]
@@ -24,11 +25,11 @@ class Options:
     out: Path | None = None
     """Write the spec here instead of printing it."""
     timezone: str = "UTC"
-    """The shop's time zone; naive times are local to it."""
+    """The shop's time zone, in which times without a zone are read."""
 
 
 def run(options: Options) -> None:
-    """Raises SpecError for a file that is absent, empty or of an unknown format, or an `out` that exists."""
+    """Raises SpecError for a file that is absent, empty or of an unknown format, or for an `out` that exists."""
     text = draft(options.file, options.timezone)
     if options.out is None:
         print(text, end="")

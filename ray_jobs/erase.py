@@ -1,4 +1,4 @@
-"""Erase: customers leave a histories folder, with a proof. `python -m ray_jobs.erase --histories DIR --customers F`."""
+"""Erase customers from a histories folder: `python -m ray_jobs.erase --histories HISTORIES --customers IDS.txt`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Literal
 
 from ray_jobs import record
 from ray_jobs.command import execute, run_tasks
+from ray_jobs.options import JobOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Removes customers from shards, lines and rejected records, searches every file for them, and writes the proof.
+class Options(JobOptions):
+    """Removes customers from shards, rows and reject records, searches every file for them, and writes a proof.
 
-    The proof lies in HISTORIES/erasures and names customers by salted hashes only; prepare and --append heed it. The
-    sources, bundles and stores are not touched: erase there too, and train again where a model must forget.
+    The proof in HISTORIES/erasures names customers by salted hashes only; prepare and --append reject their events by
+    it. The sources, bundles and stores are not changed: erase there too, and train again if a model must forget.
     """
 
     histories: Path
@@ -25,21 +26,21 @@ class Options:
     customers: Path
     """Text file with one customer id per line."""
     engine: Literal["auto", "ray", "here"] = "auto"
-    """ray, or this process alone; auto takes Ray from 2 million events on."""
+    """ray, or here for this process alone; auto uses Ray above 2 million events."""
     workers: int | None = None
-    """Tasks of Ray that run at once; by default as many as the cluster has CPUs."""
+    """Ray tasks that run at once; by default as many as the cluster has CPUs."""
 
 
 def run(options: Options) -> None:
-    """Raises ValueError for an empty list, a folder that is not one of histories or was prepared without its lines."""
+    """Raises ValueError for an empty list, or a folder that holds no histories or was prepared without its rows."""
     from clv.cluster import maintenance, preparing
 
     begun = datetime.now(UTC)
     out = options.histories.absolute()
     ids = [line.strip() for line in options.customers.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    _, stock = maintenance.with_lines(out)
+    _, build_record = maintenance.open_changeable(out)
     job = partial(maintenance.erase, out, ids)
-    run_tasks(job, options.engine, stock.rows <= preparing.FEW_ROWS, options.workers, 512)
+    run_tasks(job, options.engine, build_record.rows <= preparing.ONE_PROCESS_ROWS, options.workers, 512)
     record.write(out, options, begun)
 
 

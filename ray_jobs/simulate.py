@@ -1,4 +1,4 @@
-"""Simulate: a shop whose truth is known. `python -m ray_jobs.simulate --shop.num-customers 100000 --out LOG`."""
+"""Simulate a shop with known expectations: `python -m ray_jobs.simulate --shop.num-customers 100000 --out LOG`."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from typing import Literal
 from clv.simulate.settings import ShopSettings
 from ray_jobs import record
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Writes events, items, customers and a spec.yaml for prepare; truth (what each customer was expected to do),
-    treatments (coupons with propensity and effect) and the counts of planted defects beside them. The same seed gives
-    the same files, bit by bit, whatever the workers."""
+class Options(JobOptions):
+    """Writes events, items, customers and a spec.yaml for prepare, and beside them truth (expected orders and value of
+    each customer), treatments (coupons with propensity and effect) and the counts of planted defects. The same seed
+    gives the same bytes with any number of workers."""
 
     out: Path
     """Folder to write; one that holds a simulated shop is replaced."""
     shop: ShopSettings = field(default_factory=ShopSettings.full)
     origins: tuple[str, ...] = ()
-    """Dates at which the truth is wanted; by default the one from which the longest horizon reaches to the end."""
+    """Dates at which to write the truth; by default the last one whose longest horizon lies within the log."""
     horizons_days: tuple[int, ...] = (30, 90)
     defects: int = 0
     """Rows of each kind of defect in every block of 20,000 customers."""
     format: Literal["parquet", "csv", "jsonl"] = "parquet"
-    """Of the events. A text also gets the defects that only a text can have."""
+    """Format of the events; csv and jsonl also get defects that only a text can have."""
     plain: bool = False
-    """Everything off that BG/NBD with Gamma-Gamma does not know."""
+    """Turn off everything that BG/NBD with Gamma-Gamma does not model."""
     engine: Literal["auto", "ray", "here"] = "auto"
-    """ray, or this process alone; auto takes Ray from 100,000 customers on. The result is the same."""
+    """ray, or here for this process alone; auto uses Ray from 100,000 customers on. The result is the same."""
     workers: int | None = None
-    """Tasks of Ray that run at once; by default as many as the cluster has CPUs."""
+    """Ray tasks that run at once; by default as many as the cluster has CPUs."""
 
 
 def run(options: Options) -> None:
@@ -60,7 +61,7 @@ def run(options: Options) -> None:
     with staging_directory(out, {"plan": repr(plan)}) as folder:
         task = partial(files.write_block, plan, folder)
         numbers = range(log.num_blocks(shop))
-        blocks = partial(work_units.remembered, task=task, numbers=numbers, journal=folder / JOURNAL / "blocks")
+        blocks = partial(work_units.run_with_journal, task=task, numbers=numbers, journal=folder / JOURNAL / "blocks")
         here = options.engine == "here" or (options.engine == "auto" and shop.num_customers < 100_000)
         if here:
             manifest = files.write_shop(plan, folder, blocks(work_units.run_here), out)

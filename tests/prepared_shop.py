@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from clv.cluster import preparing
+from clv.cluster import preparing, work_units
 from clv.data.spec.models import DatasetSpec
 from clv.simulate.small import simulate
 
@@ -25,5 +25,5 @@ def prepared_shop(folder: Path, partitions: int, *shop: Any, seed: int, timezone
     """Histories of the shop that `simulate(*shop)` makes, in `folder`."""
     pq.write_table(simulate(*shop, seed=seed, timezone=timezone).events, folder / "events.parquet")
     spec, out = DatasetSpec.parse(SPEC.format(folder=folder, timezone=timezone), "simulated"), folder / "histories"
-    preparing.prepare(spec, "simulated", out, run=preparing.run_here, partitions=partitions)
+    preparing.prepare(spec, "simulated", out, run=work_units.run_here, partitions=partitions)
     return out

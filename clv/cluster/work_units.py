@@ -1,4 +1,4 @@
-"""Numbered tasks, run here or on Ray Data; what a finished one returned lies on disk, so that it is never redone."""
+"""Run numbered tasks in this process or on Ray Data, with a journal of results, so that no finished task runs again."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ def run_here(task: Task, count: int) -> Iterator[dict[str, Any]]:
 def run_on_ray(
     task: Task, count: int, workers: int | None = None, operators: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Runs task(0..count-1) as Ray Data map tasks; yields the results as they come, in no fixed order.
+    """Runs task(0), ..., task(count - 1) as Ray Data map tasks; yields the results in no fixed order.
 
-    At the end what Ray Data measured of its operators (times, rows, memory of the tasks) is added to `operators`.
+    `workers` limits how many run at once. At the end the statistics of Ray Data (times, rows, memory of the tasks) are
+    added to `operators`. Raises SpecError or OSError if a task does.
     """
     import ray
 
     if not count:
         return
-    # Default resources on purpose: only then does Ray fuse the range with the map into one task each.
+    # Ray fuses range and map into one task each only with default resources.
     options = {"compute": ray.data.TaskPoolStrategy(size=workers)} if workers else {}
     rows = ray.data.range(count, override_num_blocks=count).map_batches(
-        partial(_call, task), batch_size=1, batch_format="numpy", **options
+        partial(_run_batch, task), batch_size=1, batch_format="numpy", **options
     )
     for row in rows.iter_rows():
         result = json.loads(row["result"])
@@ -47,42 +48,42 @@ def run_on_ray(
         operators.append(rows.stats())
 
 
-def _call(task: Task, batch: dict[str, Any]) -> dict[str, Any]:
+def _run_batch(task: Task, batch: dict[str, Any]) -> dict[str, Any]:
     out = []
     for number in batch["id"]:
         try:
             result = task(int(number))
         except (SpecError, OSError) as error:
-            # What the user can mend travels as a result: raised here, Ray would wrap it in pages of its own traceback.
+            # Errors that a user can mend are returned: Ray would wrap a raised one in pages of its own traceback.
             result = {"failed": type(error).__name__, "message": str(error)}
         out.append(json.dumps(result))
     return {"result": np.array(out, dtype=object)}
 
 
-def remembered(run: Runner, task: Task, numbers: Sequence[int], journal: Path) -> Iterator[dict[str, Any]]:
-    """task(number) of every number; a result that an earlier run left in `journal` is taken from there.
+def run_with_journal(run: Runner, task: Task, numbers: Sequence[int], journal: Path) -> Iterator[dict[str, Any]]:
+    """Yields task(number) for every number; results that an earlier run wrote to `journal` are read from there.
 
-    A task must write its files so that doing it twice, or half and then whole, leaves the same.
+    A task that is killed or repeated must leave the same files in the end.
     """
     journal.mkdir(parents=True, exist_ok=True)
-    left = []
+    open_numbers = []
     for number in numbers:
-        path = _entry(journal, number)
+        path = _journal_path(journal, number)
         if path.is_file():
             yield json.loads(path.read_text(encoding="utf-8"))
         else:
-            left.append(number)
-    yield from run(partial(_remember, task, left, journal), len(left))
+            open_numbers.append(number)
+    yield from run(partial(_run_once, task, open_numbers, journal), len(open_numbers))
 
 
-def _remember(task: Task, numbers: Sequence[int], journal: Path, index: int) -> dict[str, Any]:
-    path = _entry(journal, numbers[index])
-    if path.is_file():  # a task that Ray repeats because its worker died after the entry was made
+def _run_once(task: Task, numbers: Sequence[int], journal: Path, index: int) -> dict[str, Any]:
+    path = _journal_path(journal, numbers[index])
+    if path.is_file():  # Ray repeats a task whose worker died after it wrote its result
         return dict(json.loads(path.read_text(encoding="utf-8")))
     result = task(numbers[index])
     write_text(path, json.dumps(result))
     return result
 
 
-def _entry(journal: Path, number: int) -> Path:
+def _journal_path(journal: Path, number: int) -> Path:
     return journal / f"{number:06d}.json"

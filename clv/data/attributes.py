@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clv.data.histories import ATTRIBUTE_PREFIX
 from clv.data.prepare import parsing
-from clv.data.prepare.accounting import RowAccounting, Verdict
+from clv.data.prepare.accounting import RowAccounting, RowOutcomes
 from clv.data.spec.models import Attribute, CustomerSource, DatasetSpec
 
 # No name of an attribute holds a "@". A float holds microseconds exactly until 2255, and stores know text and floats.
@@ -34,23 +34,23 @@ def schema(source: CustomerSource) -> pa.Schema:
 
 
 def values(
-    rows: pa.Table, source: CustomerSource, timezone: str, verdict: Verdict, accounting: RowAccounting
+    rows: pa.Table, source: CustomerSource, timezone: str, outcomes: RowOutcomes, accounting: RowAccounting
 ) -> dict[str, Any]:
     """attr_* columns of a block of a customer table; a value without a time from which it was known is left out."""
     columns: dict[str, Any] = {}
     for name, rule in source.attributes.items():
         if rule.kind == "numeric":
             numbers, unreadable = parsing.numbers(rows[rule.column], source.decimal)
-            verdict.reject(unreadable | np.isinf(numbers), f"{name} is not a finite number")
+            outcomes.reject(unreadable | np.isinf(numbers), f"{name} is not a finite number")
             given = pa.array(numbers, from_pandas=True)
         else:
             given = parsing.strings(rows[rule.column], True)
         columns[ATTRIBUTE_PREFIX + name] = given
         if rule.known_at is not None:
             time, missing, bad, _ = parsing.times(rows[rule.known_at], source.time_format, timezone)
-            verdict.reject(bad, f"known_at of {name} is unreadable or outside 1970 to 2099")
+            outcomes.reject(bad, f"known_at of {name} is unreadable or outside 1970 to 2099")
             columns[ATTRIBUTE_PREFIX + name + KNOWN_AT] = pa.array(np.where(missing, np.nan, time), from_pandas=True)
-            undated = missing & given.is_valid().to_numpy(zero_copy_only=False) & verdict.accepted
+            undated = missing & given.is_valid().to_numpy(zero_copy_only=False) & outcomes.accepted
             if undated.any():
                 accounting.notices[f"values of {name} without a known_at, never used"] += int(undated.sum())
     return columns

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from clv.simulate.catalogue import FADING, GROWING, PLAIN, Catalogue
-from clv.simulate.customers import calendar, leaves_at
+from clv.simulate.customers import calendar, leaving_time
 from clv.simulate.settings import ShopSettings
 from clv.simulate.truth import Floats, Ints, Truth
 
@@ -22,7 +22,7 @@ _STROLL = 0.03  # sessions of a customer who has left, against before
 _VISIT_DAYS = 6.0  # between sessions of a visitor who has not bought yet
 
 
-def code(kind: str) -> int:
+def kind_code(kind: str) -> int:
     return KINDS.index(kind)
 
 
@@ -36,7 +36,7 @@ def rows(customer: Ints, day: Floats, kind: Ints | int, **columns: Ints | Floats
     return table[list(ROWS)]
 
 
-def lines(
+def order_lines(
     rng: np.random.Generator, shop: ShopSettings, truth: Truth, orders: pd.DataFrame, catalogue: Catalogue
 ) -> pd.DataFrame:
     """Split each order into one to four lines; from shortly before a life change, most lines come from its category."""
@@ -54,7 +54,7 @@ def lines(
     return rows(
         customer[order],
         day[order],
-        code("purchase"),
+        kind_code("purchase"),
         order=order,
         item=catalogue.pick(rng, category),
         quantity=np.asarray(1.0 + rng.poisson(0.5, len(order)), np.float64),
@@ -62,21 +62,21 @@ def lines(
     )
 
 
-def loose_views(
+def views_before_purchases(
     rng: np.random.Generator, shop: ShopSettings, bought: pd.DataFrame, num_customers: int, catalogue: Catalogue
 ) -> pd.DataFrame:
     """Single views in the days before a purchase, some of them carts, and idle ones that say nothing."""
     times = rng.poisson(shop.views_per_purchase, len(bought))
     seen = bought.loc[np.repeat(np.arange(len(bought)), times), ["customer", "day", "item"]].reset_index(drop=True)
     day = seen["day"].to_numpy() - rng.exponential(2.0, len(seen))
-    kind = np.where(rng.random(len(seen)) < 0.2, code("cart"), code("view"))
+    kind = np.where(rng.random(len(seen)) < 0.2, kind_code("cart"), kind_code("view"))
     idle = rng.poisson(1.0, num_customers)
     owner = np.repeat(np.arange(num_customers), idle)
     idle_day = rng.uniform(0, shop.num_days, len(owner))
     item = rng.integers(0, PLAIN * catalogue.per_category, len(owner))
     found = pd.concat(
         [rows(seen["customer"].to_numpy(), day, kind, item=seen["item"].to_numpy()),
-         rows(owner, idle_day, code("view"), item=item)]
+         rows(owner, idle_day, kind_code("view"), item=item)]
     )  # fmt: skip
     return found[found["day"] >= 0]
 
@@ -91,7 +91,7 @@ def sessions(
     """
     n, end = len(truth.first), float(shop.num_days)
     until = truth.operational(end)
-    left = np.minimum(leaves_at(truth), until)
+    left = np.minimum(leaving_time(truth), until)
     mean = shop.sessions * (left + _STROLL * (until - left))
     count = rng.poisson(mean)
     owner = np.repeat(np.arange(n), count)
@@ -112,14 +112,14 @@ def sessions(
     item = catalogue.by_taste(rng, truth.favourite[who])
     kept = np.flatnonzero((step == np.repeat(seen, seen) - 1) & (rng.random(len(who)) < 1 / 7))
     parts = [
-        rows(who, when, code("view"), item=item),
-        rows(who[kept], when[kept] + _MINUTE / 2, code("cart"), item=item[kept]),
+        rows(who, when, kind_code("view"), item=item),
+        rows(who[kept], when[kept] + _MINUTE / 2, kind_code("cart"), item=item[kept]),
     ]
     buyer, line_day, line_item = (bought[name].to_numpy() for name in ("customer", "day", "item"))
     before = (2 + 8 * rng.random(len(bought))) * _MINUTE
     parts += [
-        rows(buyer, line_day - before, code("view"), item=line_item),
-        rows(buyer, line_day - before / 2, code("cart"), item=line_item),
+        rows(buyer, line_day - before, kind_code("view"), item=line_item),
+        rows(buyer, line_day - before / 2, kind_code("cart"), item=line_item),
     ]
     found = pd.concat(parts)
     return found[(found["day"] >= 0) & (found["day"] < end)]
@@ -129,7 +129,7 @@ def returns(rng: np.random.Generator, shop: ShopSettings, bought: pd.DataFrame) 
     """Single lines sent back about two weeks later."""
     back = bought[rng.random(len(bought)) < shop.return_share].copy()
     back["day"] += 3 + rng.exponential(11.0, len(back))
-    back["kind"] = np.int8(code("return"))
+    back["kind"] = np.int8(kind_code("return"))
     back["amount"] = -back["amount"]
     return back[back["day"] < shop.num_days]
 
@@ -144,8 +144,8 @@ def ratings(rng: np.random.Generator, shop: ShopSettings, truth: Truth, bought: 
     words = rng.random(len(rated)) < 1 / 3
     text = np.minimum(np.searchsorted([2, 3, 4], stars[words], side="right"), 3)
     found = pd.concat(
-        [rows(who, day, code("rating"), item=item, quantity=stars),
-         rows(who[words], day[words] + _MINUTE, code("review"), item=item[words], text=text)]
+        [rows(who, day, kind_code("rating"), item=item, quantity=stars),
+         rows(who[words], day[words] + _MINUTE, kind_code("review"), item=item[words], text=text)]
     )  # fmt: skip
     return found[found["day"] < shop.num_days]
 
@@ -157,11 +157,11 @@ def advertisements(rng: np.random.Generator, shop: ShopSettings, truth: Truth, c
     who = np.repeat(np.arange(len(span)), count)
     day = truth.arrival[who] + rng.random(len(who)) * span[who]
     item = catalogue.by_taste(rng, truth.favourite[who])
-    here = active(truth, who, day)
+    here = is_active(truth, who, day)
     clicks = rng.random(len(who)) < np.where(here, 0.08, 0.01)
     return pd.concat(
-        [rows(who, day, code("impression"), item=item),
-         rows(who[clicks], day[clicks] + _MINUTE / 6, code("click"), item=item[clicks])]
+        [rows(who, day, kind_code("impression"), item=item),
+         rows(who[clicks], day[clicks] + _MINUTE / 6, kind_code("click"), item=item[clicks])]
     )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def treatments(rng: np.random.Generator, shop: ShopSettings, truth: Truth) -> pd
     for day in truth.campaigns:
         who = np.flatnonzero(truth.first < day)
         treated = rng.random(len(who)) < truth.propensity[who]
-        effect = np.where(active(truth, who, np.full(len(who), day)), truth.uplift[who], 0.0)
+        effect = np.where(is_active(truth, who, np.full(len(who), day)), truth.uplift[who], 0.0)
         extra = treated & (rng.random(len(who)) < effect)
         columns = {"customer": who, "day": day, "propensity": truth.propensity[who]}
         found.append(pd.DataFrame(columns | {"treated": treated, "effect": effect, "extra": extra}))
@@ -180,10 +180,10 @@ def treatments(rng: np.random.Generator, shop: ShopSettings, truth: Truth) -> pd
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=names)
 
 
-def active(truth: Truth, who: Ints, day: Floats) -> Ints:
+def is_active(truth: Truth, who: Ints, day: Floats) -> Ints:
     """Whether customer who[i], at day[i], has not left: visitors while they are interested, buyers until they leave."""
     spent = np.zeros(len(who))
     for part in np.array_split(np.arange(len(who)), max(1, len(who) // 200_000)):
         spent[part] = truth.operational_of(who[part], day[part])
     buyer = truth.first[who] <= day
-    return np.where(buyer, spent < leaves_at(truth)[who], day < truth.lost[who])
+    return np.where(buyer, spent < leaving_time(truth)[who], day < truth.lost[who])

@@ -114,7 +114,7 @@ def calendar(truth: Truth, owner: Ints, u: Floats) -> Floats:
     return np.asarray(np.interp(s, truth.season_time, np.arange(num_days + 1)))
 
 
-def leaves_at(truth: Truth) -> Floats:
+def leaving_time(truth: Truth) -> Floats:
     """Operational time at which each customer leaves, inf for those who are still there at the end."""
     n = len(truth.first)
     hit = np.minimum(truth.last_order, 1 << 40) * truth.regularity - 1

@@ -25,21 +25,21 @@ def kinds(shop: ShopSettings) -> dict[str, _Break]:
     """What makes a good purchase line a bad one, by the reason that prepare gives. Each copy has one fault."""
     start, end = shop.start_us, shop.clock.parse(shop.end)
     return {
-        "customer_id is missing (anonymous)": _put("customer_id", None),
-        "event_time is missing": _put("event_time", None),
-        "event_time is unreadable or outside 1970 to 2099": _put("event_time", _FAR_US),
-        "known_at is unreadable or outside 1970 to 2099": _put("known_at", _FAR_US),
-        f"event_time before {shop.start}": _put("event_time", start - 3 * DAY_US),
-        f"event_time not before {shop.end}": _put("event_time", end + 3 * DAY_US),
-        "event_type is missing": _put("event_type", None),
-        "event_type is not in the map": _put("event_type", "pruchase"),
-        "quantity is not a finite number": _put("quantity", np.inf),
-        "quantity <= 0": _put("quantity", 0.0),
-        "amount is not a finite number": _put("amount", -np.inf),
-        "amount is missing": _put("amount", None),
-        f"amount > {MAX_AMOUNT:g}": _put("amount", MAX_AMOUNT * 10.0),
-        "item_id is to be ignored": _put("item_id", IGNORED_ITEM),
-        "order_id is to be ignored": _put("order_id", "TEST-1"),
+        "customer_id is missing (anonymous)": _set_column("customer_id", None),
+        "event_time is missing": _set_column("event_time", None),
+        "event_time is unreadable or outside 1970 to 2099": _set_column("event_time", _FAR_US),
+        "known_at is unreadable or outside 1970 to 2099": _set_column("known_at", _FAR_US),
+        f"event_time before {shop.start}": _set_column("event_time", start - 3 * DAY_US),
+        f"event_time not before {shop.end}": _set_column("event_time", end + 3 * DAY_US),
+        "event_type is missing": _set_column("event_type", None),
+        "event_type is not in the map": _set_column("event_type", "pruchase"),
+        "quantity is not a finite number": _set_column("quantity", np.inf),
+        "quantity <= 0": _set_column("quantity", 0.0),
+        "amount is not a finite number": _set_column("amount", -np.inf),
+        "amount is missing": _set_column("amount", None),
+        f"amount > {MAX_AMOUNT:g}": _set_column("amount", MAX_AMOUNT * 10.0),
+        "item_id is to be ignored": _set_column("item_id", IGNORED_ITEM),
+        "order_id is to be ignored": _set_column("order_id", "TEST-1"),
         "exact duplicate of another row": lambda rows: rows,
     }
 
@@ -54,10 +54,10 @@ def plant(rng: np.random.Generator, shop: ShopSettings, events: pa.Table, each: 
     parts, places = [events], [np.arange(len(events)) * 1.0]
     if not len(bought) or each < 1:
         return events, planted
-    for reason, spoil in kinds(shop).items():
+    for reason, make_defect in kinds(shop).items():
         # No line twice: the second exact duplicate of one row would be a third copy, and counted as such all the same.
         rows = rng.choice(bought, min(each, len(bought)), replace=False)
-        parts.append(spoil(events.take(pa.array(rows))))
+        parts.append(make_defect(events.take(pa.array(rows))))
         places.append(rows + 0.5)
         planted[reason] += len(rows)
     copies, rows = _orders_again(rng, events, bought, each)
@@ -77,13 +77,13 @@ def plant_items(items: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
     return pd.concat([items, bad], ignore_index=True), Counter(reasons)
 
 
-def _put(name: str, value: object) -> _Break:
-    def spoil(rows: pa.Table) -> pa.Table:
+def _set_column(name: str, value: object) -> _Break:
+    def make_defect(rows: pa.Table) -> pa.Table:
         kind = rows.schema.field(name).type
         fill = pa.scalar(value, pa.int64()).cast(US) if kind == US and value is not None else pa.scalar(value, kind)
         return rows.set_column(rows.column_names.index(name), name, pa.repeat(fill, len(rows)))
 
-    return spoil
+    return make_defect
 
 
 def _orders_again(rng: np.random.Generator, events: pa.Table, bought: Ints, each: int) -> tuple[pa.Table, Ints]:

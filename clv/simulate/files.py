@@ -61,9 +61,9 @@ class SimulationPlan:
 def write_block(plan: SimulationPlan, folder: Path, number: int) -> dict[str, Any]:
     """Files of one block; returns what was written: rows, rows by type, planted rows by reason."""
     shop = plan.shop
-    made = log.block(shop, number, log.catalogue(shop))
+    made = log.draw_block(shop, number, log.catalogue(shop))
     by_type = {entry["values"]: entry["counts"] for entry in made.events["event_type"].value_counts().to_pylist()}
-    good = made.events.drop_columns("amount_filled").cast(_loose(made.events.schema))
+    good = made.events.drop_columns("amount_filled").cast(_nullable(made.events.schema))
     rng = np.random.default_rng([shop.seed, 2, number])
     events, planted = defects.plant(rng, shop, good, plan.defects)
     truth = pa.concat_tables([TRUTH.empty_table(), *_truth(made, plan)])
@@ -189,6 +189,6 @@ def _truth(made: log.EventBlock, plan: SimulationPlan) -> Iterable[pa.Table]:
             yield pa.table({"customer_id": ids, **columns, **numbers}, schema=TRUTH)
 
 
-def _loose(schema: pa.Schema) -> pa.Schema:
+def _nullable(schema: pa.Schema) -> pa.Schema:
     """Without the promise that anything is there: defects break it."""
     return pa.schema([field.with_nullable(True) for field in schema if field.name != "amount_filled"])

@@ -51,7 +51,7 @@ def catalogue(shop: ShopSettings) -> Catalogue:
     return Catalogue.draw(np.random.default_rng([shop.seed, 0]), shop.num_items, shop.zipf)
 
 
-def block(shop: ShopSettings, number: int, items: Catalogue) -> EventBlock:
+def draw_block(shop: ShopSettings, number: int, items: Catalogue) -> EventBlock:
     """Customers number * BLOCK_CUSTOMERS and following: the same whoever makes them, and after whatever other block."""
     first = number * BLOCK_CUSTOMERS
     count = min(BLOCK_CUSTOMERS, shop.num_customers - first)
@@ -74,12 +74,12 @@ def draw(
     if len(coupons):
         orders = pd.concat([orders, _extra(rng, shop, truth, coupons)], ignore_index=True)
     items = items or Catalogue.draw(rng, shop.num_items, shop.zipf)
-    bought = activity.lines(rng, shop, truth, orders, items)
+    bought = activity.order_lines(rng, shop, truth, orders, items)
     parts = [bought]
     if shop.sessions > 0:
         parts.append(activity.sessions(rng, shop, truth, bought, items))
     elif shop.views_per_purchase > 0:
-        parts.append(activity.loose_views(rng, shop, bought, count, items))
+        parts.append(activity.views_before_purchases(rng, shop, bought, count, items))
     if shop.return_share > 0:
         parts.append(activity.returns(rng, shop, bought))
     if shop.review_share > 0:
@@ -90,7 +90,7 @@ def draw(
         sent = coupons[coupons["treated"].to_numpy(bool)]
         text = np.full(len(sent), len(activity.TEXTS) - 1)
         parts.append(
-            activity.rows(sent["customer"].to_numpy(), sent["day"].to_numpy(), activity.code("message"), text=text)
+            activity.rows(sent["customer"].to_numpy(), sent["day"].to_numpy(), activity.kind_code("message"), text=text)
         )
     channel = rng.choice(["search", "shop", "friend"], count)
     if shop.coupons:
@@ -139,27 +139,27 @@ def _events(
     channel = pa.nulls(count, pa.string())
     if shop.sessions > 0:
         app = rng.random(len(truth.first)) < 0.4
-        channel = _words(CHANNELS, np.where(app, 0, 1)[table["customer"].to_numpy()])
+        channel = _strings_by_code(CHANNELS, np.where(app, 0, 1)[table["customer"].to_numpy()])
     kind, number = table["kind"].to_numpy(), table["order"].to_numpy()
-    sign = pa.array(np.where(kind == activity.code("return"), "R", "O"))
+    sign = pa.array(np.where(kind == activity.kind_code("return"), "R", "O"))
     named = pc.binary_join_element_wise(sign, order, pa.array(number).cast(pa.string()), "")
     columns = {
         "event_id": pc.binary_join_element_wise(event, pa.array(np.arange(count)).cast(pa.string()), ""),
-        "customer_id": _words(truth.customer_id, table["customer"].to_numpy()),
+        "customer_id": _strings_by_code(truth.customer_id, table["customer"].to_numpy()),
         "event_time": time,
         "known_at": known,
-        "event_type": _words(activity.KINDS, kind),
+        "event_type": _strings_by_code(activity.KINDS, kind),
         "order_id": pc.if_else(pa.array(number >= 0), named, pa.scalar(None, pa.string())),
-        "item_id": _words(items.ids, table["item"].to_numpy()),
+        "item_id": _strings_by_code(items.ids, table["item"].to_numpy()),
         "quantity": pa.array(table["quantity"].to_numpy(np.float64)),
         "amount": pa.array(table["amount"].to_numpy(np.float64), from_pandas=True),
         "amount_filled": pa.array(np.zeros(count, bool)),
-        "text": _words(activity.TEXTS, table["text"].to_numpy()),
+        "text": _strings_by_code(activity.TEXTS, table["text"].to_numpy()),
         "channel": channel,
     }
     return pa.table(columns, schema=EVENTS)
 
 
-def _words(words: object, codes: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pa.Array:
+def _strings_by_code(words: object, codes: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pa.Array:
     """Word of each code, null for -1."""
     return pa.array(words, pa.string()).take(pa.array(codes, mask=codes < 0))

@@ -57,11 +57,14 @@ def render(
     lines = [line.encode() for line in _lines(events, form)]
     bad: list[bytes] = []
     planted: Counter[str] = Counter()
-    for spoil, reason in [*_values(form), *((_each(spoil, form), reason) for spoil, reason in _LINES[form])]:
+    for make_defect, reason in [
+        *_values(form),
+        *((_each(make_defect, form), reason) for make_defect, reason in _LINES[form]),
+    ]:
         rows = rng.choice(len(bought), min(each, len(bought)), replace=False)
-        spoilt = spoil(bought.take(pa.array(rows)))
-        bad += spoilt
-        planted[reason] += len(spoilt)
+        defective = make_defect(bought.take(pa.array(rows)))
+        bad += defective
+        planted[reason] += len(defective)
     places = np.sort(rng.integers(0, len(lines) + 1, len(bad)))
     mixed = np.insert(np.array(lines, object), places, np.array(bad, object)[rng.permutation(len(bad))])
     header = [",".join(events.column_names).encode()] if form == "csv" else []
@@ -70,17 +73,17 @@ def render(
 
 def _values(form: Text) -> list[tuple[Callable[[pa.Table], list[bytes]], str]]:
     def put(name: str, value: str) -> Callable[[pa.Table], list[bytes]]:
-        def spoil(rows: pa.Table) -> list[bytes]:
+        def make_defect(rows: pa.Table) -> list[bytes]:
             rows = rows.set_column(rows.column_names.index(name), name, pa.repeat(value, len(rows)))
             return [line.encode() for line in _lines(rows, form)]
 
-        return spoil
+        return make_defect
 
     return [(put(name, value), reason) for name, value, reason in _VALUES]
 
 
-def _each(spoil: _Break, form: Text) -> Callable[[pa.Table], list[bytes]]:
-    return lambda rows: [spoil(line) for line in _lines(rows, form)]
+def _each(make_defect: _Break, form: Text) -> Callable[[pa.Table], list[bytes]]:
+    return lambda rows: [make_defect(line) for line in _lines(rows, form)]
 
 
 def _lines(events: pa.Table, form: Text) -> list[str]:

@@ -75,7 +75,7 @@ def test_an_append_equals_a_prepare_of_all_files(tmp_path: Path, shop: DatasetSp
     said: list[str] = []
     with each_line(said.append):
         appending.append(shop, "shop.yaml", tmp_path / "out", run=run_here)
-    assert said == [f"shop: nothing new; {tmp_path / 'out'} has read all 4 files"]
+    assert said == [f"shop: no new files; {tmp_path / 'out'} holds all 4 files"]
 
 
 def test_an_append_to_the_folder_of_an_older_version_measures_its_shards_anew(
@@ -83,11 +83,11 @@ def test_an_append_to_the_folder_of_an_older_version_measures_its_shards_anew(
 ) -> None:
     prepare(shop, "shop.yaml", tmp_path / "out", partitions=8, **QUIET)
     parts = tmp_path / "out" / "parts.json"
-    stock = json.loads(parts.read_text())
-    for part in stock["parts"]:
-        for name in ("cohort_amount_by_month", "worth_counts", "sessions"):
+    build_record = json.loads(parts.read_text())
+    for part in build_record["parts"]:
+        for name in ("cohort_amount_by_month", "spend_counts", "sessions"):
             part.get("stats", {}).pop(name, None)
-    parts.write_text(json.dumps(stock))
+    parts.write_text(json.dumps(build_record))
     log = pq.read_table(tmp_path / "log-0.parquet")
     one = log.filter(pa.compute.equal(log["c"], "c5")).slice(0, 1)
     pq.write_table(one.set_column(5, "x", pa.array([77.0])), tmp_path / "log-3.parquet")
@@ -125,12 +125,12 @@ def test_an_append_is_refused_where_it_could_not_equal_a_prepare(tmp_path: Path,
     pq.write_table(pq.read_table(log).slice(1), log)
     with pytest.raises(SpecError, match=r"log-1\.parquet has changed since"):
         appending.append(shop, "shop.yaml", out, **QUIET)
-    prepare(shop, "shop.yaml", out, overwrite=True, keep_lines=False, **QUIET)
+    prepare(shop, "shop.yaml", out, overwrite=True, keep_rows=False, **QUIET)
     for refused in (
         lambda: appending.append(shop, "shop.yaml", out, **QUIET),
         lambda: maintenance.compact(out, **QUIET),
     ):
-        with pytest.raises(SpecError, match="was prepared without its lines"):
+        with pytest.raises(SpecError, match="was prepared without its rows"):
             refused()
 
 
@@ -151,12 +151,12 @@ def test_a_table_of_customers_that_sorts_before_a_known_one_is_refused(tmp_path:
 def test_compact_leaves_few_files_and_the_same_histories(tmp_path: Path, shop: DatasetSpec) -> None:
     out = tmp_path / "out"
     prepare(shop, "shop.yaml", out, partitions=3, **QUIET)
-    before, files, shards = content(out), len(list((out / "lines" / "events").iterdir())), inodes(out)
+    before, files, shards = content(out), len(list((out / "rows" / "events").iterdir())), inodes(out)
     partition.FLUSH_ROWS = 10_000  # the fixture puts it back
     maintenance.compact(out, partitions=3, **QUIET)
     assert content(out) == before
     assert inodes(out) == shards
-    assert files > len(list((out / "lines" / "events").iterdir())) == 1
+    assert files > len(list((out / "rows" / "events").iterdir())) == 1
     more = maintenance.compact(out, partitions=7, **QUIET)
     assert more["num_partitions"] == 7
     prepare(shop, "shop.yaml", tmp_path / "whole", partitions=7, **QUIET)
@@ -191,12 +191,12 @@ def test_erased_customers_are_in_no_file_and_the_rest_is_as_if_they_had_never_be
         assert not {'"c4"', '"c7"', '\\"c4\\"', '\\"c7\\"'} & {word.strip(",:{}[]") for word in text.split()}, path
     kept = json.loads((out / "erasures").glob("*.json").__next__().read_text())
     assert kept == proof
-    assert proof["left"] == {"shards": 0, "lines": 0, "rejects": 0}
+    assert proof["remaining"] == {"shards": 0, "rows": 0, "rejects": 0}
     assert proof["found"]["customers"] == 2
     assert proof["found"]["records_of_rejects"] > 0
     after = json.loads((out / "manifest.json").read_text())
-    assert after["accounting"]["events"]["read"] == before["accounting"]["events"]["read"]
-    assert after["accounting"]["events"]["rejected"]["customer was erased"] == proof["found"]["events"]
+    assert after["row_accounting"]["events"]["read"] == before["row_accounting"]["events"]["read"]
+    assert after["row_accounting"]["events"]["rejected"]["customer was erased"] == proof["found"]["events"]
 
     # A prepare of the same sources into the same folder heeds the proof; one of a log without them has equal shards.
     # The words for an item may differ: they are those that most lines used, the erased customers' among them.
@@ -266,9 +266,9 @@ def test_an_empty_list_erases_nothing_and_says_so(tmp_path: Path, shop: DatasetS
 
 def test_groups_of_line_files_keep_their_order_and_stay_below_the_limit(tmp_path: Path, shop: DatasetSpec) -> None:
     prepare(shop, "shop.yaml", tmp_path / "out", partitions=2, **QUIET)
-    folder = tmp_path / "out" / "lines" / "events"
+    folder = tmp_path / "out" / "rows" / "events"
     partition.FLUSH_ROWS = 700
-    found = list(regroup.groups(folder))
+    found = list(regroup.file_groups(folder))
     assert [path for group, _ in found for path in group] == sorted(folder.iterdir())
     assert max(rows for group, rows in found if len(group) > 1) <= 700
 

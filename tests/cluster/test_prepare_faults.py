@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clv.cluster import preparing
+from clv.cluster import preparing, work_units
 from clv.data.dataset import PreparedDataset
 from clv.data.prepare.publish import file_sha256
 from clv.data.spec.models import DatasetSpec
@@ -53,8 +53,8 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    manifest = preparing.prepare(DatasetSpec.load(spec), str(spec), out, run=preparing.run_here, partitions=8)
-    return files_of(out) | {"accounting": manifest["accounting"]}
+    manifest = preparing.prepare(DatasetSpec.load(spec), str(spec), out, run=work_units.run_here, partitions=8)
+    return files_of(out) | {"row_accounting": manifest["row_accounting"]}
 
 
 def files_of(out: Path) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def files_of(out: Path) -> dict[str, Any]:
 
 
 def disturbed(out: Path) -> dict[str, Any]:
-    return files_of(out) | {"accounting": PreparedDataset.open(out).manifest["accounting"]}
+    return files_of(out) | {"row_accounting": PreparedDataset.open(out).manifest["row_accounting"]}
 
 
 @pytest.mark.parametrize("what", ["worker", "node"])
@@ -99,7 +99,7 @@ def test_a_killed_driver_leaves_nothing_to_see_and_the_next_run_goes_on(
     assert not out.exists()
     making = tmp_path / ".out.making"
     done = {path: path.stat().st_mtime_ns for path in (making / "journal").glob("*/[0-9]*.json")}
-    written = {path: path.stat().st_ino for path in (making / "lines" / "events").glob("u00000[0-3]*.arrow")}
+    written = {path: path.stat().st_ino for path in (making / "rows" / "events").glob("u00000[0-3]*.arrow")}
     assert len(done) >= 4
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr[-3000:]
@@ -108,7 +108,7 @@ def test_a_killed_driver_leaves_nothing_to_see_and_the_next_run_goes_on(
     assert int(tasks[1]) >= len(done)
     if when.startswith("pass 2"):  # all of pass 1 was done: none of its files is written again
         assert {out / path.relative_to(making): inode for path, inode in written.items()} == {
-            path: path.stat().st_ino for path in (out / "lines" / "events").glob("u00000[0-3]*.arrow")
+            path: path.stat().st_ino for path in (out / "rows" / "events").glob("u00000[0-3]*.arrow")
         }
     assert disturbed(out) == undisturbed
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -17,6 +17,7 @@ from clv.data import cutoff, histories
 from clv.data.histories import Histories, concat
 from clv.data.prepare import partition
 from clv.data.prepare.check import TooManyRejectsError, check
+from clv.data.prepare.intake import to_event_schema
 from clv.data.prepare.publish import file_sha256
 from clv.data.sources import reading
 from clv.data.spec.models import DatasetSpec, SpecError
@@ -67,7 +68,7 @@ def read_shards(out: Path) -> pa.Table:
 
 
 def prepared(spec: DatasetSpec, out: Path, **more: Any) -> dict[str, Any]:
-    return prepare(spec, "shop.yaml", out, **({"run": run_here, "say": lambda line: None} | more))
+    return prepare(spec, "shop.yaml", out, **({"run": run_here} | more))
 
 
 @pytest.fixture
@@ -85,15 +86,15 @@ def test_prepare_equals_one_kernel_over_the_whole_cleaned_log(tmp_path: Path, rn
 
     rows = pa.concat_tables([pq.read_table(path) for path in sorted(tmp_path.glob("log-*.parquet"))]).to_pandas()
     kept = rows[(rows["c"].notna()) & (rows["x"] > 0)].drop_duplicates()
-    assert manifest["accounting"]["events"]["accepted"] == len(kept)
-    assert manifest["accounting"]["events"]["read"] == len(rows)
-    assert manifest["accounting"]["events"]["rejected"] == {
+    assert manifest["row_accounting"]["events"]["accepted"] == len(kept)
+    assert manifest["row_accounting"]["events"]["read"] == len(rows)
+    assert manifest["row_accounting"]["events"]["rejected"] == {
         "customer_id is missing (anonymous)": int(rows["c"].isna().sum()),
         "amount <= 0": int((rows["c"].notna() & (rows["x"] <= 0)).sum()),
         "exact duplicate of another row": len(rows[(rows["c"].notna()) & (rows["x"] > 0)]) - len(kept),
     }
     shards = read_shards(tmp_path / "out")
-    whole = partition.whole_events(
+    whole = to_event_schema(
         pa.table(
             {
                 "customer_id": kept["c"].tolist(),
@@ -142,14 +143,14 @@ def test_the_folder_holds_what_the_manifest_says(tmp_path: Path, rng: np.random.
     out = tmp_path / "out"
     manifest = prepared(spec, out, partitions=3)
     assert sorted(path.name for path in out.iterdir()) == [
-        "items", "lines", "manifest.json", "parts.json", "quality.html", "rejects", "shards", "spec.yaml", "stats.json",
+        "items", "manifest.json", "parts.json", "quality.html", "rejects", "rows", "shards", "spec.yaml", "stats.json",
     ]  # fmt: skip
     assert json.loads((out / "manifest.json").read_text()) == manifest
     for shard in manifest["shards"]:
         assert file_sha256(out / shard["file"]) == shard["sha256"]
     assert DatasetSpec.load(out / "spec.yaml") == spec
     rejects = pa.concat_tables([pq.read_table(out / name) for name in manifest["rejects"]])
-    counted = {t: sum(b["rejected"].values()) for t, b in manifest["accounting"].items()}
+    counted = {t: sum(b["rejected"].values()) for t, b in manifest["row_accounting"].items()}
     assert len(rejects) == sum(counted.values())
     assert manifest["event_types"] == {"purchase": 0}
     assert {entry["path"] for entry in manifest["sources"]} == {str(p) for p in tmp_path.glob("*.[cp]*")} - {str(out)}
@@ -167,11 +168,11 @@ def test_attributes_join_and_missing_ones_are_filled_and_flagged(tmp_path: Path,
     assert (rows["c1"]["attr_city"], rows["c1"]["attr_age"], rows["c1"]["attr_city_filled"]) == ("Ulm", 30.0, 0.0)
     assert (rows["c2"]["attr_city"], rows["c2"]["attr_age"], rows["c2"]["attr_city_filled"]) == ("unknown", 41.0, 1.0)
     assert (rows["c3"]["attr_city"], rows["c3"]["attr_age"]) == ("unknown", None)
-    assert manifest["accounting"]["customers"]["rejected"] == {
+    assert manifest["row_accounting"]["customers"]["rejected"] == {
         "customer_id is missing": 1,
         "customer_id stands in the table before": 1,
     }
-    assert manifest["accounting"]["customers"]["notices"] == {"customers of the customer table without an event": 1}
+    assert manifest["row_accounting"]["customers"]["notices"] == {"customers of the customer table without an event": 1}
 
 
 def test_attributes_with_a_date_travel_with_it_and_show_from_then_on(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -187,7 +188,7 @@ def test_attributes_with_a_date_travel_with_it_and_show_from_then_on(tmp_path: P
     ) + text[text.index("cleaning:") :]  # fmt: skip
     spec = DatasetSpec.parse(text, "shop.yaml")
     manifest = prepared(spec, tmp_path / "out", partitions=2)
-    accounting = manifest["accounting"]["customers"]
+    accounting = manifest["row_accounting"]["customers"]
     assert accounting["rejected"] == {"known_at of city is unreadable or outside 1970 to 2099": 2}
     assert accounting["notices"]["values of city without a known_at, never used"] == 1
     h = Histories.from_table(read_shards(tmp_path / "out"))
@@ -246,7 +247,7 @@ def test_an_order_id_shared_by_customers_is_a_counted_notice(tmp_path: Path) -> 
         "w.yaml",
     )
     manifest = prepared(spec, tmp_path / "out", partitions=3)
-    notices = manifest["accounting"]["events"]["notices"]
+    notices = manifest["row_accounting"]["events"]["notices"]
     assert notices == {"order ids that stand for several customers (each gets an order of its own)": 1}
     assert manifest["num_tokens"] == 3
 
@@ -261,13 +262,13 @@ def test_missing_amounts_take_the_list_price_of_the_item_table(tmp_path: Path) -
         "cleaning: {missing_amount: item_price}\nmax_rejected_share: 0.5\n",
         "w.yaml",
     )
-    assert check(spec, "w.yaml", lambda line: None)["events[0]"].rejected == {"amount is missing": 1}
+    assert check(spec, "w.yaml")["events[0]"].rejected == {"amount is missing": 1}
     manifest = prepared(spec, tmp_path / "out", partitions=2)
     h = Histories.from_table(read_shards(tmp_path / "out"))
     assert h.amount.tolist() == [7.5, 9.0]
     assert h.filled.tolist() == [1, 0]
-    assert manifest["accounting"]["events"]["rejected"] == {"amount is missing": 1}
-    assert manifest["accounting"]["items"]["rejected"] == {"item_id stands in the table before": 1}
+    assert manifest["row_accounting"]["events"]["rejected"] == {"amount is missing": 1}
+    assert manifest["row_accounting"]["items"]["rejected"] == {"item_id stands in the table before": 1}
 
 
 def test_too_many_rejects_stop_the_run_with_reasons_and_an_example_and_leave_nothing(tmp_path: Path) -> None:
@@ -310,7 +311,7 @@ def test_on_ray_the_shards_are_the_same_bytes(tmp_path: Path, rng: np.random.Gen
     here = prepared(spec, tmp_path / "here", partitions=3)
     there = prepared(spec, tmp_path / "there", partitions=3, run=partial(run_on_ray, workers=2))
     assert here["shards"] == there["shards"]
-    assert here["accounting"] == there["accounting"]
+    assert here["row_accounting"] == there["row_accounting"]
 
 
 @pytest.mark.ray

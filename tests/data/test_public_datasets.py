@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from clv.cluster import preparing
+from clv.cluster import preparing, work_units
 from clv.data.spec.models import DatasetSpec
 
 DATASETS = Path(__file__).parents[2] / "ray_jobs" / "datasets"
@@ -23,7 +23,7 @@ def package_file(package: str, inside: str) -> Path:
 def prepared(name: str, out: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
     """(customer, tokens, lines, quantity, amount) of the histories, and the manifest."""
     spec = DatasetSpec.load(DATASETS / f"{name}.yaml")
-    manifest = preparing.prepare(spec, name, out, run=preparing.run_here, partitions=3)
+    manifest = preparing.prepare(spec, name, out, run=work_units.run_here, partitions=3)
     sums = (pl.col(name).list.sum().cast(pl.Float64) for name in ("lines", "quantity", "amount"))
     table = pl.scan_parquet(out / "shards" / "*.parquet")
     tokens = pl.col("lines").list.len().cast(pl.Int64).alias("tokens")
@@ -52,7 +52,7 @@ def test_complete_journey(tmp_path: Path) -> None:
     lines = log.rename({"household_id": "customer", "sales_value": "amount"})
     ours, manifest = prepared("complete_journey", tmp_path / "out")
     assert_equal(ours, grouped(lines, ["basket_id"]))
-    assert manifest["accounting"]["events"]["accepted"] == len(log) == 1_469_307
+    assert manifest["row_accounting"]["events"]["accepted"] == len(log) == 1_469_307
 
 
 def test_cdnow(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_online_retail(tmp_path: Path, shared_data: Path, monkeypatch: pytest.Mo
     )
     ours, manifest = prepared("online_retail_ii", tmp_path / "out")
     assert_equal(ours, grouped(lines, ["Invoice"]))
-    rejected = manifest["accounting"]["events"]["rejected"]
+    rejected = manifest["row_accounting"]["events"]["rejected"]
     assert rejected["customer_id is missing (anonymous)"] == len(log) - len(known)
     assert rejected["order_id is to be ignored"] == len(known) - len(sold)
     assert rejected.get("quantity <= 0", 0) + rejected.get("unit_price <= 0", 0) == len(sold) - len(priced)
@@ -106,5 +106,5 @@ def test_taobao(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPat
     )
     ours, manifest = prepared("taobao", tmp_path / "out")
     assert_equal(ours.with_columns(pl.col("amount").fill_nan(0.0)), grouped(lines, ["token"]))
-    accounting = manifest["accounting"]["events"]
+    accounting = manifest["row_accounting"]["events"]
     assert (accounting["read"], accounting["accepted"]) == (len(log), len(inside))

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from clv.cluster.preparing import prepare, run_here
+from clv.cluster.preparing import prepare
+from clv.cluster.work_units import run_here
 from clv.data import cutoff
 from clv.data.dataset import PreparedDataset
 from clv.data.histories import Histories, concat
@@ -61,8 +62,8 @@ def test_online_retail_gives_the_published_population_and_mean_value(
         assert got[0] == customers
         assert round(got[1], 1) == mean
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["accounting"]["events"]["read"] == 859_515
-    assert manifest["accounting"]["events"]["rejected"]["customer_id is missing (anonymous)"] == 199_854
+    assert manifest["row_accounting"]["events"]["read"] == 859_515
+    assert manifest["row_accounting"]["events"]["rejected"]["customer_id is missing (anonymous)"] == 199_854
 
 
 def test_cdnow_keeps_every_row(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_taobao_has_behaviour_without_prices_and_counts_what_lies_outside(
     monkeypatch.setenv("CLV_DATA", str(shared_data))
     histories_of("taobao", tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert sum(manifest["accounting"]["events"]["rejected"].values()) == 36
+    assert sum(manifest["row_accounting"]["events"]["rejected"].values()) == 36
     assert set(manifest["event_types"]) == {"view", "cart", "favourite", "purchase"}
     assert manifest["first_time"] >= "2017-11-24T16:00"
 
@@ -188,14 +189,14 @@ def test_a_log_grows_is_made_compact_and_forgets(tmp_path: Path, capsys: pytest.
     run(options)
     (tmp_path / "day-2.csv").write_text("c,t,x\nb,2023-12-31,1\nc,2024-01-02,7\n")
     run(replace(options, append=True))
-    with pytest.raises(SpecError, match="leave --overwrite, --partitions, --keep-lines out"):
+    with pytest.raises(SpecError, match="leave --overwrite, --partitions, --keep-rows out"):
         run(replace(options, append=True, overwrite=True))
     compact.run(compact.Options(histories=tmp_path / "out"))
     (tmp_path / "gone.txt").write_text("a\n\nnobody\n")
     erase.run(erase.Options(histories=tmp_path / "out", customers=tmp_path / "gone.txt"))
     said = capsys.readouterr().out
     assert "1 of 1 partitions changed" in said
-    assert "2 files of lines became 1" in said
+    assert "merged 2 row files into 1" in said
     assert "erased 1 of 2 listed customers, 1 events" in said
     assert "events: 4 rows read, 3 accepted, 1 rejected" in said
     histories = PreparedDataset.open(tmp_path / "out").histories()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clv.cluster import preparing, scoring
+from clv.cluster import preparing, scoring, work_units
 from clv.cluster.btyd_scores import COLUMNS, BTYDPredictor
 from clv.data.dataset import PreparedDataset
 from clv.data.spec.models import DatasetSpec
@@ -96,7 +96,7 @@ def test_long_histories_are_scored_few_at_a_time_with_the_same_result(
 def many_shards(shop: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("many") / "histories"
     spec = DatasetSpec.load(shop.spec)  # type: ignore[attr-defined]
-    preparing.prepare(spec, "shop", out, run=preparing.run_here, partitions=SHARDS)
+    preparing.prepare(spec, "shop", out, run=work_units.run_here, partitions=SHARDS)
     return out
 
 

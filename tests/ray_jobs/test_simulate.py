@@ -31,11 +31,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prepare_rejects_every_planted_row_for_its_reason_and_no_other(shop: Path, tmp_path: Path) -> None:
-    from clv.cluster import preparing
+    from clv.cluster import preparing, work_units
 
     spec = DatasetSpec.load(shop / "spec.yaml")
-    preparing.prepare(spec, "spec.yaml", tmp_path / "histories", run=preparing.run_here)
-    made, accounting = manifest(shop), manifest(tmp_path / "histories")["accounting"]
+    preparing.prepare(spec, "spec.yaml", tmp_path / "histories", run=work_units.run_here)
+    made, accounting = manifest(shop), manifest(tmp_path / "histories")["row_accounting"]
     for table in ("events", "items"):
         assert accounting[table]["rejected"] == made["planted"][table]
         assert len(made["planted"][table]) >= 3
@@ -49,7 +49,7 @@ def test_prepare_rejects_every_planted_row_for_its_reason_and_no_other(shop: Pat
 def test_every_planted_line_of_a_text_is_rejected_for_its_reason_too(
     tmp_path: Path, form: Any, more: dict[str, int]
 ) -> None:
-    from clv.cluster import preparing
+    from clv.cluster import preparing, work_units
 
     out, each = tmp_path / "log", 6
     options = {"horizons_days": (30,), "defects": each, "engine": "here", "format": form}
@@ -58,8 +58,8 @@ def test_every_planted_line_of_a_text_is_rejected_for_its_reason_too(
     assert made["planted"]["events"]["malformed row"] == more["malformed row"] * each
     assert made["planted"]["events"]["amount is not a finite number"] > each
     spec = DatasetSpec.load(out / "spec.yaml").model_copy(update={"max_rejected_share": 0.5})
-    preparing.prepare(spec, "spec.yaml", tmp_path / "histories", run=preparing.run_here)
-    accounting = manifest(tmp_path / "histories")["accounting"]["events"]
+    preparing.prepare(spec, "spec.yaml", tmp_path / "histories", run=work_units.run_here)
+    accounting = manifest(tmp_path / "histories")["row_accounting"]["events"]
     assert accounting["rejected"] == made["planted"]["events"]
     assert accounting["read"] == made["rows"]
     assert accounting["accepted"] == sum(made["rows_by_type"].values())

@@ -14,7 +14,7 @@ SHOP = ShopSettings.full(num_customers=6_000, seed=3)
 
 @pytest.fixture(scope="module")
 def made() -> log.EventBlock:
-    return log.block(SHOP, 0, log.catalogue(SHOP))
+    return log.draw_block(SHOP, 0, log.catalogue(SHOP))
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_block_is_the_same_whatever_was_made_before_it() -> None:
     shop = ShopSettings.full(num_customers=1_000, seed=3)
     items = log.catalogue(shop)
-    alone = log.block(shop, 2, items)
-    after = [log.block(shop, number, log.catalogue(shop)) for number in range(log.num_blocks(shop))][2]
+    alone = log.draw_block(shop, 2, items)
+    after = [log.draw_block(shop, number, log.catalogue(shop)) for number in range(log.num_blocks(shop))][2]
     assert alone.events.equals(after.events)
     assert alone.treatments.equals(after.treatments)
     assert list(alone.truth.customer_id[[0, -1]]) == ["C0000800", "C0000999"]
@@ -44,7 +44,7 @@ def test_a_block_is_the_same_whatever_was_made_before_it() -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_share_no_id_and_no_random_number() -> None:
     shop = ShopSettings.full(num_customers=800, seed=3)
-    first, second = (log.block(shop, number, log.catalogue(shop)).events.to_pandas() for number in (0, 1))
+    first, second = (log.draw_block(shop, number, log.catalogue(shop)).events.to_pandas() for number in (0, 1))
     for name in ("event_id", "customer_id", "order_id"):
         assert not set(first[name].dropna()) & set(second[name].dropna())
     assert len(first) != len(second)

@@ -130,7 +130,7 @@ def test_exact_shop_gives_bgnbd_back_its_parameters_and_totals() -> None:
 
 
 def gain_from_baskets(shop: Simulation) -> tuple[float, float, dict[str, float]]:
-    """nGini of the BTYD model and of the BTYD model × its error per category of the newest item, learned on other customers."""
+    """nGini of the BTYD model, and of it times its error by category of the newest item, learned on other customers."""
     table, frame = outcome(shop), sample_frame(shop)
     past = purchases(shop)
     newest = past[past["day"] < 0].groupby("customer_id")["item_id"].last()

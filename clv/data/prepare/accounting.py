@@ -1,4 +1,4 @@
-"""the row accounting: every row read is accepted or rejected for one named reason, and the sums are checked at every stage."""
+"""Row accounting: every row read is accepted, or rejected for one named reason, and every stage checks the sums."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ REJECTS = pa.schema(
 
 @dataclass
 class RowAccounting:
-    """Counts of one stage over one table; `notices` count what deserves a look but is no reason to reject a row."""
+    """Counts the rows that one stage read from one table, accepted, and rejected by reason.
+
+    `notices` count findings that deserve a look but are no reason to reject a row.
+    """
 
     read: int = 0
     accepted: int = 0
@@ -33,24 +36,33 @@ class RowAccounting:
     notices: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: RowAccounting) -> None:
+        """Adds the counts of other rows of the same stage."""
         self.read += other.read
         self.accepted += other.accepted
         self.rejected.update(other.rejected)
         self.notices.update(other.notices)
 
+    def add_stage(self, later: RowAccounting) -> None:
+        """Adds the counts of the next stage, which has read the rows that this one accepted."""
+        self.accepted = later.accepted
+        self.rejected.update(later.rejected)
+        self.notices.update({notice: count for notice, count in later.notices.items() if count})
+
     def check(self, stage: str) -> None:
-        """RuntimeError when rows got lost or doubled: a defect of ours, never of the data."""
+        """Raises RuntimeError when rows were lost or counted twice: a defect of our code, never of the data."""
         if self.read != self.accepted + self.rejected.total():
             raise RuntimeError(
-                f"{stage}: the row accounting do not balance: {self.read} rows read, {self.accepted} accepted,"
+                f"{stage}: the row accounting does not balance: {self.read} rows read, {self.accepted} accepted,"
                 f" {self.rejected.total()} rejected"
             )
 
     @property
     def rejected_share(self) -> float:
+        """The share of the rows read that was rejected, from 0 to 1."""
         return self.rejected.total() / self.read if self.read else 0.0
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the counts under the keys of the manifest, the most frequent reason first."""
         return {
             "read": self.read,
             "accepted": self.accepted,
@@ -60,43 +72,47 @@ class RowAccounting:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> RowAccounting:
+        """Reads what `to_json` returned."""
         return cls(raw["read"], raw["accepted"], Counter(raw["rejected"]), Counter(raw["notices"]))
 
-    def lines(self, title: str) -> list[str]:
-        """the row accounting in plain words, one line each."""
+    def summary(self, title: str) -> list[str]:
+        """Returns the lines to log: the totals, then each reason and each notice with its count."""
         out = [f"{title}: {self.read:,} rows read, {self.accepted:,} accepted, {self.rejected.total():,} rejected"]
         out += [f"  - {count:,} {reason}" for reason, count in self.rejected.most_common()]
         return out + [f"  ! {count:,} {notice}" for notice, count in self.notices.most_common()]
 
 
-class Verdict:
-    """Why each row of a block is rejected; the first reason given stands."""
+class RowOutcomes:
+    """Whether each row of a block is accepted, or the reason for which it is rejected: the first one given."""
 
     def __init__(self, num_rows: int) -> None:
-        self.code = np.zeros(num_rows, np.int16)
+        self.code = np.zeros(num_rows, np.int16)  # index of the reason, 0 for accepted
         self.reasons: list[str] = [""]
 
     def reject(self, mask: NDArray[np.bool_], reason: str) -> None:
-        hit = mask & (self.code == 0)
-        if hit.any():
+        """Rejects the rows of `mask` that no earlier reason has rejected."""
+        rejected = mask & (self.code == 0)
+        if rejected.any():
             if reason not in self.reasons:
                 self.reasons.append(reason)
-            self.code[hit] = self.reasons.index(reason)
+            self.code[rejected] = self.reasons.index(reason)
 
     @property
     def accepted(self) -> NDArray[np.bool_]:
+        """Mask of the accepted rows."""
         return np.asarray(self.code == 0)
 
     def counts(self) -> Counter[str]:
+        """Returns the number of rejected rows by reason."""
         counts = np.bincount(self.code, minlength=len(self.reasons))
         return Counter({reason: int(n) for reason, n in zip(self.reasons[1:], counts[1:], strict=True) if n})
 
     def rejects(self, rows: pa.Table, table: str, stage: str, source: pa.Array | str, row: pa.Array | None) -> pa.Table:
-        """Rows of schema REJECTS for the rejected rows of `rows`; `row` are their numbers in the source file."""
-        hit = np.flatnonzero(self.code)
-        index = pa.array(hit)
-        count = len(hit)
-        reason = pa.DictionaryArray.from_arrays(pa.array(self.code[hit]), pa.array(self.reasons, pa.string()))
+        """Returns the rejected ones of `rows` in schema REJECTS; `row` holds the row numbers in the source file."""
+        rejected = np.flatnonzero(self.code)
+        index = pa.array(rejected)
+        count = len(rejected)
+        reason = pa.DictionaryArray.from_arrays(pa.array(self.code[rejected]), pa.array(self.reasons, pa.string()))
         columns = [
             pa.array([table], pa.string()).take(pa.array(np.zeros(count, np.int8))),
             pa.array([stage], pa.string()).take(pa.array(np.zeros(count, np.int8))),
@@ -109,7 +125,7 @@ class Verdict:
 
 
 def malformed_rejects(lines: list[str], table: str, source: str) -> pa.Table:
-    """Rejects for lines that are no rows at all; the record is a JSON object with the line under the key `line`."""
+    """Returns rejects for lines that could not be parsed; each record is a JSON object with the line under `line`."""
     count = len(lines)
     text = pa.table({"line": pa.array(lines, pa.string())})
     return pa.table(
@@ -120,10 +136,10 @@ def malformed_rejects(lines: list[str], table: str, source: str) -> pa.Table:
 
 
 def json_rows(table: pa.Table) -> pa.Array:
-    """Each row as a JSON object in a string, with every column of the table as a key.
+    """Returns each row as a JSON object in a string, with every column of the table as a key.
 
-    A missing value is `null`. Integers, booleans and finite floats stay what they are; NaN and infinities are strings,
-    and so is every other type, lists and structs in Python's notation; control characters in it are blanks.
+    A missing value is `null`. Integers, booleans and finite floats are JSON values of that type. NaN, infinities and
+    all other types are strings: lists and structs in Python's notation, control characters replaced by blanks.
     """
     parts: list[Any] = []
     for position, name in enumerate(table.column_names):

@@ -1,4 +1,4 @@
-"""Pass 2 of prepare: the lines of a partition become a shard of histories. No Ray here."""
+"""Pass 2 of prepare: builds a shard of histories and a piece of the item table from the rows of one partition."""
 
 from __future__ import annotations
 
@@ -10,72 +10,82 @@ import pyarrow as pa
 
 from clv.data import attributes, histories
 from clv.data.events import EVENTS
-from clv.data.prepare import items, mapping, partition, profile
+from clv.data.prepare import intake, items, mapping, partition, profile
 from clv.data.prepare.accounting import RowAccounting
-from clv.data.prepare.partition import LINES
+from clv.data.prepare.partition import ROWS
 from clv.data.prepare.publish import ITEMS_BUILT, file_sha256
 from clv.data.spec.models import DatasetSpec
 
 
 def build_partition(spec: DatasetSpec, paths: list[str], out: Path, number: int) -> dict[str, Any]:
-    """One partition's lines become a shard, its items a piece of the item table; returns what `finish` sums up.
+    """Builds partition `number` of the histories folder `out`; returns its counts, which `write_manifest` sums up.
 
-    `paths[i]` is the file of unit i. Doing it again replaces every file by an equal one.
+    `paths[i]` is the file of unit i. A repeated call replaces every file by an equal one. Raises RuntimeError if a
+    row was lost.
     """
-    work = out / LINES
-    events, rejects, accounting = partition.cleaned(
-        partition.gather(work / "events", number, carried_schema(spec)), spec, paths
-    )
-    tables, side = [rejects], {"events": accounting.to_json()}
-    given, more, customer_accounting = _attributes(spec, work, number)
-    tables += more
+    work = out / ROWS
+    rows = partition.read_partition(work / "events", number, _carried_schema(spec))
+    cleaned = intake.apply_customer_rules(rows, spec, paths)
+    events = intake.to_event_schema(cleaned.rows)
+    rejects, accounting = [cleaned.rejects], {"events": cleaned.accounting.to_json()}
+    given, customer_rejects, customer_accounting = _attributes(spec, work, number)
+    rejects += customer_rejects
     part: dict[str, Any] = {"partition": number, "customers": 0}
     if len(events):
         table = attributes.filled(spec, histories.build(events, spec.clock, given))
-        lines = profile.measure(table)
-        if lines["lines"] != len(events):
-            raise RuntimeError(f"partition {number}: {len(events)} events became {lines['lines']} lines of histories")
+        stats = profile.measure(table)
+        if stats["lines"] != len(events):
+            raise RuntimeError(f"partition {number}: {len(events)} events became {stats['lines']} lines of histories")
         path = shard_path(out, number)
         partition.write_parquet(table, path)
-        part |= {"file": f"shards/{path.name}", "customers": len(table), "sha256": file_sha256(path), "stats": lines}
+        part |= {"file": f"shards/{path.name}", "customers": len(table), "sha256": file_sha256(path), "stats": stats}
         part["types"] = sorted(set(events["event_type"].unique().to_pylist()))
         if given is not None:
             without = len(given) - int(np.isin(given["customer_id"].to_numpy(), table["customer_id"].to_numpy()).sum())
             customer_accounting.notices["customers of the customer table without an event"] += without
     if given is not None:
-        side["customers"] = customer_accounting.to_json()
-    seen = partition.gather(work / "items", number, items.SEEN)
+        accounting["customers"] = customer_accounting.to_json()
+    described = partition.read_partition(work / "items", number, items.ITEM_ROWS)
     if spec.items:
-        found, item_rejects, item_accounting = items.from_table(seen)
-        tables.append(item_rejects)
-        side["items"] = item_accounting.to_json()
+        first = items.keep_first(described, "item_id", "items")
+        rejects.append(first.rejects)
+        accounting["items"] = first.accounting.to_json()
+        catalogue = items.to_items_schema(first.rows)
     else:
-        found = items.from_events(seen)
-    partition.write_parquet(found, work / ITEMS_BUILT / f"part-{number:05d}.parquet")
-    partition.write_rejects(tables, work, f"customer-{number:05d}")
-    pairs = partition.gather(work / "orders", number, partition.ORDERS)
-    return part | {"accounting": side, "items": len(found), "shared_orders": partition.shared_orders(pairs)}
+        catalogue = items.most_frequent_descriptions(described)
+    partition.write_parquet(catalogue, work / ITEMS_BUILT / f"part-{number:05d}.parquet")
+    partition.write_rejects(rejects, work, f"customer-{number:05d}")
+    pairs = partition.read_partition(work / "orders", number, partition.ORDERS)
+    return part | {
+        "row_accounting": accounting,
+        "items": len(catalogue),
+        "shared_orders": partition.count_shared_orders(pairs),
+    }
 
 
 def shard_path(out: Path, number: int) -> Path:
-    """File of a partition that has customers."""
+    """Returns the path of the shard of partition `number`, which is absent where the partition has no customer."""
     return out / "shards" / f"part-{number:05d}.parquet"
 
 
-def carried_schema(spec: DatasetSpec) -> pa.Schema:
-    known = pa.schema([*EVENTS, *mapping.EXTRAS, partition.UNIT])
-    return pa.schema([known.field(name) for name in partition.carried(spec)])
+def _carried_schema(spec: DatasetSpec) -> pa.Schema:
+    known = pa.schema([*EVENTS, *mapping.EXTRA_COLUMNS, intake.UNIT])
+    return pa.schema([known.field(name) for name in partition.carried_columns(spec)])
 
 
 def _attributes(spec: DatasetSpec, work: Path, number: int) -> tuple[pa.Table | None, list[pa.Table], RowAccounting]:
-    """attr_* of this partition's customers, joined over the customer tables."""
+    """Returns (attr_* columns of the partition's customers joined over all customer tables, rejects, accounting)."""
     joined: pa.Table | None = None
     rejects: list[pa.Table] = []
     accounting = RowAccounting()
     for position, source in enumerate(spec.customers):
-        rows = partition.gather(work / f"customers-{position}", number, attributes.schema(source))
-        kept, rejected, more = items.first_of(rows, "customer_id", "customers")
-        accounting.add(more)
-        rejects.append(rejected)
-        joined = kept if joined is None else joined.join(kept, "customer_id", join_type="full outer", use_threads=False)
+        rows = partition.read_partition(work / f"customers-{position}", number, attributes.schema(source))
+        first = items.keep_first(rows, "customer_id", "customers")
+        accounting.add(first.accounting)
+        rejects.append(first.rejects)
+        joined = (
+            first.rows
+            if joined is None
+            else joined.join(first.rows, "customer_id", join_type="full outer", use_threads=False)
+        )
     return joined, rejects, accounting

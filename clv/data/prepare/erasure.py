@@ -1,4 +1,4 @@
-"""Who was erased: salted hashes in proof files, by which later runs keep those customers out of what they read."""
+"""Erased customers: proof files with their salted hashes, by which later runs reject the rows of these customers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clv.data.events import stable_hash
-from clv.data.prepare.accounting import REJECTS, RowAccounting
+from clv.data.prepare.accounting import REJECTS
+from clv.data.prepare.mapping import MappedBlock
 from clv.data.spec.models import DatasetSpec
 from clv.data.workdir import link, replacing, write_text
 
@@ -27,51 +28,56 @@ REASON = "customer was erased"
 
 @dataclass(frozen=True)
 class Erasure:
-    """One list of customers: hashes of salt + id, and when (us UTC)."""
+    """A list of erased customers as hashes of salt and id; `at` is the time of the erasure (us UTC)."""
 
     salt: str
     customers: NDArray[np.int64]
     at: int
 
     @classmethod
-    def of(cls, ids: Iterable[str], at: int) -> Self:
+    def create(cls, ids: Iterable[str], at: int) -> Self:
+        """Hashes the ids with a new random salt."""
         salt = secrets.token_hex(16)
         return cls(salt, np.unique(_salted(pa.array(list(ids), pa.string()), salt)), at)
 
     @property
     def name(self) -> str:
+        """Name of the proof file, without its suffix."""
         return f"{datetime.fromtimestamp(self.at / 1e6, UTC):%Y%m%dT%H%M%S}-{self.salt[:8]}"
 
     def to_json(self) -> dict[str, Any]:
+        """Returns salt, time and hashes for the proof file."""
         hashes = [f"{number:016x}" for number in self.customers.view(np.uint64).tolist()]
         return {"salt": self.salt, "at_us": self.at, "customers": hashes}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Self:
+        """Reads what `to_json` returned."""
         hashes = np.array([int(text, 16) for text in raw["customers"]], np.uint64).view(np.int64)
         return cls(raw["salt"], hashes, raw["at_us"])
 
 
 @dataclass(frozen=True)
 class Erased:
-    """All erasures of a histories folder."""
+    """All erasures of a histories folder; its length is their number."""
 
     erasures: Sequence[Erasure] = field(default=())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
+        """Reads the proof files of the histories folder `folder`, which may not exist yet."""
         paths = sorted((folder / FOLDER).glob("*.json"))
         return cls([Erasure.from_json(json.loads(path.read_text(encoding="utf-8"))["erased"]) for path in paths])
 
     def __len__(self) -> int:
         return len(self.erasures)
 
-    def named(self, ids: list[str]) -> NDArray[np.bool_]:
-        """Whether each id was ever erased."""
+    def contains(self, ids: list[str]) -> NDArray[np.bool_]:
+        """Returns a mask of the ids that were erased at any time."""
         return self.mask(pa.array(ids, pa.string()))
 
     def mask(self, ids: Any, time: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
-        """Whether each row is of an erased customer, and of a `time` (us) before the erasure."""
+        """Returns a mask of the rows of erased customers; with `time` (us) only of those before the erasure."""
         found = np.zeros(len(ids), bool)
         for erasure in self.erasures:
             hit = np.isin(_salted(ids, erasure.salt), erasure.customers)
@@ -79,100 +85,106 @@ class Erased:
         return found
 
 
-def leave_out(
-    rows: pa.Table, erased: Erased, accounting: RowAccounting, table: str, path: str
-) -> tuple[pa.Table, pa.Table]:
-    """(rows that may stay, rejects of the others, without their record); the row accounting are changed to match."""
+def filter_erased(block: MappedBlock, erased: Erased, table: str, path: str) -> MappedBlock:
+    """Moves the rows of erased customers to the rejects, without their record, and changes the accounting to match."""
+    rows, accounting = block.rows, block.accounting
     timed = "event_time" in rows.column_names
     time = rows["event_time"].cast(pa.int64()).to_numpy() if timed else None
     gone = erased.mask(rows["customer_id"], time)
     count = int(gone.sum())
     if not count:
-        return rows, REJECTS.empty_table()
+        return block
     accounting.accepted -= count
     accounting.rejected[REASON] += count
     numbered = "row" in rows.column_names
     number = rows["row"].filter(pa.array(gone)).combine_chunks() if numbered else pa.nulls(count, pa.int64())
-    return rows.filter(pa.array(~gone)), _nameless(table, path, number)
+    rejects = pa.concat_tables([_rejects_without_record(table, path, number), block.rejects])
+    return MappedBlock(rows.filter(pa.array(~gone)), rejects, accounting)
 
 
-def blanked(rejects: pa.Table, spec: DatasetSpec, is_gone: Callable[[list[str]], NDArray[np.bool_]]) -> pa.Table:
-    """Rejects without the records of customers who are gone; rows and reasons stay.
+def redact_records(rejects: pa.Table, spec: DatasetSpec, is_gone: Callable[[list[str]], NDArray[np.bool_]]) -> pa.Table:
+    """Returns the rejects without the records of customers for whom `is_gone` is true; rows and reasons stay.
 
-    A line that was no row at all loses its record too: nobody can tell whose it was.
+    A malformed line loses its record too, because the customer it belongs to is unknown.
     """
     keys = [["customer_id"], *(source.columns.customer_id for source in spec.events)]
     keys += [source.columns.customer_id for source in spec.customers]
-    owner: list[int] = []
+    id_row: list[int] = []
     ids: list[str] = []
-    lost = np.zeros(len(rejects), bool)
+    redacted = np.zeros(len(rejects), bool)
     for row, (table, text) in enumerate(zip(rejects["table"].to_pylist(), rejects["record"].to_pylist(), strict=True)):
         if text is None or table == "items":
             continue
         record = json.loads(text)
         for names in keys:
             if all(record.get(name) is not None for name in names):
-                owner.append(row)
+                id_row.append(row)
                 ids.append("/".join(_id(record[name]) for name in names))
-        lost[row] = record.keys() == {"line"}
+        redacted[row] = record.keys() == {"line"}
     hit = is_gone(ids) if ids else np.zeros(0, bool)
-    lost[np.array(owner, np.int64)[hit]] = True
-    record = pc.if_else(pa.array(lost), pa.scalar(None, pa.string()), rejects["record"].combine_chunks())
+    redacted[np.array(id_row, np.int64)[hit]] = True
+    record = pc.if_else(pa.array(redacted), pa.scalar(None, pa.string()), rejects["record"].combine_chunks())
     return rejects.set_column(rejects.column_names.index("record"), "record", record)
 
 
-def blank_all(source: Path, target: Path, spec: DatasetSpec, ids: set[str], leave: set[str]) -> int:
-    """The rejects of a folder as `target`, blanked, but for the files to `leave`; returns the records that went."""
+def redact_rejects(source: Path, target: Path, spec: DatasetSpec, ids: set[str], skip: set[str]) -> int:
+    """Copies the reject files of `source` to `target` without the records of `ids`, except for files in `skip`.
+
+    Returns the number of records removed.
+    """
     count = 0
     for path in sorted(source.glob("*.parquet")):
-        if path.name in leave:
+        if path.name in skip:
             continue
         before = pq.read_table(path)
-        after = blanked(before, spec, lambda found: np.isin(found, list(ids)))
-        went = after["record"].null_count - before["record"].null_count
-        if went:
+        after = redact_records(before, spec, lambda found: np.isin(found, list(ids)))
+        removed = after["record"].null_count - before["record"].null_count
+        if removed:
             _write(after, target / path.name)
         else:
             link(path, target / path.name)
-        count += went
+        count += removed
     return count
 
 
-def write_gone(rejects: Path, gone: dict[str, int], made: Erasure) -> None:
-    """A row of rejects for each row that went, so that rejects and row accounting still agree."""
-    rows = [_nameless(table, "", pa.nulls(gone[table], pa.int64())) for table in ("events", "customers")]
+def write_erased_rejects(rejects: Path, removed: dict[str, int], erasure: Erasure) -> None:
+    """Writes a reject for each removed row, so that rejects and row accounting still agree."""
+    rows = [
+        _rejects_without_record(table, "", pa.nulls(removed[table], pa.int64())) for table in ("events", "customers")
+    ]
     table = pa.concat_tables(rows)
     if len(table):
-        _write(table, rejects / f"part-erased-{made.name}.parquet")
+        _write(table, rejects / f"part-erased-{erasure.name}.parquet")
 
 
-def write_proof(folder: Path, made: Erasure, proof: dict[str, Any]) -> None:
-    write_text(folder / FOLDER / f"{made.name}.json", json.dumps(proof, indent=1) + "\n")
+def write_proof(folder: Path, erasure: Erasure, proof: dict[str, Any]) -> None:
+    """Writes the proof to the `erasures` folder of a histories folder."""
+    write_text(folder / FOLDER / f"{erasure.name}.json", json.dumps(proof, indent=1) + "\n")
 
 
-def left(folder: Path, ids: list[str], spec: DatasetSpec) -> dict[str, int]:
-    """How often these customers still stand in the files of a folder, by kind of file: reads them all, uses no hash."""
+def count_remaining(folder: Path, ids: list[str], spec: DatasetSpec) -> dict[str, int]:
+    """Counts the rows of these customers in all files of a histories folder, by kind of file, by comparing ids."""
     listed = pa.array(ids, pa.string())
-    found = dict.fromkeys(("shards", "lines", "rejects"), 0)
+    found = dict.fromkeys(("shards", "rows", "rejects"), 0)
     for path in (folder / "shards").glob("*.parquet"):
         column = pq.read_table(path, columns=["customer_id"])["customer_id"]
         found["shards"] += int(pc.sum(pc.is_in(column, listed)).as_py() or 0)
-    orders = stable_hash(ids)
-    for path in (folder / "lines").glob("*/*.arrow"):
+    hashes = stable_hash(ids)  # files of orders hold hashes of customers only
+    for path in (folder / "rows").glob("*/*.arrow"):
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         if "customer_id" in table.column_names:
-            found["lines"] += int(pc.sum(pc.is_in(table["customer_id"], listed)).as_py() or 0)
+            found["rows"] += int(pc.sum(pc.is_in(table["customer_id"], listed)).as_py() or 0)
         elif "customer" in table.column_names:
-            found["lines"] += int(np.isin(table["customer"].to_numpy(), orders).sum())
+            found["rows"] += int(np.isin(table["customer"].to_numpy(), hashes).sum())
     for path in (folder / "rejects").glob("*.parquet"):
         rejects = pq.read_table(path)
-        after = blanked(rejects, spec, lambda names: np.isin(names, ids))
+        after = redact_records(rejects, spec, lambda names: np.isin(names, ids))
         found["rejects"] += after["record"].null_count - rejects["record"].null_count
     return found
 
 
-def _nameless(table: str, path: str, number: pa.Array) -> pa.Table:
+def _rejects_without_record(table: str, path: str, number: pa.Array) -> pa.Table:
     count = len(number)
     fixed = [pa.repeat(value, count) for value in (table, "read", REASON, path)]
     return pa.table([*fixed, number, pa.nulls(count, pa.string())], schema=REJECTS)
@@ -184,8 +196,8 @@ def _id(value: Any) -> str:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    with replacing(path) as aside:
-        pq.write_table(table, aside, compression="zstd")
+    with replacing(path) as staged:
+        pq.write_table(table, staged, compression="zstd")
 
 
 def _salted(ids: Any, salt: str) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Items and customers: the two side tables, mapped like events, and items taken from the events for want of a table."""
+"""Map item and customer tables to our columns, and build the item table from events where a spec has no item table."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ import pyarrow.ipc
 from clv.data import attributes
 from clv.data.events import stable_hash
 from clv.data.prepare import parsing
-from clv.data.prepare.accounting import REJECTS, RowAccounting, Verdict, malformed_rejects
+from clv.data.prepare.accounting import REJECTS, RowAccounting, RowOutcomes
 from clv.data.prepare.cleaning import Prices
-from clv.data.prepare.mapping import CATEGORY_SEPARATOR, Taken, check_column, check_time, joined_ids, joined_text
+from clv.data.prepare.mapping import (
+    CATEGORY_SEPARATOR,
+    MappedBlock,
+    check_column,
+    check_time,
+    joined_ids,
+    joined_text,
+    separate_rejects,
+)
 from clv.data.sources.reading import SourceBlock
 from clv.data.spec.models import CustomerSource, DatasetSpec, EventSource, ItemSource, SpecError
 
@@ -29,7 +37,8 @@ ITEMS = pa.schema(
         pa.field("text_key", pa.int64(), nullable=False),
     ]
 )
-SEEN = pa.schema(
+# Rows that describe an item, of which an item may have several; `count` is the number of source rows behind one.
+ITEM_ROWS = pa.schema(
     [
         pa.field("item_id", pa.string()),
         pa.field("text", pa.string()),
@@ -41,22 +50,22 @@ SEEN = pa.schema(
 )
 
 
-def described(source: EventSource) -> bool:
-    """Whether the events themselves say what their items are."""
+def describes_items(source: EventSource) -> bool:
+    """Whether the events have a text or a category of their items."""
     return source.columns.item_text is not None or source.columns.item_category is not None
 
 
-def take(block: SourceBlock, source: ItemSource, path: str) -> Taken:
-    """Rows (SEEN) of a block of an item table; items without an id, or with a price that is no number, are rejected."""
+def map_items(block: SourceBlock, source: ItemSource, path: str) -> MappedBlock:
+    """Maps a block of an item table to ITEM_ROWS; rejects items without an id or with a price that is no number."""
     rows, columns = block.rows, source.columns
     nothing = pa.nulls(len(rows), pa.string())
-    verdict = Verdict(len(rows))
+    outcomes = RowOutcomes(len(rows))
     item_id = joined_ids(rows, columns.item_id, True)
-    verdict.reject(np.asarray(pc.is_null(item_id).to_numpy(zero_copy_only=False)), "item_id is missing")
+    outcomes.reject(np.asarray(pc.is_null(item_id).to_numpy(zero_copy_only=False)), "item_id is missing")
     price = np.full(len(rows), np.nan)
     if columns.price is not None:
         price, unreadable = parsing.numbers(rows[columns.price], source.decimal)
-        verdict.reject(unreadable | np.isinf(price), "price is not a finite number")
+        outcomes.reject(unreadable | np.isinf(price), "price is not a finite number")
     table = pa.table(
         [
             item_id,
@@ -66,45 +75,28 @@ def take(block: SourceBlock, source: ItemSource, path: str) -> Taken:
             nothing if columns.image is None else parsing.strings(rows[columns.image], True),
             pa.array(np.ones(len(rows), np.int64)),
         ],
-        schema=SEEN,
+        schema=ITEM_ROWS,
     )
-    return _split(table, block, verdict, RowAccounting(), "items", path)
+    return separate_rejects(table, block, outcomes, RowAccounting(), "items", path)
 
 
-def take_customers(block: SourceBlock, source: CustomerSource, spec: DatasetSpec, path: str) -> Taken:
-    """Rows (customer_id, attr_*) of a block of a customer table; rows without an id are rejected."""
+def map_customers(block: SourceBlock, source: CustomerSource, spec: DatasetSpec, path: str) -> MappedBlock:
+    """Maps a block of a customer table to the columns customer_id and attr_*; rejects rows without an id."""
     rows = block.rows
-    verdict, accounting = Verdict(len(rows)), RowAccounting()
+    outcomes, accounting = RowOutcomes(len(rows)), RowAccounting()
     ids = joined_ids(rows, source.columns.customer_id, True)
-    verdict.reject(np.asarray(pc.is_null(ids).to_numpy(zero_copy_only=False)), "customer_id is missing")
+    outcomes.reject(np.asarray(pc.is_null(ids).to_numpy(zero_copy_only=False)), "customer_id is missing")
     table = pa.table(
-        {"customer_id": ids} | attributes.values(rows, source, spec.timezone, verdict, accounting),
+        {"customer_id": ids} | attributes.values(rows, source, spec.timezone, outcomes, accounting),
         schema=attributes.schema(source),
     )
-    return _split(table, block, verdict, accounting, "customers", path)
-
-
-def _split(
-    table: pa.Table, block: SourceBlock, verdict: Verdict, accounting: RowAccounting, name: str, path: str
-) -> Taken:
-    count = len(block.rows)
-    number = None if block.row is None else pa.array(np.arange(block.row, block.row + count))
-    rejects = pa.concat_tables(
-        [verdict.rejects(block.rows, name, "read", path, number), malformed_rejects(block.malformed, name, path)]
-    )
-    accounting.read, accounting.rejected = count + len(block.malformed), verdict.counts()
-    if block.malformed:
-        accounting.rejected["malformed row"] += len(block.malformed)
-    accepted = table.filter(pa.array(verdict.accepted))
-    accounting.accepted = len(accepted)
-    accounting.check(f"intake of {path}")
-    return Taken(accepted, rejects, accounting)
+    return separate_rejects(table, block, outcomes, accounting, "customers", path)
 
 
 def check_side_table(
-    source: ItemSource | CustomerSource, types: dict[str, pa.DataType], key: str, place: str, path: str
+    source: ItemSource | CustomerSource, types: dict[str, pa.DataType], key: str, spec_file: str, path: str
 ) -> None:
-    """SpecError if the file lacks a mapped column or an attribute is said to be numeric and is not."""
+    """Raises SpecError if a mapped column is absent from the file or holds nested values or wrong times."""
     wanted = {f"{key}.columns.{ours}": theirs for ours, theirs in source.columns.model_dump(exclude_none=True).items()}
     if isinstance(source, CustomerSource):
         wanted |= {f"{key}.attributes.{name}.column": rule.column for name, rule in source.attributes.items()}
@@ -112,43 +104,43 @@ def check_side_table(
         wanted |= {f"{key}.attributes.{name}.known_at": column for name, column in dated.items()}
         for name, column in dated.items():
             where = f"{key}.attributes.{name}.known_at"
-            check_column(column, types, where, place, path)
-            check_time(types[column], source.time_format, f"{place}: {where}", column, path)
+            check_column(column, types, where, spec_file, path)
+            check_time(types[column], source.time_format, f"{spec_file}: {where}", column, path)
     for where, theirs in wanted.items():
         for name in theirs if isinstance(theirs, list) else [theirs]:
-            check_column(name, types, where, place, path)
+            check_column(name, types, where, spec_file, path)
             if pa.types.is_nested(types[name]):
                 raise SpecError(
-                    f"{place}: {where}: column {name!r} of {path} is {types[name]}; a plain column is needed"
+                    f"{spec_file}: {where}: column {name!r} of {path} is {types[name]}; a plain column is needed"
                 )
 
 
-def seen_in_events(events: pa.Table) -> pa.Table:
-    """Distinct (item, text, category) of a block of events with their number of rows, as SEEN."""
+def items_in_events(events: pa.Table) -> pa.Table:
+    """Returns the distinct (item, text, category) of a block of events with their number of rows, as ITEM_ROWS."""
     rows = events.select(["item_id", "item_text", "item_category"]).filter(pc.is_valid(events["item_id"]))
     grouped = rows.group_by(["item_id", "item_text", "item_category"], use_threads=False).aggregate([([], "count_all")])
     count = len(grouped)
     return pa.table(
         [grouped["item_id"], grouped["item_text"], grouped["item_category"], pa.nulls(count, pa.float64()),
          pa.nulls(count, pa.string()), grouped["count_all"]],
-        schema=SEEN,
+        schema=ITEM_ROWS,
     )  # fmt: skip
 
 
-def from_events(seen: pa.Table) -> pa.Table:
-    """ITEMS: to each item its most frequent text and category, of equally frequent ones the longest, then the first.
+def most_frequent_descriptions(described: pa.Table) -> pa.Table:
+    """Returns ITEMS with the most frequent text and category of each item in `described` (ITEM_ROWS).
 
-    The price stays null: an average over the whole log would carry the future into the past.
+    Of equally frequent ones the longest, then the alphabetically first is taken. The price stays null: an average
+    over the whole log would carry the future into the past.
     """
-    ids = pc.unique(seen["item_id"]).sort()
-    return finished(
-        pa.table([ids, _leading(seen, "text", ids), _leading(seen, "category", ids)], ["item_id", "text", "category"])
-    )
+    ids = pc.unique(described["item_id"]).sort()
+    columns = {name: _most_frequent(described, name, ids) for name in ("text", "category")}
+    return to_items_schema(pa.table({"item_id": ids, **columns}))
 
 
-def _leading(seen: pa.Table, name: str, ids: pa.Array) -> Any:
+def _most_frequent(described: pa.Table, name: str, ids: pa.Array) -> Any:
     rows = (
-        seen.filter(pc.is_valid(seen[name]))
+        described.filter(pc.is_valid(described[name]))
         .group_by(["item_id", name], use_threads=False)
         .aggregate([("count", "sum")])
     )
@@ -156,30 +148,24 @@ def _leading(seen: pa.Table, name: str, ids: pa.Array) -> Any:
     rows = rows.sort_by(
         [("item_id", "ascending"), ("count_sum", "descending"), ("length", "descending"), (name, "ascending")]
     )
-    # index_in finds the first match, which after the sort is the leading one.
+    # index_in finds the first match, which after the sort is the most frequent one.
     return rows[name].take(pc.index_in(ids, rows["item_id"].combine_chunks()))
 
 
-def from_table(rows: pa.Table) -> tuple[pa.Table, pa.Table, RowAccounting]:
-    """(ITEMS, rejects, row accounting) of an item table's partition: of several rows with one id the first stays."""
-    kept, rejects, accounting = first_of(rows, "item_id", "items")
-    return finished(kept), rejects, accounting
-
-
-def first_of(rows: pa.Table, key: str, table: str) -> tuple[pa.Table, pa.Table, RowAccounting]:
-    """Rows with the first of each `key`, the others as rejects."""
+def keep_first(rows: pa.Table, key: str, table: str) -> MappedBlock:
+    """Keeps the first row of each `key` and rejects the others."""
     hashes = stable_hash(rows[key])
-    verdict = Verdict(len(rows))
-    repeat = np.ones(len(rows), bool)
-    repeat[np.unique(hashes, return_index=True)[1]] = False
-    verdict.reject(repeat, f"{key} stands in the table before")
-    rejects = verdict.rejects(rows, table, "customer", "", None) if repeat.any() else REJECTS.empty_table()
-    kept = rows.filter(pa.array(verdict.accepted))
-    return kept, rejects, RowAccounting(len(rows), len(kept), verdict.counts())
+    outcomes = RowOutcomes(len(rows))
+    repeated = np.ones(len(rows), bool)
+    repeated[np.unique(hashes, return_index=True)[1]] = False
+    outcomes.reject(repeated, f"{key} stands in the table before")
+    rejects = outcomes.rejects(rows, table, "customer", "", None) if repeated.any() else REJECTS.empty_table()
+    kept = rows.filter(pa.array(outcomes.accepted))
+    return MappedBlock(kept, rejects, RowAccounting(len(rows), len(kept), outcomes.counts()))
 
 
-def finished(rows: pa.Table) -> pa.Table:
-    """ITEMS with keys, sorted by item_id."""
+def to_items_schema(rows: pa.Table) -> pa.Table:
+    """Returns the rows as ITEMS, with item and text keys, sorted by item_id."""
     rows = rows.sort_by("item_id").combine_chunks()
     price = rows["price"] if "price" in rows.column_names else pa.nulls(len(rows), pa.float64())
     table = pa.table(
@@ -199,16 +185,16 @@ def finished(rows: pa.Table) -> pa.Table:
 
 
 def load_prices(work: Path) -> Prices | None:
-    """List prices that the items stage left for `missing_amount: item_price`."""
+    """Returns the list prices that pass 1 wrote, for `missing_amount: item_price`; None without an item table."""
     tables = []
     for path in sorted((work / "items").glob("*.arrow")):
         with pa.memory_map(str(path)) as file:
             tables.append(pa.ipc.open_file(file).read_all())
-    return prices_of(tables)
+    return list_prices(tables)
 
 
-def prices_of(tables: list[pa.Table]) -> Prices | None:
-    """First list price of each item in tables of schema SEEN; None where there is no table."""
+def list_prices(tables: list[pa.Table]) -> Prices | None:
+    """Returns the first list price of each item in tables of schema ITEM_ROWS; None without any table."""
     if not tables:
         return None
     rows = pa.concat_tables(tables)

@@ -1,4 +1,4 @@
-"""One block of a source becomes events of the contract, and rejects with a reason; row rules are applied."""
+"""Map a block of a source table to events in our columns, and check that the mapped columns exist."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from clv.data.events import EVENTS, US, stable_hash
 from clv.data.prepare import cleaning, parsing
-from clv.data.prepare.accounting import RowAccounting, Verdict, malformed_rejects
+from clv.data.prepare.accounting import RowAccounting, RowOutcomes, malformed_rejects
 from clv.data.sources.reading import SourceBlock
 from clv.data.spec.errors import did_you_mean
 from clv.data.spec.models import DatasetSpec, EventSource, EventType, Source, SpecError
 
-# Columns that travel with the events until their customer is whole, and then are gone.
-EXTRAS = pa.schema(
+# Columns that mapped events have beside EVENTS, until all rows of their customer are at hand.
+EXTRA_COLUMNS = pa.schema(
     [
         pa.field("item_text", pa.string()),
         pa.field("item_category", pa.string()),
@@ -31,53 +31,53 @@ CATEGORY_SEPARATOR = " / "
 
 
 @dataclass
-class Taken:
-    """What a block gave: events (EVENTS, then EXTRAS), rejects (REJECTS), row accounting."""
+class MappedBlock:
+    """Rows in our columns that were accepted, rejects (schema REJECTS) and the row accounting of both."""
 
-    events: pa.Table
+    rows: pa.Table
     rejects: pa.Table
     accounting: RowAccounting
 
 
-def take(
+def map_events(
     block: SourceBlock, source: EventSource, spec: DatasetSpec, path: str, prices: cleaning.Prices | None = None
-) -> Taken:
-    """Events and rejects of a block of `source`; `path` is only written beside the rejects.
+) -> MappedBlock:
+    """Maps a block of `source` to events (EVENTS, then EXTRA_COLUMNS) and applies the row rules.
 
-    The event_id stays null where the source has none: it needs the whole customer (`clean.event_ids`).
+    The rejects name `path`. `prices` fill missing amounts where the spec has `missing_amount: item_price`.
     """
     rows, columns = block.rows, source.columns
     count = len(rows)
-    verdict = Verdict(count)
-    accounting = RowAccounting(read=count + len(block.malformed))
+    outcomes = RowOutcomes(count)
+    accounting = RowAccounting()
     trim = not _is_parquet(source, path)
 
     customer = joined_ids(rows, columns.customer_id, trim)
     time, missing, bad, shifted = parsing.times(rows[columns.event_time], source.time_format, spec.timezone)
-    verdict.reject(bad, "event_time is unreadable or outside 1970 to 2099")
-    verdict.reject(missing, "event_time is missing")
+    outcomes.reject(bad, "event_time is unreadable or outside 1970 to 2099")
+    outcomes.reject(missing, "event_time is missing")
     known = time
     if columns.known_at is not None:
         known, none, bad, more = parsing.times(rows[columns.known_at], source.time_format, spec.timezone)
-        verdict.reject(bad, "known_at is unreadable or outside 1970 to 2099")
+        outcomes.reject(bad, "known_at is unreadable or outside 1970 to 2099")
         known = np.where(none, time, known)
         shifted += more
-    verdict.reject(_nulls(customer), "customer_id is missing (anonymous)")
-    kind = _event_type(rows, source, verdict)
+    outcomes.reject(_nulls(customer), "customer_id is missing (anonymous)")
+    event_type = _event_type(rows, source, outcomes)
 
-    quantity, had_quantity = _number(rows, columns.quantity, "quantity", source, verdict)
-    unit_price, _ = _number(rows, columns.unit_price, "unit_price", source, verdict)
-    amount, _ = _number(rows, columns.amount, "amount", source, verdict)
+    quantity, had_quantity = _number(rows, columns.quantity, "quantity", source, outcomes)
+    unit_price, _ = _number(rows, columns.unit_price, "unit_price", source, outcomes)
+    amount, _ = _number(rows, columns.amount, "amount", source, outcomes)
     absent = np.isnan(quantity)
-    if had_quantity and (counted := int((absent & verdict.accepted).sum())):
+    if had_quantity and (counted := int((absent & outcomes.accepted).sum())):
         accounting.notices["rows without a quantity, counted as 1"] += counted
     quantity = np.where(absent, 1.0, quantity)
     amount = np.where(np.isnan(amount), quantity * unit_price, amount)
     if shifted:
         accounting.notices["times in the hour of a clock change, read by rule"] += shifted
 
-    draft = cleaning.Draft(
-        kind=kind,
+    event = cleaning.EventArrays(
+        event_type=event_type,
         time=time,
         order_id=None if columns.order_id is None else joined_ids(rows, columns.order_id, trim),
         item_id=None if columns.item_id is None else joined_ids(rows, columns.item_id, trim),
@@ -86,21 +86,21 @@ def take(
         amount=amount,
         filled=np.zeros(count, bool),
     )
-    cleaning.row_rules(draft, spec, verdict, accounting, prices)
+    cleaning.apply_row_rules(event, spec, outcomes, accounting, prices)
 
     nothing = pa.nulls(count, pa.string())
     table = pa.table(
         [
             nothing if columns.event_id is None else parsing.strings(rows[columns.event_id], trim),
             customer,
-            pa.array(draft.time).cast(US),
+            pa.array(event.time).cast(US),
             pa.array(known).cast(US),
-            draft.kind,
-            nothing if draft.order_id is None else draft.order_id,
-            nothing if draft.item_id is None else draft.item_id,
-            pa.array(draft.quantity),
-            pa.array(draft.amount, from_pandas=True),
-            pa.array(draft.filled),
+            event.event_type,
+            nothing if event.order_id is None else event.order_id,
+            nothing if event.item_id is None else event.item_id,
+            pa.array(event.quantity),
+            pa.array(event.amount, from_pandas=True),
+            pa.array(event.filled),
             nothing if columns.text is None else joined_text(rows, columns.text, " "),
             nothing if columns.channel is None else parsing.strings(rows[columns.channel], trim),
             nothing if columns.item_text is None else joined_text(rows, columns.item_text, " "),
@@ -108,60 +108,68 @@ def take(
             pa.array(row_hash(rows)) if needs_row_hash(spec) else pa.nulls(count, pa.int64()),
             pa.nulls(count, pa.int64()) if block.row is None else pa.array(np.arange(block.row, block.row + count)),
         ],
-        schema=pa.schema([*(field.with_nullable(True) for field in EVENTS), *EXTRAS]),
+        schema=pa.schema([*(field.with_nullable(True) for field in EVENTS), *EXTRA_COLUMNS]),
     )
-    accepted = verdict.accepted
-    number = None if block.row is None else pa.array(np.arange(block.row, block.row + count))
+    return separate_rejects(table, block, outcomes, accounting, "events", path)
+
+
+def separate_rejects(
+    rows: pa.Table, block: SourceBlock, outcomes: RowOutcomes, accounting: RowAccounting, table: str, path: str
+) -> MappedBlock:
+    """Splits the mapped `rows` of a block into accepted ones and rejects, and completes `accounting`."""
+    numbers = None if block.row is None else pa.array(np.arange(block.row, block.row + len(rows)))
     rejects = pa.concat_tables(
         [
-            verdict.rejects(rows, "events", "read", path, number),
-            malformed_rejects(block.malformed, "events", path),
+            outcomes.rejects(block.rows, table, "read", path, numbers),
+            malformed_rejects(block.malformed, table, path),
         ]
     )
-    accounting.rejected.update(verdict.counts())
+    accounting.read = len(rows) + len(block.malformed)
+    accounting.rejected.update(outcomes.counts())
     if block.malformed:
         accounting.rejected["malformed row"] += len(block.malformed)
-    events = table if accepted.all() else table.filter(pa.array(accepted))
-    accounting.accepted = len(events)
+    accepted = outcomes.accepted
+    kept = rows if accepted.all() else rows.filter(pa.array(accepted))
+    accounting.accepted = len(kept)
     accounting.check(f"intake of {path}")
-    return Taken(events, rejects, accounting)
+    return MappedBlock(kept, rejects, accounting)
 
 
-def needed(source: Source, spec: DatasetSpec) -> set[str] | None:
-    """Columns that must be read of a source; None for all: copies of a row are told by every column it has."""
+def columns_to_read(source: Source, spec: DatasetSpec) -> set[str] | None:
+    """Returns the columns to read from a source; None for all, which duplicates of a row must share."""
     if needs_row_hash(spec) and isinstance(source, EventSource):
         return None
     return source.mapped()
 
 
-def check_columns(source: EventSource, types: dict[str, pa.DataType], key: str, place: str, path: str) -> None:
-    """SpecError if a mapped column is absent from the file or cannot hold what it is said to hold."""
+def check_columns(source: EventSource, types: dict[str, pa.DataType], key: str, spec_file: str, path: str) -> None:
+    """Raises SpecError if a mapped column is absent from the file or has a type that our column cannot have."""
     columns = source.columns.model_dump(exclude_none=True)
     wanted = [(f"{key}.columns.{ours}", ours, theirs) for ours, theirs in columns.items()]
     if isinstance(source.event_type, EventType):
         wanted.append((f"{key}.event_type.column", "event_type", source.event_type.column))
     for where, ours, theirs in wanted:
         for name in theirs if isinstance(theirs, list) else [theirs]:
-            check_column(name, types, where, place, path)
+            check_column(name, types, where, spec_file, path)
             kind = types[name]
             if ours in ("quantity", "unit_price", "amount") and not _holds_numbers(kind):
                 raise SpecError(
-                    f"{place}: {where}: column {name!r} of {path} is {kind}, not a number; name another one"
+                    f"{spec_file}: {where}: column {name!r} of {path} is {kind}, not a number; name another one"
                 )
             if ours in ("event_time", "known_at"):
-                check_time(kind, source.time_format, f"{place}: {where}", name, path)
+                check_time(kind, source.time_format, f"{spec_file}: {where}", name, path)
             if pa.types.is_nested(kind) or pa.types.is_binary(kind):
-                raise SpecError(f"{place}: {where}: column {name!r} of {path} is {kind}; a plain column is needed")
+                raise SpecError(f"{spec_file}: {where}: column {name!r} of {path} is {kind}; a plain column is needed")
 
 
-def check_column(name: str, types: dict[str, pa.DataType], where: str, place: str, path: str) -> None:
-    """SpecError with a suggestion if the file has no such column."""
+def check_column(name: str, types: dict[str, pa.DataType], where: str, spec_file: str, path: str) -> None:
+    """Raises SpecError with a suggestion if the file has no such column."""
     if name not in types:
-        raise SpecError(f"{place}: {where}: {path} has no column {name!r}{did_you_mean(name, list(types))}")
+        raise SpecError(f"{spec_file}: {where}: {path} has no column {name!r}{did_you_mean(name, list(types))}")
 
 
 def check_time(kind: pa.DataType, form: str, where: str, name: str, path: str) -> None:
-    """SpecError if a column of that type cannot be read as times in that form."""
+    """Raises SpecError if a column of type `kind` cannot be read as times in the format `form`."""
     stamped = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
@@ -169,7 +177,7 @@ def check_time(kind: pa.DataType, form: str, where: str, name: str, path: str) -
         raise SpecError(f"{where}: column {name!r} of {path} is already a time ({kind}); leave time_format out")
     if number and form == "iso":
         raise SpecError(
-            f"{where}: column {name!r} of {path} is {kind}; say time_format:"
+            f"{where}: column {name!r} of {path} is {kind}; set time_format:"
             " unix_s, unix_ms or a pattern such as '%Y%m%d'"
         )
     if not (stamped or text or number or pa.types.is_null(kind)):
@@ -192,40 +200,40 @@ def _holds_numbers(kind: pa.DataType) -> bool:
     )
 
 
-def _event_type(rows: pa.Table, source: EventSource, verdict: Verdict) -> Any:
+def _event_type(rows: pa.Table, source: EventSource, outcomes: RowOutcomes) -> Any:
     rule = source.event_type
     if isinstance(rule, str):
         return pa.repeat(rule, len(rows))
     theirs = parsing.strings(rows[rule.column])
-    verdict.reject(_nulls(theirs), "event_type is missing")
+    outcomes.reject(_nulls(theirs), "event_type is missing")
     if rule.map is None:
         return theirs
     position = pc.index_in(theirs, pa.array(list(rule.map)))
     mapped = pa.array(list(rule.map.values())).take(position)
     if rule.other == "keep":
         return pc.coalesce(mapped, theirs)
-    verdict.reject(_nulls(mapped), "event_type is not in the map")
+    outcomes.reject(_nulls(mapped), "event_type is not in the map")
     return mapped
 
 
 def _number(
-    rows: pa.Table, name: str | None, ours: str, source: EventSource, verdict: Verdict
+    rows: pa.Table, name: str | None, ours: str, source: EventSource, outcomes: RowOutcomes
 ) -> tuple[NDArray[np.float64], bool]:
     if name is None:
         return np.full(len(rows), np.nan), False
     values, unreadable = parsing.numbers(rows[name], source.decimal)
-    verdict.reject(unreadable | np.isinf(values), f"{ours} is not a finite number")
+    outcomes.reject(unreadable | np.isinf(values), f"{ours} is not a finite number")
     return values, True
 
 
 def joined_ids(rows: pa.Table, names: list[str], trim: bool) -> Any:
-    """Id of one column, or of several joined with "/"; null as soon as one of them is."""
+    """Returns ids of one column, or of several joined with "/"; an id is null if one of its parts is."""
     parts = [parsing.strings(rows[name], trim) for name in names]
     return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
 
 
 def joined_text(rows: pa.Table, names: list[str], separator: str) -> Any:
-    """Trimmed text of one or several columns; missing ones are skipped, null where all are missing."""
+    """Returns the trimmed text of one or several columns; missing parts are skipped, null where all are missing."""
     parts = [parsing.strings(rows[name], trim=True) for name in names]
     if len(parts) == 1:
         return parts[0]
@@ -234,11 +242,12 @@ def joined_text(rows: pa.Table, names: list[str], separator: str) -> Any:
 
 
 def needs_row_hash(spec: DatasetSpec) -> bool:
+    """Whether exact duplicates are to be dropped, which have one `row_hash`."""
     return spec.cleaning.exact_duplicates == "drop"
 
 
 def row_hash(rows: pa.Table) -> NDArray[np.int64]:
-    """64-bit hash of each row over all columns of its source."""
+    """Returns a 64-bit hash of each row over all columns of its source."""
     total = np.zeros(len(rows), np.uint64)
     for name in sorted(rows.column_names):
         column = parsing.one_array(rows[name])

@@ -1,4 +1,4 @@
-"""Turns a source's column into ids, numbers or instants; what cannot be read comes back as a mask, never as a guess."""
+"""Parse a column of a source as text, numbers or times; masks mark the values that could not be parsed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clv.data.clock import DAY_US
 
 Mask = NDArray[np.bool_]
 
-# A shop's log outside these years is a unit mistake (seconds read as milliseconds) or a placeholder.
+# A time outside these years is a mistake in the unit (seconds read as milliseconds) or a placeholder.
 EARLIEST_US = 0
 LATEST_US = 47_482 * DAY_US  # 2100-01-01
 _MISSING_NUMBERS = pa.array(["", "na", "n/a", "nan", "null", "none"])
@@ -23,7 +23,7 @@ _ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}([.,]\d{1,9})?)?)?$"
 
 
 def one_array(column: pa.ChunkedArray | pa.Array) -> Any:
-    """A single plain array: chunks joined, dictionaries and large strings unpacked."""
+    """Returns the column as one array, with dictionaries decoded and large strings cast to strings."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
         column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
@@ -35,7 +35,7 @@ def one_array(column: pa.ChunkedArray | pa.Array) -> Any:
 
 
 def strings(column: pa.ChunkedArray | pa.Array, trim: bool = False) -> Any:
-    """Text of each value; null where missing or empty. A whole number stored as float keeps no ".0"."""
+    """Returns the text of each value, null where missing or empty; a whole number stored as a float has no ".0"."""
     array = one_array(column)
     if not pa.types.is_string(array.type):
         if pa.types.is_floating(array.type):
@@ -47,7 +47,7 @@ def strings(column: pa.ChunkedArray | pa.Array, trim: bool = False) -> Any:
 
 
 def numbers(column: pa.ChunkedArray | pa.Array, decimal: str = ".") -> tuple[NDArray[np.float64], Mask]:
-    """(values with NaN where missing or unreadable, mask of the unreadable ones)."""
+    """Returns (values with NaN where missing or unreadable, mask of the unreadable ones)."""
     array = one_array(column)
     if not pa.types.is_string(array.type):
         values = np.asarray(array.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False))
@@ -64,10 +64,10 @@ def numbers(column: pa.ChunkedArray | pa.Array, decimal: str = ".") -> tuple[NDA
 
 
 def times(column: pa.ChunkedArray | pa.Array, form: str, timezone: str) -> tuple[NDArray[np.int64], Mask, Mask, int]:
-    """(microseconds UTC, mask of missing, mask of unreadable or out of 1970..2099, rows in a clock change).
+    """Returns (microseconds UTC, mask of missing, mask of unreadable or outside 1970 to 2099, rows in a clock change).
 
-    Naive times are local to `timezone`. A time that the clock shows twice is its first pass; one that it skips is the
-    first instant after the gap.
+    Times without a zone are local to `timezone`. A local time that occurs twice is the first of the two instants; one
+    that is skipped is the first instant after the gap.
     """
     array = one_array(column)
     missing = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
@@ -81,7 +81,7 @@ def times(column: pa.ChunkedArray | pa.Array, form: str, timezone: str) -> tuple
         ok = (scaled >= EARLIEST_US) & (scaled < LATEST_US)
         scale = 1_000_000 if form == "unix_s" else 1_000
         whole = np.floor(np.where(ok, values, 0))
-        # Whole and fraction apart: a float of microseconds would lose the last digits.
+        # Whole seconds and fraction are scaled separately: a float of microseconds would lose the last digits.
         us = whole.astype(np.int64) * scale + np.rint((np.where(ok, values, 0) - whole) * scale).astype(np.int64)
         return us, missing, ~ok & ~missing, 0
     shifted = 0

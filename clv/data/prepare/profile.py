@@ -1,4 +1,4 @@
-"""What a prepared log looks like: sums over customers that merge over shards."""
+"""Statistics of a prepared log: sums over the customers of a shard, which `merge` adds up over all shards."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from clv.data.sessions import sessions
 
 Stats = dict[str, Any]
 _ORDER_STEPS = [0, 1, 2, 3, 4, 5, 10, 20, 50, 100, 1000]
-# Total purchases of a customer, in steps of about 12 %: fine enough to read off what the best tenth spends.
-WORTH_EDGES = np.concatenate([[-np.inf, 0.0], 10.0 ** np.arange(-3, 9.01, 0.05), [np.inf]])
+# Edges of the histogram of total purchases per customer: steps of about 12 % resolve the share of the top tenth.
+SPEND_EDGES = np.concatenate([[-np.inf, 0.0], 10.0 ** np.arange(-3, 9.01, 0.05), [np.inf]])
 _SMALLEST, _LARGEST = {"first_us"}, {"last_us", "largest_history"}
 
 
 def measure(table: pa.Table) -> Stats:
-    """Sums over the customers of a histories table; `merge` adds those of other shards."""
+    """Returns sums over the customers of a histories table; amounts in shop currency, times in us UTC."""
     h = Histories.from_table(table)
     purchase, returned = h.type == PURCHASE, h.type == RETURN
     owner = np.repeat(np.arange(len(h)), np.diff(h.offsets))
     month = h.day.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
     amount = np.nan_to_num(h.amount)
     orders = np.bincount(owner[purchase], minlength=len(h))
-    worth = np.bincount(owner[purchase], amount[purchase], minlength=len(h))
-    bought = worth[orders > 0]
+    spend = np.bincount(owner[purchase], amount[purchase], minlength=len(h))
+    spend = spend[orders > 0]
     # Tokens ascend in time within a customer, so a month of a customer begins where either changes.
     new = np.ones(len(month), bool)
     new[1:] = (month[1:] != month[:-1]) | (owner[1:] != owner[:-1])
@@ -42,7 +42,7 @@ def measure(table: pa.Table) -> Stats:
         "cohort_buyers_by_month": _by_month(cohort),
         "cohort_again_by_month": _by_month(cohort, orders[orders > 0] > 1),
         "cohort_orders_by_month": _by_month(cohort, orders[orders > 0]),
-        "cohort_amount_by_month": _by_month(cohort, bought),
+        "cohort_amount_by_month": _by_month(cohort, spend),
         "customers": len(h),
         "tokens": len(h.time),
         "lines": int(h.lines.sum()),
@@ -59,8 +59,8 @@ def measure(table: pa.Table) -> Stats:
         "active_by_month": _by_month(month[new]),
         "first_seen_by_month": _by_month(month[h.offsets[:-1]] if len(h) else month),
         "customers_by_orders": _bins(orders),
-        "worth_counts": np.histogram(bought, WORTH_EDGES)[0].tolist(),
-        "worth_sums": np.histogram(bought, WORTH_EDGES, weights=bought)[0].tolist(),
+        "spend_counts": np.histogram(spend, SPEND_EDGES)[0].tolist(),
+        "spend_sums": np.histogram(spend, SPEND_EDGES, weights=spend)[0].tolist(),
         "largest_history": int(np.diff(h.offsets).max()) if len(h) else 0,
         "first_us": int(h.time.min()) if len(h.time) else None,
         "last_us": int(h.time.max()) if len(h.time) else None,
@@ -68,7 +68,7 @@ def measure(table: pa.Table) -> Stats:
 
 
 def merge(parts: list[Stats]) -> Stats:
-    """Stats of all shards together; at least one is needed."""
+    """Returns the statistics of all shards together; `parts` holds at least one."""
     total = dict(parts[0])
     for part in parts[1:]:
         for key, value in part.items():
@@ -85,12 +85,12 @@ def merge(parts: list[Stats]) -> Stats:
 
 
 def top_share(stats: Stats, share: float) -> float:
-    """Part of all purchases that the best `share` of the buyers made, from the stats' fine histogram."""
-    counts = np.array(stats["worth_counts"][::-1], float)
-    sums = np.array(stats["worth_sums"][::-1], float)
+    """Returns the part of all purchases made by the `share` of the buyers who spent most, NaN without purchases."""
+    counts = np.array(stats["spend_counts"][::-1], float)
+    sums = np.array(stats["spend_sums"][::-1], float)
     if not counts.sum() or sums.sum() <= 0:
         return float("nan")
-    # Within a step buyers count as equal.
+    # Within a step of the histogram all buyers count as equal.
     return float(
         np.interp(share * counts.sum(), np.append(0, counts.cumsum()), np.append(0, sums.cumsum())) / sums.sum()
     )

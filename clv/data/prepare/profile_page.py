@@ -1,4 +1,4 @@
-"""quality.html: the state of a prepared log on one page, in plain words, readable without a network."""
+"""quality.html: data quality of a prepared log on one page, with row accounting, charts by month and indicators."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ dd{margin:0;font-size:1.3rem;font-variant-numeric:tabular-nums}
 
 
 def page(spec: DatasetSpec, manifest: dict[str, Any], stats: Stats) -> str:
-    """The page as HTML without any outside resource."""
+    """Returns the page as HTML that needs no other file and no network."""
     title = f"Data quality: {spec.name}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -58,18 +58,21 @@ def _summary(spec: DatasetSpec, manifest: dict[str, Any], stats: Stats) -> str:
 
 
 def _findings(spec: DatasetSpec, manifest: dict[str, Any], stats: Stats) -> str:
-    accounting = manifest["accounting"]["events"]
+    accounting = manifest["row_accounting"]["events"]
     rejected = sum(accounting["rejected"].values())
-    lines = [f"{rejected:,} of {accounting['read']:,} event rows ({rejected / max(accounting['read'], 1):.1%}) were left out; "
-             f"the dataset allows {spec.max_rejected_share:.0%}."]  # fmt: skip
+    share = rejected / max(accounting["read"], 1)
+    lines = [
+        f"{rejected:,} of {accounting['read']:,} event rows ({share:.1%}) were rejected; "
+        f"the dataset allows {spec.max_rejected_share:.0%}."
+    ]
     if stats["buyers"]:
         lines.append(
             f"{stats['one_time_buyers'] / stats['buyers']:.0%} of the buyers bought once; "
             f"a buyer has {stats['orders'] / stats['buyers']:.1f} orders on average."
         )
-    share = top_share(stats, 0.1)
-    if spec.value != "none" and not math.isnan(share):
-        lines.append(f"The best tenth of the buyers makes {share:.0%} of all purchases (amounts before returns).")
+    top_tenth = top_share(stats, 0.1)
+    if spec.value != "none" and not math.isnan(top_tenth):
+        lines.append(f"The best tenth of the buyers makes {top_tenth:.0%} of all purchases (amounts before returns).")
     if stats["filled_lines"]:
         lines.append(
             f"{stats['filled_lines']:,} amounts were missing and filled by the dataset's rule; they are flagged."
@@ -84,7 +87,7 @@ def _findings(spec: DatasetSpec, manifest: dict[str, Any], stats: Stats) -> str:
         longest = max(spec.horizons_days)
         if days < 2 * longest:
             lines.append(
-                f"The longest horizon is {longest} days: a log of fewer than two such spans hardly teaches it."
+                f"The longest horizon is {longest} days: a log shorter than twice that is short for training on it."
             )
     if stats["largest_history"] > 10_000:
         lines.append(
@@ -94,12 +97,11 @@ def _findings(spec: DatasetSpec, manifest: dict[str, Any], stats: Stats) -> str:
 
 
 def _accounting(manifest: dict[str, Any]) -> str:
-    out = [
-        "<h2>the row accounting</h2>\n<p class=note>Every row read was accepted, or written to rejects/ with a reason.</p>\n"
-    ]
-    for table, accounting in manifest["accounting"].items():
+    note = "Every row read was accepted, or written to rejects/ with a reason."
+    out = [f"<h2>Row accounting</h2>\n<p class=note>{note}</p>\n"]
+    for table, accounting in manifest["row_accounting"].items():
         rows = [("read", accounting["read"], "")]
-        rows += [(f"left out: {reason}", -count, "") for reason, count in accounting["rejected"].items()]
+        rows += [(f"rejected: {reason}", -count, "") for reason, count in accounting["rejected"].items()]
         rows += [("accepted", accounting["accepted"], "")]
         rows += [(f"note: {notice}", count, " class=warn") for notice, count in accounting["notices"].items()]
         body = "".join(f"<tr{c}><td>{escape(name)}</td><td class=n>{count:,}</td></tr>" for name, count, c in rows)
@@ -175,7 +177,7 @@ def _sources(spec: DatasetSpec, manifest: dict[str, Any]) -> str:
 
 
 def bars(values: dict[str, float]) -> str:
-    """A bar chart as inline SVG; every bar carries its value as a tooltip."""
+    """Returns a bar chart as inline SVG, in which every bar has its value as a tooltip."""
     if not values:
         return ""
     width, height, foot = 900, 160, 18

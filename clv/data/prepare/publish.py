@@ -1,4 +1,4 @@
-"""The end of every job that writes a histories folder: row accounting are closed, items joined, manifest and page written."""
+"""Complete a histories folder: join items, check the row accounting, write manifest, statistics and quality page."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ from clv.data.events import type_code
 from clv.data.prepare import profile, profile_page
 from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.check import check_share
-from clv.data.prepare.partition import LINES
+from clv.data.prepare.partition import ROWS
 from clv.data.spec.models import DatasetSpec, SpecError
 from clv.data.workdir import replacing, write_text
 from clv.version import __version__
 
 LOG = logging.getLogger(__name__)
 
-PARTS = "parts.json"
-ITEMS_BUILT = "items-built"
+BUILD_RECORD = "parts.json"
+ITEMS_BUILT = "items-built"  # the folder of the pieces of the item table
 
 
 @dataclass
-class Stock:
-    """What is known of a folder beyond its manifest, so that a later job can change some partitions of it."""
+class BuildRecord:
+    """What a later job needs, beside the manifest, to change some partitions of a histories folder."""
 
-    partitions: int
-    paths: list[str]  # of each unit of work
-    files: list[dict[str, Any]]  # fingerprints of the sources
-    read: dict[str, dict[str, Any]]  # row accounting of pass 1 by table
-    parts: list[dict[str, Any]]  # what each partition was made into, in their order
+    num_partitions: int
+    paths: list[str]  # of the file of each unit of work
+    files: list[dict[str, Any]]  # fingerprints of the source files
+    pass_1: dict[str, dict[str, Any]]  # row accounting of pass 1 by table
+    parts: list[dict[str, Any]]  # what `build_partition` returned for each partition, in their order
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        return cls(**json.loads((folder / PARTS).read_text(encoding="utf-8")))
+        """Reads the build record of a histories folder."""
+        return cls(**json.loads((folder / BUILD_RECORD).read_text(encoding="utf-8")))
 
     @property
     def rows(self) -> int:
-        """Event lines that pass 1 let through."""
-        return int(self.read["events"]["accepted"])
+        """Number of events that pass 1 accepted."""
+        return int(self.pass_1["events"]["accepted"])
 
 
-def finish(spec: DatasetSpec, place: str, folder: Path, stock: Stock, **more: Any) -> dict[str, Any]:
-    """Writes manifest, stats, page, spec and stock of a folder whose shards are complete; returns the manifest.
+def write_manifest(spec: DatasetSpec, spec_file: str, folder: Path, record: BuildRecord, **more: Any) -> dict[str, Any]:
+    """Writes manifest, statistics, quality page, spec and build record of a folder that has all shards.
 
-    `more` joins the manifest. TooManyRejectsError past the spec's share, SpecError for two event types of one code,
-    RuntimeError when the row accounting do not balance: a defect of ours.
+    Returns the manifest, to which `more` is added. Raises TooManyRejectsError past `max_rejected_share`, SpecError for
+    two event types of one code, RuntimeError when the row accounting does not balance, which is a defect of our code.
     """
-    accounting = {table: RowAccounting.from_json(raw) for table, raw in stock.read.items()}
-    _close_accounting(accounting, stock.parts)
-    check_share(accounting["events"], spec, place, examples(folder))
-    types = sorted({name for part in stock.parts for name in part.get("types", [])})
+    accounting = _total_accounting(record)
+    check_share(accounting["events"], spec, spec_file, example_rejects(folder))
+    types = sorted({name for part in record.parts for name in part.get("types", [])})
     _check_type_codes(types)
-    num_items = _join_items(folder, stock.partitions)
-    _measure_again(folder, stock.parts)
-    stats = profile.merge([part["stats"] for part in stock.parts if "stats" in part])
+    num_items = _join_items(folder, record.num_partitions)
+    _measure_again(folder, record.parts)
+    stats = profile.merge([part["stats"] for part in record.parts if "stats" in part])
     manifest = {
         "schema_version": histories.SCHEMA_VERSION,
         "clv_version": __version__,
@@ -72,8 +72,8 @@ def finish(spec: DatasetSpec, place: str, folder: Path, stock: Stock, **more: An
         "currency": spec.currency,
         "value": spec.value,
         "spec_sha256": spec.sha256(),
-        "sources": stock.files,
-        "num_partitions": stock.partitions,
+        "sources": record.files,
+        "num_partitions": record.num_partitions,
         "num_customers": stats["customers"],
         "num_tokens": stats["tokens"],
         "num_lines": stats["lines"],
@@ -81,23 +81,23 @@ def finish(spec: DatasetSpec, place: str, folder: Path, stock: Stock, **more: An
         "first_time": _iso(stats["first_us"]),
         "last_time": _iso(stats["last_us"]),
         "event_types": {name: int(code) for name, code in zip(types, type_code(types).tolist(), strict=True)},
-        "accounting": {table: b.to_json() for table, b in accounting.items()},
+        "row_accounting": {table: counts.to_json() for table, counts in accounting.items()},
         "shards": [
             {key: part[key] for key in ("file", "partition", "customers", "sha256")}
-            for part in stock.parts
+            for part in record.parts
             if "file" in part
         ],
         "items_sha256": file_sha256(folder / "items" / "items.parquet"),
         "rejects": sorted(str(path.relative_to(folder)) for path in (folder / "rejects").glob("*.parquet")),
         **more,
     }
-    write_text(folder / PARTS, json.dumps(asdict(stock)) + "\n")
+    write_text(folder / BUILD_RECORD, json.dumps(asdict(record)) + "\n")
     write_text(folder / "spec.yaml", spec.to_yaml())
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     write_text(folder / "stats.json", json.dumps(stats, indent=1) + "\n")
     write_text(folder / "quality.html", profile_page.page(spec, manifest, stats))
-    for table, table_accounting in accounting.items():
-        for line in table_accounting.lines(table):
+    for table, counts in accounting.items():
+        for line in counts.summary(table):
             LOG.info(line)
     LOG.info(
         f"histories: {stats['customers']:,} customers, {stats['tokens']:,} tokens of {stats['lines']:,} events,"
@@ -106,8 +106,8 @@ def finish(spec: DatasetSpec, place: str, folder: Path, stock: Stock, **more: An
     return manifest
 
 
-def examples(folder: Path) -> str:
-    """A rejected row for each of the first reasons, in words."""
+def example_rejects(folder: Path) -> str:
+    """Returns a line with an example of a rejected row for each reason that stands in the first reject files."""
     lines: dict[str, str] = {}
     for path in sorted((folder / "rejects").glob("*.parquet"))[:3]:
         for batch in pq.ParquetFile(path).iter_batches(10_000, columns=["reason", "record"]):
@@ -120,35 +120,32 @@ def examples(folder: Path) -> str:
 
 
 def _measure_again(folder: Path, parts: list[dict[str, Any]]) -> None:
-    """Shards that an older version has built and this job leaves as they are: their stats lack what came since."""
+    """Measures shards again whose statistics were written by an older version and lack some of the keys."""
     measured = profile.measure(histories.HISTORIES.empty_table()).keys()
     for part in parts:
         if "stats" in part and part["stats"].keys() != measured:
             part["stats"] = profile.measure(pq.read_table(folder / part["file"]))
 
 
-def _close_accounting(accounting: dict[str, RowAccounting], parts: list[dict[str, Any]]) -> None:
-    """Pass 2 took in what pass 1 let through; its rejects and notices join the row accounting of the table."""
-    for table in list(accounting):
+def _total_accounting(record: BuildRecord) -> dict[str, RowAccounting]:
+    """Returns the row accounting of both passes by table; RuntimeError where pass 2 did not read what pass 1 wrote."""
+    accounting = {table: RowAccounting.from_json(raw) for table, raw in record.pass_1.items()}
+    for table, total in accounting.items():
         second = RowAccounting()
-        for part in parts:
-            if table in part["accounting"]:
-                second.add(RowAccounting.from_json(part["accounting"][table]))
+        for part in record.parts:
+            if table in part["row_accounting"]:
+                second.add(RowAccounting.from_json(part["row_accounting"][table]))
         second.check(f"pass 2, {table}")
         if table == "events" or second.read:
-            if second.read != accounting[table].accepted:
-                raise RuntimeError(
-                    f"pass 1 let {accounting[table].accepted} {table} through, pass 2 received {second.read}"
-                )
-            accounting[table].accepted = second.accepted
-            accounting[table].rejected.update(second.rejected)
-            accounting[table].notices.update({k: n for k, n in second.notices.items() if n})
-        accounting[table].check(f"{table} in all")
-    shared = sum(part["shared_orders"] for part in parts)
+            if second.read != total.accepted:
+                raise RuntimeError(f"pass 1 accepted {total.accepted} rows of {table}, pass 2 read {second.read}")
+            total.add_stage(second)
+        total.check(f"{table} in all")
+    shared = sum(part["shared_orders"] for part in record.parts)
     if shared:
-        accounting["events"].notices["order ids that stand for several customers (each gets an order of its own)"] = (
-            shared
-        )
+        notice = "order ids that stand for several customers (each gets an order of its own)"
+        accounting["events"].notices[notice] = shared
+    return accounting
 
 
 def _check_type_codes(types: list[str]) -> None:
@@ -162,15 +159,18 @@ def _check_type_codes(types: list[str]) -> None:
 
 
 def _join_items(folder: Path, partitions: int) -> int:
-    """One items.parquet from the pieces, row group by row group; without pieces the one that is there stays."""
+    """Joins the pieces of the item table into items.parquet; without pieces the existing file stays.
+
+    Returns the number of items.
+    """
     target = folder / "items" / "items.parquet"
-    built = folder / LINES / ITEMS_BUILT
+    built = folder / ROWS / ITEMS_BUILT
     if not built.is_dir():
         return int(pq.read_metadata(target).num_rows)
     pieces = [built / f"part-{number:05d}.parquet" for number in range(partitions)]
     schema = pa.unify_schemas([pq.read_schema(piece) for piece in pieces])
     rows = 0
-    with replacing(target) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+    with replacing(target) as staged, pq.ParquetWriter(staged, schema, compression="zstd") as writer:
         for piece in pieces:
             table = pq.read_table(piece)
             for name in set(schema.names) - set(table.column_names):
@@ -181,6 +181,7 @@ def _join_items(folder: Path, partitions: int) -> int:
 
 
 def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 digest of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

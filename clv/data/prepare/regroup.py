@@ -1,4 +1,4 @@
-"""Line files written anew: fewer and larger ones, or for another number of partitions, or without some customers."""
+"""Rewrite the row files of pass 1: into fewer files, for another number of partitions, or without some customers."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from clv.data.events import stable_hash
 from clv.data.prepare import partition
 from clv.data.workdir import link
 
-# The column whose hash tells the partition of a row, by the folder's name; `orders` holds hashes already.
+# The column whose hash gives the partition of a row, by name of the folder; `orders` already holds hashes.
 _KEYS = {"events": "customer_id", "items": "item_id", "orders": "order"}
 
 
-def folders(lines: Path) -> list[Path]:
-    """Folders of line files under `lines`."""
-    return sorted(path for path in lines.iterdir() if path.is_dir() and next(path.glob("*.arrow"), None) is not None)
+def row_folders(rows: Path) -> list[Path]:
+    """Returns the folders under `rows` that hold row files, sorted by name."""
+    return sorted(path for path in rows.iterdir() if path.is_dir() and next(path.glob("*.arrow"), None) is not None)
 
 
 def key_hashes(table: pa.Table, folder: str) -> NDArray[np.int64]:
-    """What `partition_of` takes, for rows of the folder."""
+    """Returns the hash of each row from which `partition_of` computes its partition; `folder` is the folder's name."""
     column = table[_KEYS.get(folder, "customer_id")]
     return np.asarray(column.to_numpy() if pa.types.is_int64(column.type) else stable_hash(column))
 
 
-def batch_rows(path: Path) -> list[int]:
-    """Rows of each partition in a line file."""
+def rows_by_partition(path: Path) -> list[int]:
+    """Returns the number of rows of each partition in a row file."""
     with pa.memory_map(str(path)) as file:
         reader = pa.ipc.open_file(file)
         return [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
 
 
-def groups(folder: Path) -> Iterator[tuple[list[Path], int]]:
-    """Neighbouring line files of about FLUSH_ROWS together, and their rows."""
+def file_groups(folder: Path) -> Iterator[tuple[list[Path], int]]:
+    """Yields groups of neighbouring row files with about FLUSH_ROWS rows together, and the number of their rows."""
     chosen: list[Path] = []
     total = 0
     for path in sorted(folder.glob("*.arrow")):
-        rows = sum(batch_rows(path))
+        rows = sum(rows_by_partition(path))
         if chosen and total + rows > partition.FLUSH_ROWS:
             yield chosen, total
             chosen, total = [], 0
@@ -50,23 +50,22 @@ def groups(folder: Path) -> Iterator[tuple[list[Path], int]]:
         yield chosen, total
 
 
-def merge(files: Sequence[Path], target: Path, num_partitions: int) -> int:
-    """One line file of `num_partitions` from several; rows of one key keep their order. Returns the rows."""
-    tables = [_whole(path) for path in files]
-    table = pa.concat_tables(tables)
+def merge_files(files: Sequence[Path], target: Path, num_partitions: int) -> int:
+    """Writes the rows of several files as one of `num_partitions`, in their order; returns the number of rows."""
+    table = pa.concat_tables([_read_table(path) for path in files])
     part = partition.partition_of(key_hashes(table, target.parent.name), num_partitions)
     partition.write_partitions(table, part, num_partitions, target)
     return len(table)
 
 
-def without(path: Path, target: Path, customers: NDArray[np.int64], partitions: set[int]) -> int:
-    """A line file as `target`, without the customers (hashes, all of these partitions); returns the rows that went."""
+def drop_customers(path: Path, target: Path, customers: NDArray[np.int64], partitions: set[int]) -> int:
+    """Writes a row file as `target` without `customers` (hashes, all in `partitions`); returns the rows removed."""
     if path.parent.name == "items":
         link(path, target)
         return 0
     by_order = path.parent.name == "orders"
     kept: list[pa.RecordBatch] = []
-    gone = 0
+    removed = 0
     with pa.memory_map(str(path)) as file:
         reader = pa.ipc.open_file(file)
         for number in range(reader.num_record_batches):
@@ -74,17 +73,17 @@ def without(path: Path, target: Path, customers: NDArray[np.int64], partitions: 
             if batch.num_rows and (by_order or number in partitions):
                 hashes = batch["customer"].to_numpy() if by_order else stable_hash(batch["customer_id"])
                 keep = ~np.isin(hashes, customers)
-                gone += int((~keep).sum())
+                removed += int((~keep).sum())
                 batch = batch.filter(pa.array(keep))
             kept.append(batch)
-    if gone:
+    if removed:
         part = np.repeat(np.arange(len(kept)), [batch.num_rows for batch in kept])
         partition.write_partitions(pa.Table.from_batches(kept), part, len(kept), target)
     else:
         link(path, target)
-    return gone
+    return removed
 
 
-def _whole(path: Path) -> pa.Table:
+def _read_table(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as file:
         return pa.ipc.open_file(file).read_all()

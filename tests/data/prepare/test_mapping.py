@@ -19,7 +19,7 @@ from clv.data.events import EVENTS
 from clv.data.prepare import parsing
 from clv.data.prepare.accounting import RowAccounting, json_rows
 from clv.data.prepare.check import check, check_sources
-from clv.data.prepare.mapping import Taken, take
+from clv.data.prepare.mapping import MappedBlock, map_events
 from clv.data.sources import reading, text_files
 from clv.data.spec.models import DatasetSpec, SpecError
 
@@ -33,16 +33,16 @@ def shop(path: Path | str, columns: str = "customer_id: id, event_time: t, amoun
     return DatasetSpec.parse(text, "shop.yaml")
 
 
-def taken(spec: DatasetSpec) -> Taken:
+def taken(spec: DatasetSpec) -> MappedBlock:
     """All blocks of the first events source, joined."""
     events, rejects, accounting = [], [], RowAccounting()
     for unit in check_sources(spec, "shop.yaml"):
         for block in reading.read(spec.events[0], unit, "shop.yaml", "events[0]"):
-            got = take(block, spec.events[0], spec, unit.path)
-            events.append(got.events)
+            got = map_events(block, spec.events[0], spec, unit.path)
+            events.append(got.rows)
             rejects.append(got.rejects)
             accounting.add(got.accounting)
-    return Taken(pa.concat_tables(events), pa.concat_tables(rejects), accounting)
+    return MappedBlock(pa.concat_tables(events), pa.concat_tables(rejects), accounting)
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -90,8 +90,8 @@ def test_every_format_gives_the_same_events(tmp_path: Path) -> None:
     assert len(results) == 10
     for got in results:
         assert got.accounting.read == got.accounting.accepted == 3
-        assert got.events.select(EVENTS.names).equals(results[0].events.select(EVENTS.names))
-    first = results[0].events
+        assert got.rows.select(EVENTS.names).equals(results[0].rows.select(EVENTS.names))
+    first = results[0].rows
     assert first["customer_id"].to_pylist() == ["a", "b", "a"]
     assert first["amount"].to_pylist() == [1.5, -2.0, 0.25]
     assert first["known_at"].equals(first["event_time"])
@@ -108,12 +108,12 @@ def test_a_text_cut_into_byte_ranges_gives_every_line_once(
     else:
         text = "".join(json.dumps({"id": i, "t": t, "x": x}) + "\n" for i, t, x in rows)
     spec = shop(written(tmp_path / f"log.{suffix}", text), time_format="unix_s")
-    whole = taken(spec).events
+    whole = taken(spec).rows
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 97)
     for size in (61, 100, 1003):
         monkeypatch.setattr(reading, "UNIT_BYTES", size)
         assert len(reading.plan(spec, "shop.yaml")) > 5
-        pieces = taken(spec).events
+        pieces = taken(spec).rows
         assert pieces["amount"].to_pylist() == whole["amount"].to_pylist()
         assert pieces["customer_id"].to_pylist() == whole["customer_id"].to_pylist()
 
@@ -124,7 +124,7 @@ def test_line_breaks_in_quoted_values_survive_small_blocks(tmp_path: Path, monke
     spec = shop(written(tmp_path / "log.csv", text), columns, newlines_in_values=True)
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 64)
     got = taken(spec)
-    assert got.events["text"].to_pylist() == [f'two\nlines "{i}"' for i in range(50)]
+    assert got.rows["text"].to_pylist() == [f'two\nlines "{i}"' for i in range(50)]
 
 
 def test_bad_rows_are_rejected_with_reason_record_source_and_row(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_numbers_that_are_none_nan_or_infinite_are_told_apart(tmp_path: Path) ->
     text = "id,t,x\n" + "".join(f"a,2020-01-01,{value}\n" for value in values)
     got = taken(shop(written(tmp_path / "log.csv", text)))
     assert got.accounting.rejected == {"amount is not a finite number": 2, "amount is missing": 2}
-    assert got.events["amount"].to_pylist() == [1.0, 2.5]
+    assert got.rows["amount"].to_pylist() == [1.0, 2.5]
 
     table = pa.table({"id": ["a", "b", "c"], "t": ["2020-01-01"] * 3, "x": [1.0, float("nan"), float("inf")]})
     pq.write_table(table, tmp_path / "log.parquet")
@@ -172,22 +172,22 @@ def test_lines_with_too_few_fields_or_foreign_bytes_are_rejected_alone(tmp_path:
     assert records[1] == "2 fields instead of 3: broken,line"
 
     latin = taken(shop(tmp_path / "log.csv", encoding="latin-1"))
-    assert latin.events["customer_id"].to_pylist() == ["a", "b", "Müller"]
+    assert latin.rows["customer_id"].to_pylist() == ["a", "b", "Müller"]
 
 
 def test_json_lines_that_are_no_objects_are_rejected_and_odd_types_read_as_text(tmp_path: Path) -> None:
     text = '{"id": 7, "t": "2020-01-01", "x": 1}\nnot json\n[1, 2]\n{"id": "u8", "t": "2020-01-02", "x": "2.5"}\n'
     got = taken(shop(written(tmp_path / "log.jsonl", text)))
     assert got.accounting.rejected == {"malformed row": 2}
-    assert got.events["customer_id"].to_pylist() == ["7", "u8"]
-    assert got.events["amount"].to_pylist() == [1.0, 2.5]
+    assert got.rows["customer_id"].to_pylist() == ["7", "u8"]
+    assert got.rows["amount"].to_pylist() == [1.0, 2.5]
 
 
 def test_amount_is_quantity_times_unit_price_where_absent(tmp_path: Path) -> None:
     text = "id,t,q,p,x\na,2020-01-01,3,2.5,\nb,2020-01-01,,4,\nc,2020-01-01,2,9,5\n"
     columns = "customer_id: id, event_time: t, quantity: q, unit_price: p, amount: x"
     got = taken(shop(written(tmp_path / "log.csv", text), columns))
-    assert got.events["amount"].to_pylist() == [7.5, 4.0, 5.0]
+    assert got.rows["amount"].to_pylist() == [7.5, 4.0, 5.0]
     assert got.accounting.notices == {"rows without a quantity, counted as 1": 1}
 
 
@@ -197,17 +197,17 @@ def test_event_types_are_mapped_and_foreign_ones_rejected_or_kept(tmp_path: Path
     )
     rule = {"column": "k", "map": {"pv": "view", "buy": "purchase"}}
     got = taken(shop(path, "customer_id: id, event_time: t", value="none", event_type=rule))
-    assert got.events["event_type"].to_pylist() == ["view", "purchase"]
+    assert got.rows["event_type"].to_pylist() == ["view", "purchase"]
     assert got.accounting.rejected == {"event_type is not in the map": 1, "event_type is missing": 1}
     got = taken(shop(path, "customer_id: id, event_time: t", value="none", event_type=rule | {"other": "keep"}))
-    assert got.events["event_type"].to_pylist() == ["view", "purchase", "spin"]
+    assert got.rows["event_type"].to_pylist() == ["view", "purchase", "spin"]
 
 
 def test_ids_of_several_columns_are_joined_and_whole_floats_lose_their_fraction(tmp_path: Path) -> None:
     table = pa.table({"shop": [1, 1, 2], "c": [17.0, None, 18.0], "t": ["2020-01-01"] * 3, "x": [1.0, 1.0, 1.0]})
     pq.write_table(table, tmp_path / "log.parquet")
     got = taken(shop(tmp_path / "log.parquet", "customer_id: [shop, c], event_time: t, amount: x"))
-    assert got.events["customer_id"].to_pylist() == ["1/17", "2/18"]
+    assert got.rows["customer_id"].to_pylist() == ["1/17", "2/18"]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_record_is_valid_json_whatever_stands_in_it(rows: list[tuple[str, floa
             r"customer_id: .*has no column 'idd' \(did you mean 'id'\?\)",
         ),
         ("customer_id: id, event_time: t, amount: flag", {}, "column 'flag' of .* is bool, not a number"),
-        ("customer_id: id, event_time: x, amount: x", {}, "event_time: column 'x' of .* is double; say time_format"),
+        ("customer_id: id, event_time: x, amount: x", {}, "event_time: column 'x' of .* is double; set time_format"),
         ("customer_id: id, event_time: t, amount: x", {"time_format": "unix_s"}, r"already a time \(timestamp\[us\]\)"),
         ("customer_id: id, event_time: flag, amount: x", {}, "is bool, which is no time"),
         (
@@ -325,14 +325,16 @@ def test_a_header_with_a_name_twice_is_refused(tmp_path: Path) -> None:
         check_sources(spec, "shop.yaml")
 
 
-def test_check_reads_ten_thousand_rows_at_most_and_writes_nothing(tmp_path: Path) -> None:
+def test_check_reads_ten_thousand_rows_at_most_and_writes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     text = "id,t,x\n" + "".join(f"c{i % 50},{1_600_000_000 + i},1\n" for i in range(12_000))
     spec = shop(written(tmp_path / "log.csv", text), time_format="unix_s")
-    said: list[str] = []
-    accounting = check(spec, "shop.yaml", said.append)
+    caplog.set_level("INFO")
+    accounting = check(spec, "shop.yaml")
     assert accounting["events[0]"].read == 10_000
-    assert "events[0]: 10,000 rows read, 10,000 accepted, 0 rejected" in said
-    assert "50 customers, 10,000 tokens from 10,000 events" in said
+    assert "events[0]: 10,000 rows read, 10,000 accepted, 0 rejected" in caplog.messages
+    assert "50 customers, 10,000 tokens from 10,000 events" in caplog.messages
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 

@@ -27,7 +27,7 @@ def page(views: bool) -> tuple[str, dict[str, Any]]:
         events = events.filter(pc.equal(events["event_type"], "purchase"))
     stats = profile.measure(build(events, Clock("UTC")))
     manifest = {
-        "num_items": 3, "first_time": "2024-01-01", "last_time": "2024-06-30", "accounting": {"events": ACCOUNTING},
+        "num_items": 3, "first_time": "2024-01-01", "last_time": "2024-06-30", "row_accounting": {"events": ACCOUNTING},
         "sources": [], "created": "now", "spec_sha256": "0" * 64,
     }  # fmt: skip
     return profile_page.page(DatasetSpec.parse(SPEC, "shop.yaml"), manifest, stats), stats

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from clv.cluster import preparing
+from clv.cluster import preparing, work_units
 from clv.data.prepare import check
 from clv.data.sources import filters, paths, reading
 from clv.data.spec.models import DatasetSpec, SpecError
@@ -50,7 +50,7 @@ def log(rows: int = 4000) -> pd.DataFrame:
 
 def shards(spec: DatasetSpec, out: Path, **more: Any) -> list[str]:
     """sha256 of the shards that a prepare makes of the source."""
-    found = preparing.prepare(spec, "s", out, run=preparing.run_here, partitions=2, **more)
+    found = preparing.prepare(spec, "s", out, run=work_units.run_here, partitions=2, **more)
     return [shard["sha256"] for shard in found["shards"]]
 
 
@@ -165,9 +165,9 @@ def test_columns_that_no_key_names_are_not_read_unless_copies_are_looked_for(tmp
 
 
 def intake_needed(spec: DatasetSpec) -> set[str] | None:
-    from clv.data.prepare.mapping import needed
+    from clv.data.prepare.mapping import columns_to_read
 
-    return needed(spec.events[0], spec)
+    return columns_to_read(spec.events[0], spec)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_a_query_of_postgresql_gives_the_same_histories(
     manifest = (out / "manifest.json").read_text() + (out / "spec.yaml").read_text() + (out / "parts.json").read_text()
     assert database not in manifest  # an address may hold a password
     half = "sql: {url: '${SHOP_URL}', query: 'select c, t, o, x from log'}\n  where: {c: [c1, c2]}"
-    preparing.prepare(spec_of(half), "s", tmp_path / "half", run=preparing.run_here)
+    preparing.prepare(spec_of(half), "s", tmp_path / "half", run=work_units.run_here)
     table = pq.read_table(next((tmp_path / "half" / "shards").iterdir()))
     assert table["customer_id"].to_pylist() == ["c1", "c2"]
 

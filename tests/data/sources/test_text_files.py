@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from clv.cluster import preparing
+from clv.cluster import preparing, work_units
 from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.check import check_sources
-from clv.data.prepare.mapping import take
+from clv.data.prepare.mapping import map_events
 from clv.data.sources import text_files
 from clv.data.sources.reading import plan, read
 from clv.data.spec.models import DatasetSpec, SpecError
@@ -32,9 +32,9 @@ def accounting_of(
     accounting, customers, records = RowAccounting(), list[str | None](), list[str]()
     for unit in plan(spec, "s"):
         for block in read(spec.events[0], unit, "s", "events[0]"):
-            got = take(block, spec.events[0], spec, unit.path)
+            got = map_events(block, spec.events[0], spec, unit.path)
             accounting.add(got.accounting)
-            customers += got.events["customer_id"].to_pylist()
+            customers += got.rows["customer_id"].to_pylist()
             records += got.rejects["record"].to_pylist()
     return accounting, customers, records
 
@@ -140,6 +140,6 @@ def test_a_file_in_which_no_line_is_right_is_rejected_line_by_line(tmp_path: Pat
     text = f"name: shop\ntimezone: UTC\ncurrency: EUR\nmax_rejected_share: .5\nevents:\n  path: {tmp_path}/*.jsonl\n"
     spec.write_text(text + f"  columns: {columns}\n")
     loaded, out = DatasetSpec.load(spec), tmp_path / "out"
-    manifest = preparing.prepare(loaded, str(spec), out, run=preparing.run_here, partitions=1)
-    assert manifest["accounting"]["events"]["rejected"] == {"malformed row": 2}
+    manifest = preparing.prepare(loaded, str(spec), out, run=work_units.run_here, partitions=1)
+    assert manifest["row_accounting"]["events"]["rejected"] == {"malformed row": 2}
     assert manifest["num_customers"] == 6
