@@ -14,5 +14,5 @@ def fit(kind: str, shop: Dataset, origin: int, horizon: int, config: TrainConfig
     """`baselines`: (truth, predictions by name). `ours`: the prediction, rows as in the truth."""
     if kind == "baselines":
         known = backtest.outcomes(shop, origin, horizon)
-        return known, backtest.baselines(shop, origin, horizon, seed)
-    return backtest.refit(shop, origin, horizon, replace(config, seed=seed))[0].customers
+        return known, backtest.predict_baselines(shop, origin, horizon, seed)
+    return backtest.predict(shop, origin, horizon, replace(config, seed=seed)).customers

@@ -1,4 +1,4 @@
-"""Back-test on Ray: every model, ours and the baselines, refitted at every origin on what was known there."""
+"""Back-testing on Ray: one task per origin and model, for our model and all baselines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from clv.cluster import session
-from clv.evaluate.panel import Panel, Visitors
-from clv.train.backtest import Ours, Outcomes, _ours, baselines, mean_of
+from clv.evaluate.panel import Panel
+from clv.train.backtest import Outcomes, predict, predict_baselines
 from clv.train.config import TrainConfig
 from clv.train.fitting import Dataset
 
@@ -20,54 +20,38 @@ LOG = logging.getLogger(__name__)
 
 def run(
     dataset: Dataset,
-    facts: Mapping[int, Outcomes],
+    outcomes: Mapping[int, Outcomes],
     horizon: int,
     config: TrainConfig,
     *,
     seeds: int = 1,
     bundle: Path | None = None,
 ) -> list[Panel]:
-    """One panel per origin of `facts` (see `outcomes`), all models on the same customers.
+    """One panel per origin (us) of `outcomes`, with all models on the same customers.
 
-    Ray must be running; each fit is a task of one CPU. Raises what a fit raises, RuntimeError when a task dies.
-    With several seeds our value and probability are the means over seeds (the bundle's where one is given).
+    Ray must be running; each fit is a task of one CPU. With several seeds the model's predictions are the means over
+    the seeds; a bundle replaces the refits. Raises what a fit raises, RuntimeError when a task dies.
     """
     import ray
 
     dataset_ref = ray.put(dataset)
-    baseline_task, model_task = ray.remote(_quiet(baselines)), ray.remote(_quiet(_ours))
-    waiting = {origin: baseline_task.remote(dataset_ref, origin, horizon, config.seed) for origin in facts}
+    baselines_task, model_task = ray.remote(_single_thread(predict_baselines)), ray.remote(_single_thread(predict))
+    baselines = {origin: baselines_task.remote(dataset_ref, origin, horizon, config.seed) for origin in outcomes}
     chosen = [config.seed] if bundle else range(config.seed, config.seed + seeds)
-    ours = {
+    fits = {
         origin: [model_task.remote(dataset_ref, origin, horizon, replace(config, seed=s), bundle) for s in chosen]
-        for origin in facts
+        for origin in outcomes
     }
     panels = []
-    for origin, known in facts.items():
-        label = dataset.clock.format(origin)
-        fits: list[Ours] = session.get(ours[origin])
-        predictions = {"clv": mean_of([fit.customers for fit in fits])} | session.get(waiting[origin])
-        visitors = {"clv": mean_of([f.visitors for f in fits]), "conversion": mean_of([f.conversion for f in fits])}
-        LOG.info(f"origin {label}: {len(known.value):,} customers, {len(predictions)} models")
-        panels.append(
-            Panel(
-                origin=label,
-                horizon_days=horizon,
-                y=known.value,
-                orders=known.orders,
-                predictions=predictions,
-                cohort=known.cohort,
-                cell=known.cell,
-                orders_past=known.orders_past,
-                log_days=known.log_days,
-                visitors=Visitors(y=known.visitors[0], orders=known.visitors[1], predictions=visitors),
-            )
-        )
+    for origin, actual in outcomes.items():
+        panel = actual.panel(session.get(fits[origin]), session.get(baselines[origin]))
+        LOG.info(f"origin {panel.origin}: {len(panel.y):,} customers, {len(panel.predictions)} models")
+        panels.append(panel)
     return panels
 
 
-def _quiet(function: Any) -> Any:
-    """A task that keeps to one thread: the cluster's CPUs are counted in tasks."""
+def _single_thread(function: Any) -> Any:
+    """The function as a task that keeps to one thread, as Ray counts one CPU for it."""
 
     def task(*arguments: Any) -> Any:
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""The arithmetic of a back-test: what happened, what the baselines predict, and our own refit at an origin."""
+"""Back-testing at past origins: actual outcomes, predictions of the baselines, and of the model refitted there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from clv.data import features
 from clv.data.cutoff import cut
 from clv.evaluate.baselines.inputs import Context, population
 from clv.evaluate.baselines.run import run_baselines
+from clv.evaluate.panel import Panel, Visitors
 from clv.forecast.adjustment import AdjustedForecast
 from clv.forecast.calibration import age_frequency_cells, cell_names
 from clv.forecast.distributions import LEVELS, Prediction, Quantiles
@@ -24,50 +25,78 @@ from clv.models.inputs.assemble import AssembledRows
 from clv.train.config import TrainConfig
 from clv.train.fitting import Dataset, plan
 from clv.train.loop import finish
-from clv.train.trainer import Fitted, load_model, train
+from clv.train.trainer import load_model, train
 
-WIDE_STEP = (28, 90)  # (days between training origins, days of log before the first) of the baselines
-
-
-NARROW_STEP = (14, 45)  # for logs with fewer than MIN_ORIGINS wide ones
-
-
-MIN_ORIGINS = 6
+# The baselines' training origins: (days between them, days of log before the first). The narrow grid serves logs with
+# fewer than MIN_ORIGINS origins on the wide one.
+WIDE_GRID, NARROW_GRID, MIN_ORIGINS = (28, 90), (14, 45), 6
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What happened to everybody with a purchase before the origin, and when they first bought."""
+    """Actual value and orders over the horizon of every customer with a purchase before the origin, arrays (N,).
 
+    origin: its date as text. cohort: quarter of the first purchase. log_days: days of log before the origin. cell: age
+    and frequency as text. visitors: value and orders of the known customers without a purchase.
+    """
+
+    origin: str
+    horizon_days: int
     customer_id: NDArray[Any]
     value: NDArray[np.float64]
     orders: NDArray[np.float64]
     cohort: NDArray[Any]
     log_days: int
     orders_past: NDArray[np.float64]
-    cell: NDArray[Any]  # age x frequency, in words
-    visitors: tuple[NDArray[np.float64], NDArray[np.float64]]  # value, orders of those known without a purchase
+    cell: NDArray[Any]
+    visitors: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+    def panel(self, fits: Sequence[ModelPredictions], baselines: dict[str, Any]) -> Panel:
+        """The evaluation panel of this origin; several fits of the model, one per seed, are averaged."""
+        return Panel(
+            origin=self.origin,
+            horizon_days=self.horizon_days,
+            y=self.value,
+            orders=self.orders,
+            predictions={"clv": average_predictions([fit.customers for fit in fits]), **baselines},
+            cohort=self.cohort,
+            cell=self.cell,
+            orders_past=self.orders_past,
+            log_days=self.log_days,
+            visitors=Visitors(
+                y=self.visitors[0],
+                orders=self.visitors[1],
+                predictions={
+                    "clv": average_predictions([fit.visitors for fit in fits]),
+                    "conversion": average_predictions([fit.conversion for fit in fits]),
+                },
+            ),
+        )
 
 
 @dataclass(frozen=True)
-class Ours:
-    """Our model at an origin: rows of customers as in `outcomes`; of visitors too, with the conversion baseline's."""
+class ModelPredictions:
+    """The model's predictions at an origin, rows as in `Outcomes`: of customers, of visitors, and those of the
+    conversion baseline for the same visitors."""
 
     customers: Prediction
     visitors: Prediction
     conversion: Prediction
 
     @classmethod
-    def of(cls, rows: AssembledRows, outlook: AdjustedForecast, horizon: int) -> Ours:
-        """From an outlook whose horizon of that index is judged."""
+    def from_forecast(cls, rows: AssembledRows, adjusted: AdjustedForecast, horizon: int) -> ModelPredictions:
+        """The predictions for the horizon with this index."""
         buys = rows.table["has_purchase"].to_numpy(bool)
-        everybody = outlook.prediction(horizon)
-        base = Prediction(value=outlook.btyd.value[:, horizon], p_purchase=outlook.btyd.p_purchase[:, horizon])
+        everybody = adjusted.prediction(horizon)
+        base = Prediction(value=adjusted.btyd.value[:, horizon], p_purchase=adjusted.btyd.p_purchase[:, horizon])
         return cls(everybody.take(buys), everybody.take(~buys), base.take(~buys))
 
 
 def outcomes(dataset: Dataset, origin: int, horizon: int) -> Outcomes:
-    """Raises ValueError when the horizon reaches past the end of the log."""
+    """Actual outcomes over `horizon` days from `origin` (us).
+
+    Raises ValueError when the horizon reaches past the end of the log or no customer has bought before the origin.
+    """
     clock = dataset.clock
     day = int(clock.day_of(np.array([origin]))[0])
     last = int(clock.day_of(np.array([dataset.data_through]))[0])
@@ -81,9 +110,11 @@ def outcomes(dataset: Dataset, origin: int, horizon: int) -> Outcomes:
     known = features.purchases(past)
     table, visitors = population(known), known[~known["has_purchase"].to_numpy(bool)]
     if len(table) == 0:
-        raise ValueError(f"nobody has bought before {clock.format(origin)}; choose later --origins")
+        raise ValueError(f"no customer has bought before {clock.format(origin)}; choose later --origins")
     first = pd.to_datetime((day - table["T"]).to_numpy() * 86_400, unit="s")
     return Outcomes(
+        clock.format(origin),
+        horizon,
         table["customer_id"].to_numpy(),
         table[f"value_{horizon}"].to_numpy(),
         table[f"orders_{horizon}"].to_numpy(),
@@ -99,7 +130,7 @@ def baseline_frames(dataset: Dataset, origin: int, horizon: int) -> tuple[pd.Dat
     """(training frames of fully observed past origins, stacked; the frame at the origin), time-honest."""
     clock = dataset.clock
     day = int(clock.day_of(np.array([origin]))[0])
-    for step, history in (WIDE_STEP, NARROW_STEP):
+    for step, history in (WIDE_GRID, NARROW_GRID):
         days = np.arange(day - horizon, dataset.first_day + history - 1, -step)[::-1]
         if len(days) >= MIN_ORIGINS:
             break
@@ -112,15 +143,21 @@ def baseline_frames(dataset: Dataset, origin: int, horizon: int) -> tuple[pd.Dat
     return features.frame(past, (horizon,)), test
 
 
-def baselines(dataset: Dataset, origin: int, horizon: int, seed: int, threads: int = 1) -> dict[str, Any]:
-    """Prediction or {"not_run": reason} of every baseline, rows as in `outcomes`."""
+def predict_baselines(dataset: Dataset, origin: int, horizon: int, seed: int, threads: int = 1) -> dict[str, Any]:
+    """Prediction or {"not_run": reason} of every baseline by name, rows as in `Outcomes`."""
     past, test = baseline_frames(dataset, origin, horizon)
     context = Context(threads=threads, log_start_day=dataset.first_day)
     return run_baselines(past, test, horizon, seed, context=context)
 
 
-def refit(dataset: Dataset, origin: int, horizon: int, config: TrainConfig) -> tuple[Ours, Fitted]:
-    """Our model, trained at the origin in this process."""
+def predict(
+    dataset: Dataset, origin: int, horizon: int, config: TrainConfig, bundle: Path | None = None
+) -> ModelPredictions:
+    """The model's predictions at `origin` (us): of a bundle, or refitted in this process on what was known there."""
+    if bundle is not None:
+        return ModelPredictions.from_forecast(
+            *check_bundle(bundle, [origin]).forecast(dataset.histories, origin, horizon), 0
+        )
     wanted = replace(dataset, horizons=tuple(sorted({*dataset.horizons, horizon})))
     phases = plan(wanted, origin, config)
     fitted = finish(train(wanted, phases, config.with_engine(kind="torch")))
@@ -128,30 +165,24 @@ def refit(dataset: Dataset, origin: int, horizon: int, config: TrainConfig) -> t
     model = load_model(phases.final, config, fitted.weights)
     found = forecast_customers(model, assembler, fitted.adjustment, wanted.histories, origin)
     assert found is not None, "a training run needs customers before the origin"
-    return Ours.of(*found, wanted.horizons.index(horizon)), fitted
+    return ModelPredictions.from_forecast(*found, wanted.horizons.index(horizon))
 
 
 def check_bundle(bundle: Path, origins: Iterable[int]) -> Predictor:
-    """The bundle, loaded; ValueError when it is damaged or was cut after an origin."""
+    """Loads a bundle; raises ValueError when it is damaged or was cut after an origin (us)."""
     predictor = Predictor(bundle)
     for origin in origins:
         if origin < _us(predictor.cut):
             raise ValueError(
                 f"bundle {bundle} was cut at {predictor.clock.format(_us(predictor.cut))}, after origin "
-                f"{predictor.clock.format(origin)}: it has seen that future; leave --bundle out to refit, or choose "
-                "later --origins"
+                f"{predictor.clock.format(origin)}: it was trained on that future; leave --bundle out to refit, "
+                "or choose later --origins"
             )
     return predictor
 
 
-def by_bundle(dataset: Dataset, origin: int, horizon: int, bundle: Path) -> Ours:
-    """The prediction of a bundle whose cut is not after the origin."""
-    predictor = check_bundle(bundle, [origin])
-    return Ours.of(*predictor.forecast(dataset.histories, origin, horizon), 0)
-
-
-def mean_of(predictions: Sequence[Prediction]) -> Prediction:
-    """The ensemble: mean value, mean probability, mean quantiles (Vincent average)."""
+def average_predictions(predictions: Sequence[Prediction]) -> Prediction:
+    """The mean of several predictions for the same rows: of value, probability and quantiles (Vincent average)."""
     if len(predictions) == 1:
         return predictions[0]
     value = np.mean([p.value for p in predictions], axis=0)
@@ -167,10 +198,6 @@ def mean_of(predictions: Sequence[Prediction]) -> Prediction:
         factor_error=float(np.mean([p.factor_error for p in predictions])),
         sum_spread=float(np.mean([p.sum_spread for p in predictions])),
     )
-
-
-def _ours(dataset: Dataset, origin: int, horizon: int, config: TrainConfig, bundle: Path | None) -> Ours:
-    return by_bundle(dataset, origin, horizon, bundle) if bundle else refit(dataset, origin, horizon, config)[0]
 
 
 def _us(when: Any) -> int:
