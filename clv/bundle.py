@@ -1,4 +1,7 @@
-"""A bundle: one folder that holds a trained model and everything that was fitted with it. No pickle in it."""
+"""Bundle: a folder with a trained model and everything fitted with it, in open formats and verified by hashes.
+
+The files are JSON, safetensors, HTML and Markdown; none is a pickle. `manifest.json` holds the sha256 of each.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,22 @@ from safetensors.numpy import load_file, save_file
 
 from clv.version import __version__
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 JSON_PARTS = ("config", "vocab", "btyd", "calibration", "metrics")
 
 
 class BundleError(ValueError):
-    """The folder is not a bundle that this version can trust."""
+    """The folder is no bundle of this format, or a file of it is missing or damaged."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Contents of a bundle. `config`: settings and facts of the dataset; the other parts as their owners write them."""
+    """Contents of a bundle.
+
+    config: settings and facts of the dataset; vocab and items: `FeatureSpace`; btyd: `SeasonalBTYD`; calibration:
+    `Adjustment`; metrics: those of the held-out origin; weights: the model's tensors; texts: report.html and card.md.
+    """
 
     config: dict[str, Any]
     vocab: dict[str, Any]
@@ -39,28 +46,29 @@ class Bundle:
     metrics: dict[str, Any]
     weights: dict[str, NDArray[Any]]
     items: dict[str, NDArray[Any]]
-    texts: Mapping[str, str] = field(default_factory=dict)  # report.html, card.md
+    texts: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
 
 
 def save(bundle: Bundle, folder: Path) -> str:
-    """Write beside the target, then rename: nobody sees half a bundle. Returns its version.
+    """Write the bundle to `folder`, in one step, and return its version.
 
-    Raises ValueError if `folder` holds something that is not a bundle.
+    The files are written beside the folder, which a rename then replaces, so that no reader finds half a bundle. Raises
+    ValueError if `folder` holds anything but a bundle.
     """
     folder = Path(folder)
     check_target(folder)
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    aside.mkdir(parents=True)
+    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    staging.mkdir(parents=True)
     try:
         for name in JSON_PARTS:
-            (aside / f"{name}.json").write_text(json.dumps(getattr(bundle, name), indent=1, allow_nan=False))
-        save_file(_contiguous(bundle.weights), str(aside / "weights.safetensors"))
-        save_file(_contiguous(bundle.items), str(aside / "items.safetensors"))
+            (staging / f"{name}.json").write_text(json.dumps(getattr(bundle, name), indent=1, allow_nan=False))
+        save_file(_contiguous(bundle.weights), str(staging / "weights.safetensors"))
+        save_file(_contiguous(bundle.items), str(staging / "items.safetensors"))
         for name, text in bundle.texts.items():
-            (aside / name).write_text(text, encoding="utf-8")
-        hashes = {path.name: sha256_of(path) for path in sorted(aside.iterdir())}
-        version = version_of(hashes)
+            (staging / name).write_text(text, encoding="utf-8")
+        hashes = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
+        version = content_version(hashes)
         manifest = {
             "format": FORMAT,
             "version": version,
@@ -70,22 +78,22 @@ def save(bundle: Bundle, folder: Path) -> str:
             "cut": bundle.config.get("cut"),
             "sha256": hashes,
         }
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _swap(aside, folder)
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _replace_folder(staging, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     return version
 
 
 def check_target(folder: Path) -> None:
-    """ValueError if `folder` holds something that is not a bundle and must not be replaced."""
+    """Raises ValueError if `folder` holds anything but a bundle, which `save` must not replace."""
     occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if occupied and not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} exists and is not a bundle; choose another --out")
 
 
 def load(folder: Path | str) -> Bundle:
-    """Read and verify; raises BundleError for a damaged, foreign or newer folder."""
+    """Read and verify a bundle; raises BundleError for a folder that is damaged, no bundle, or of another format."""
     folder = Path(folder)
     manifest = verify(folder)
     parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in JSON_PARTS}
@@ -101,7 +109,7 @@ def load(folder: Path | str) -> Bundle:
 
 
 def verify(folder: Path | str) -> dict[str, Any]:
-    """The manifest of a bundle whose every file has the hash it was written with."""
+    """The manifest of a bundle; raises BundleError unless every file has the hash in the manifest."""
     folder = Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -120,37 +128,37 @@ def verify(folder: Path | str) -> dict[str, Any]:
         path = folder / name
         if name not in hashes or not path.is_file():
             raise BundleError(f"{folder}: {name} is missing; restore the bundle or train again")
-        if sha256_of(path) != hashes[name]:
+        if file_sha256(path) != hashes[name]:
             raise BundleError(f"{folder}: {name} differs from its sha256 in {MANIFEST}; the bundle is damaged")
     return dict(manifest)
 
 
-def version_of(hashes: Mapping[str, str]) -> str:
-    """The version of a bundle whose files have these sha256: equal files, equal version."""
+def content_version(hashes: Mapping[str, str]) -> str:
+    """Version of a bundle with files of these sha256: equal files give the equal version."""
     return hashlib.sha256(json.dumps(dict(hashes), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def as_json(settings: Any) -> Any:
-    """A dataclass as plain JSON values."""
+def plain_json(settings: Any) -> Any:
+    """Plain JSON values of a dataclass."""
     return json.loads(json.dumps(asdict(settings)))
 
 
-def _swap(aside: Path, folder: Path) -> None:
-    """Put `aside` in the place of `folder`; what stood there goes only when the new one stands."""
+def _replace_folder(staging: Path, folder: Path) -> None:
+    """Rename `staging` to `folder`; the old folder is deleted only after that."""
     if not folder.exists():
-        os.replace(aside, folder)
+        os.replace(staging, folder)
         return
-    old = aside.with_name(aside.name + ".old")
+    old = staging.with_name(staging.name + ".old")
     os.replace(folder, old)
     try:
-        os.replace(aside, folder)
+        os.replace(staging, folder)
     except BaseException:
         os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

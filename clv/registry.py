@@ -1,9 +1,9 @@
-"""Bundles by version under one root, and one pointer to the version in production.
+"""Registry of bundles: published versions under one root, and a pointer to the version in production.
 
 ROOT/versions/VERSION/    a published bundle, never changed
 ROOT/production.json      the versions promoted so far, the last one in production; replaced in one step
-ROOT/trial.json           the version tried beside it, while a rollout tries one
-ROOT/log.jsonl            every promotion, refusal and rollback, with its reason
+ROOT/candidate.json       the candidate version of a rollout, during its trial
+ROOT/log.jsonl            every publication, promotion, refusal, rollback and trial, with its reason
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from clv.evaluate.bootstrap import bootstrap, interval
 from clv.forecast.distributions import Prediction
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-DRAWS = 1_000
+DRAWS = 1_000  # of the paired bootstrap
 
 
 class RegistryError(ValueError):
-    """A version that is missing or not allowed into production. (A damaged one is a BundleError.)"""
+    """A version is missing, or may not be promoted. (A damaged version raises BundleError.)"""
 
 
 @dataclass(frozen=True)
 class BundleComparison:
-    """Two bundles on the same held-out customers. Differences are candidate minus current, with 95 % bounds.
+    """Comparison of two bundles on the same held-out customers: candidate minus current, with 95 % intervals.
 
-    Ranking is judged by the normalised Gini (higher is better), level by |log bias| (lower is better).
+    Ranking is measured by the normalised Gini (higher is better), the total by |log(predicted / actual)| (lower is
+    better).
     """
 
     candidate: str
@@ -58,13 +59,13 @@ class BundleComparison:
 
     @property
     def worse(self) -> tuple[str, ...]:
-        """What the candidate does significantly worse: "ranking", "level", both or nothing."""
-        found = (("ranking", self.ngini_high < 0), ("level", self.total_ratio_low > 0))
+        """Measures on which the candidate is significantly worse: "ranking", "total", both or none."""
+        found = (("ranking", self.ngini_high < 0), ("total", self.total_ratio_low > 0))
         return tuple(name for name, is_worse in found if is_worse)
 
 
 def compare(
-    realised: pd.DataFrame,
+    actual: pd.DataFrame,
     scores: Mapping[str, pd.DataFrame],
     *,
     candidate: str,
@@ -74,25 +75,26 @@ def compare(
     horizon_days: int,
     seed: int = 0,
 ) -> BundleComparison:
-    """Paired bootstrap over the customers of `realised` (customer_id, value in shop currency over the horizon).
+    """Compare two bundles by a paired bootstrap over the customers of `actual`.
 
-    `scores[version]` holds customer_id and value_mean of that bundle at `origin` (ISO time, UTC) and `horizon_days`;
-    ValueError unless both score exactly the customers of `realised`, each once.
+    `actual` holds customer_id and value (shop currency, over the horizon); `scores[version]` holds customer_id and
+    value_mean of that bundle at `origin` (ISO time, UTC) and `horizon_days`. Raises ValueError unless both score
+    exactly the customers of `actual`, each once.
     """
-    y = realised.set_index("customer_id")["value"].sort_index()
+    y = actual.set_index("customer_id")["value"].sort_index()
     if y.index.has_duplicates or not len(y):
-        raise ValueError("realised must hold every customer once, and at least one")
+        raise ValueError("actual must hold at least one customer, and each once")
     predictions = {}
     for version in (candidate, current):
         values = scores[version].set_index("customer_id")["value_mean"]
         if values.index.has_duplicates or set(values.index) != set(y.index):
-            raise ValueError(f"scores of {version} are not of the {len(y)} customers of realised, each once")
+            raise ValueError(f"scores of {version} must hold each of the {len(y)} customers of actual once")
         predictions[version] = Prediction(value=values.reindex(y.index).to_numpy(float))
     found = bootstrap(y.to_numpy(float), y.to_numpy(float) > 0, predictions, DRAWS, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
-        level = {version: np.abs(np.log(found[version]["bias"])) for version in predictions}
+        total = {version: np.abs(np.log(found[version]["bias"])) for version in predictions}
     rank = interval(found[candidate]["ngini"] - found[current]["ngini"])
-    off = interval(level[candidate] - level[current])
+    off = interval(total[candidate] - total[current])
     return BundleComparison(
         candidate, current, dataset, origin, horizon_days, len(y),
         rank.estimate, rank.low, rank.high, off.estimate, off.low, off.high,
@@ -101,8 +103,8 @@ def compare(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version tried beside the one in production on a share of the requests: it answers them (canary), or only
-    computes them too, to be compared (shadow)."""
+    """A version on trial with a share of the requests: it answers them (canary), or computes them beside the version in
+    production, for comparison (shadow)."""
 
     version: str
     share: float
@@ -110,37 +112,44 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ValueError(f"share {self.share} of a trial must lie above 0 and at most at 1")
+            raise ValueError(f"share {self.share} of a trial must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """What the registry needs to know of a bundle: its version and the end of its training data."""
+    """Version of a bundle, and the end of its training data."""
 
     version: str
     cut: datetime
 
 
-def inspect(folder: Path) -> BundleInfo:
-    """Version and cut of a bundle whose every file has the hash it was written with; BundleError otherwise."""
+def read_bundle_info(folder: Path) -> BundleInfo:
+    """Version and cut of a bundle; raises BundleError unless every file has the hash in the manifest."""
     version = str(bundles.verify(folder)["version"])
     cut_us = json.loads((folder / "config.json").read_text(encoding="utf-8"))["cut_us"]
     return BundleInfo(version, datetime.fromtimestamp(cut_us / 1e6, UTC))
 
 
 def _instant(text: str) -> datetime:
-    """An ISO time; without an offset it is taken as UTC."""
+    """Parse an ISO time; a time without an offset is UTC."""
     time = datetime.fromisoformat(text)
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 class Registry:
-    """All acts on one root. Readers need no lock; writers take turns."""
+    """The registry under `root`. Readers need no lock; a file lock serialises writers.
+
+    Example::
+
+        registry = Registry(Path("registry"))
+        version = registry.publish(Path("out/bundle"))
+        registry.promote(version, reason="first version")
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._pointer = root / "production.json"
-        self._trial = root / "trial.json"
+        self._candidate = root / "candidate.json"
 
     def path(self, version: str) -> Path:
         """Folder of a published version; RegistryError for an unknown one."""
@@ -169,31 +178,33 @@ class Registry:
             raise RegistryError(f"nothing is in production in {self.root}: promote a version first")
         return self.path(version)
 
-    def trial(self) -> Candidate | None:
-        """What is tried beside production at the moment."""
+    def candidate(self) -> Candidate | None:
+        """The candidate on trial; None without a trial."""
         try:
-            return Candidate(**json.loads(self._trial.read_text(encoding="utf-8")))
+            return Candidate(**json.loads(self._candidate.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
 
-    def start_trial(self, trial: Candidate) -> None:
-        """Try a published version beside production, instead of what is tried now."""
-        inspect(self.path(trial.version))
+    def start_candidate(self, candidate: Candidate) -> None:
+        """Start the trial of a published version, in place of a current trial."""
+        read_bundle_info(self.path(candidate.version))
         with self._lock():
-            self._replace(self._trial, asdict(trial))
-            self._log("start trial", **asdict(trial))
+            self._replace(self._candidate, asdict(candidate))
+            self._log("start candidate", **asdict(candidate))
 
-    def end_trial(self, *, reason: str | None = None) -> None:
-        """Leave all requests to the version in production; without a trial nothing happens."""
+    def end_candidate(self, *, reason: str | None = None) -> None:
+        """End the trial, if there is one: the version in production answers all requests again."""
         with self._lock():
-            if trial := self.trial():
-                self._trial.unlink()
-                self._log("end trial", version=trial.version, reason=reason)
+            if candidate := self.candidate():
+                self._candidate.unlink()
+                self._log("end candidate", version=candidate.version, reason=reason)
 
     def publish(self, bundle: Path) -> str:
-        """Verify and copy a bundle; returns its version. The same bundle again changes nothing, another one of the
-        same version is refused."""
-        info = inspect(bundle)
+        """Verify and copy a bundle; returns its version. Publishing the same bundle again changes nothing.
+
+        Raises BundleError for a damaged bundle, RegistryError for another bundle of a published version.
+        """
+        info = read_bundle_info(bundle)
         target = self.root / "versions" / info.version
         if not _VERSION.fullmatch(info.version):
             raise RegistryError(f"{info.version!r} is not a version: letters, digits and . _ + - only")
@@ -202,16 +213,16 @@ class Registry:
                 if (target / "manifest.json").read_bytes() == (bundle / "manifest.json").read_bytes():
                     return info.version
                 raise RegistryError(
-                    f"version {info.version!r} is published with other content: give the new one its own"
+                    f"version {info.version!r} is published with other content: give the new bundle another version"
                 )
-            aside = target.with_name(f".{info.version}.{uuid4().hex}")
+            staging = target.with_name(f".{info.version}.{uuid4().hex}")
             try:
-                shutil.copytree(bundle, aside)
-                inspect(aside)
-                os.utime(aside)
-                aside.rename(target)
+                shutil.copytree(bundle, staging)
+                read_bundle_info(staging)
+                os.utime(staging)
+                staging.rename(target)
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(staging, ignore_errors=True)
             self._log("publish", version=info.version)
         return info.version
 
@@ -223,15 +234,15 @@ class Registry:
         force: bool = False,
         reason: str | None = None,
     ) -> None:
-        """Point production at `version`.
+        """Put `version` into production.
 
-        RegistryError when `comparison` finds it significantly worse than the version in production or when one of the
-        two was trained on what it should be judged by: `force` with a `reason` overrides both. A comparison of other
-        versions is always refused. Without a comparison a reason must say why there is none.
+        Raises RegistryError where `comparison` shows that it is significantly worse than the version in production, or
+        where one of the two was trained on data after the origin of the comparison; `force` with a `reason` overrides
+        both. A comparison of other versions is always refused. Without a comparison a reason is required.
         """
         if force and not (reason and reason.strip()):
-            raise RegistryError("forcing a promotion needs a reason: it is what the log tells those who come later")
-        info = inspect(self.path(version))
+            raise RegistryError("a forced promotion needs a reason, which the log keeps")
+        info = read_bundle_info(self.path(version))
         with self._lock():
             stack = self._stack()
             current = stack[-1] if stack else None
@@ -248,23 +259,25 @@ class Registry:
             }
             if objection and not force:
                 self._log("refuse", **facts)
-                raise RegistryError(f"{version} is not promoted: {objection}. To do it anyway, force it with a reason")
+                raise RegistryError(
+                    f"{version} is not promoted: {objection}. Force it with a reason to promote it nevertheless"
+                )
             self._point([*stack, version])
             self._log("promote", **facts)
 
     def rollback(self, *, reason: str | None = None) -> str:
-        """Point production back at the version promoted before; returns it. RegistryError when there is none."""
+        """Put the version promoted before back into production and return it; RegistryError when there is none."""
         with self._lock():
             stack = self._stack()
             if len(stack) < 2:
                 raise RegistryError(f"there is no earlier version to roll back to in {self.root}")
-            inspect(self.path(stack[-2]))
+            read_bundle_info(self.path(stack[-2]))
             self._point(stack[:-1])
             self._log("rollback", version=stack[-2], previous=stack[-1], reason=reason)
         return stack[-2]
 
     def log(self) -> list[dict[str, Any]]:
-        """Everything that was done, oldest first."""
+        """The entries of the log, oldest first."""
         path = self.root / "log.jsonl"
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
@@ -274,22 +287,23 @@ class Registry:
         if current is None:
             return None
         if comparison is None:
-            return None if reason else f"neither a comparison with {current} nor a reason for doing without is given"
+            return None if reason else f"it needs a comparison with {current}, or a reason for the lack of one"
         if (comparison.candidate, comparison.current) != (info.version, current):
             raise RegistryError(
                 f"the comparison is of {comparison.candidate} with {comparison.current}, not of {info.version} "
                 f"with {current}: compare again"
             )
         origin = _instant(comparison.origin)
-        for version, cut in ((info.version, info.cut), (current, inspect(self.path(current)).cut)):
+        for version, cut in ((info.version, info.cut), (current, read_bundle_info(self.path(current)).cut)):
             if cut > origin:
                 return f"{version} was trained on data up to {cut.isoformat()}, after the origin {comparison.origin}"
         if comparison.worse:
             c = comparison
             return (
-                f"its {' and '.join(c.worse)} is significantly worse than that of {current} "
+                f"it is significantly worse than {current} in {' and '.join(c.worse)} "
                 f"(nGini {c.ngini_difference:+.4f} [{c.ngini_low:+.4f}, {c.ngini_high:+.4f}], "
-                f"|log bias| {c.total_ratio_difference:+.4f} [{c.total_ratio_low:+.4f}, {c.total_ratio_high:+.4f}])"
+                f"|log(predicted / actual)| {c.total_ratio_difference:+.4f} "
+                f"[{c.total_ratio_low:+.4f}, {c.total_ratio_high:+.4f}])"
             )
         return None
 
@@ -304,15 +318,15 @@ class Registry:
         self._replace(self._pointer, {"production": stack[-1], "promoted": stack})
 
     def _replace(self, path: Path, content: dict[str, Any]) -> None:
-        aside = path.with_name(f".{path.stem}.{uuid4().hex}")
+        staging = path.with_name(f".{path.stem}.{uuid4().hex}")
         try:
-            with aside.open("w", encoding="utf-8") as file:
+            with staging.open("w", encoding="utf-8") as file:
                 json.dump(content, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(path)
+            staging.replace(path)
         finally:
-            aside.unlink(missing_ok=True)
+            staging.unlink(missing_ok=True)
         folder = os.open(self.root, os.O_RDONLY)
         try:
             os.fsync(folder)

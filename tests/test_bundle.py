@@ -22,7 +22,7 @@ def small(seed: int = 0) -> Bundle:
     return Bundle(
         config={"dataset": "shop", "cut": "2011-06-12T00:00:00+00:00", "value_scale": 1 / 3},
         vocab={"numeric": ["f_recency"], "words": ["Ünïcode", ""]},
-        btyd_model={"horizons": [30, 90], "r": 0.1 + 0.2},
+        btyd={"horizons": [30, 90], "r": 0.1 + 0.2},
         calibration={"blend_value": [0.5, 0.25]},
         metrics={"held_out": None},
         weights={"a.weight": rng.normal(size=(3, 4)).astype(np.float32), "b": np.float32(rng.normal(size=5))[::-1]},
@@ -196,6 +196,6 @@ def test_a_copied_bundle_is_the_same_bundle(folder: Path, tmp_path: Path) -> Non
 
 
 def test_settings_become_plain_json() -> None:
-    plain = bundles.as_json(TrainConfig.preset("tiny"))
+    plain = bundles.plain_json(TrainConfig())
     assert plain["model"]["backbone"]["width"] == 128
     assert json.loads(json.dumps(plain)) == plain

@@ -59,10 +59,8 @@ def comparison(
         v: pd.DataFrame({"customer_id": ids, "value_mean": g * 20}).sample(frac=1, random_state=3)
         for v, g in guess.items()
     }
-    realised = pd.DataFrame({"customer_id": ids, "value": value})
-    return compare(
-        realised, scores, candidate=candidate, current=current, dataset="shop", origin=origin, horizon_days=90
-    )
+    actual = pd.DataFrame({"customer_id": ids, "value": value})
+    return compare(actual, scores, candidate=candidate, current=current, dataset="shop", origin=origin, horizon_days=90)
 
 
 def test_a_published_bundle_can_be_promoted_and_read(registry: Registry, make_bundle: MakeBundle) -> None:
@@ -197,12 +195,12 @@ def test_without_a_comparison_a_reason_is_needed(with_two: Registry) -> None:
 
 
 def test_comparing_needs_the_same_customers() -> None:
-    realised = pd.DataFrame({"customer_id": ["a", "b"], "value": [1.0, 0.0]})
+    actual = pd.DataFrame({"customer_id": ["a", "b"], "value": [1.0, 0.0]})
     scores = pd.DataFrame({"customer_id": ["a", "b"], "value_mean": [1.0, 2.0]})
     for wrong in (scores.iloc[:1], pd.concat([scores, scores])):
         with pytest.raises(ValueError, match="scores of v2 are not of the 2 customers"):
             compare(
-                realised, {"v1": scores, "v2": wrong}, candidate="v2", current="v1", dataset="d", origin="2011-06-12",
+                actual, {"v1": scores, "v2": wrong}, candidate="v2", current="v1", dataset="d", origin="2011-06-12",
                 horizon_days=90,
             )  # fmt: skip
 
@@ -227,18 +225,18 @@ def test_promoting_what_is_in_production_changes_nothing(with_two: Registry) -> 
 
 
 def test_a_trial_names_a_published_version_until_it_ends_and_is_logged(with_two: Registry) -> None:
-    assert with_two.trial() is None
+    assert with_two.candidate() is None
     with pytest.raises(RegistryError, match="v9' is not in"):
-        with_two.start_trial(Candidate("v9", 0.1, shadow=False))
-    with_two.start_trial(Candidate("v2", 0.1, shadow=False))
-    with_two.start_trial(Candidate("v2", 0.5, shadow=True))
-    assert with_two.trial() == Candidate("v2", 0.5, shadow=True)
+        with_two.start_candidate(Candidate("v9", 0.1, shadow=False))
+    with_two.start_candidate(Candidate("v2", 0.1, shadow=False))
+    with_two.start_candidate(Candidate("v2", 0.5, shadow=True))
+    assert with_two.candidate() == Candidate("v2", 0.5, shadow=True)
     assert with_two.current() == "v1"
-    with_two.end_trial(reason="enough seen")
-    with_two.end_trial()
-    assert with_two.trial() is None
+    with_two.end_candidate(reason="enough seen")
+    with_two.end_candidate()
+    assert with_two.candidate() is None
     acts = [(line["act"], line["version"]) for line in with_two.log()[-3:]]
-    assert acts == [("start trial", "v2"), ("start trial", "v2"), ("end trial", "v2")]
+    assert acts == [("start candidate", "v2"), ("start candidate", "v2"), ("end candidate", "v2")]
     assert with_two.log()[-1]["reason"] == "enough seen"
 
 

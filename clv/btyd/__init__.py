@@ -1,1 +1,1 @@
-"""The BTYD model: buy-till-you-die counts and spend, their degenerate-fit check, and the seasonal level."""
+"""The BTYD model: buy-till-you-die purchases and spend, the degenerate-fit check, and the seasonal factor."""

@@ -1,4 +1,7 @@
-"""The baseline of visitors: customers who have looked but not bought have no purchase process to extrapolate."""
+"""Conversion rates of visitors, by recency and number of their events.
+
+Visitors are customers with events but without a purchase: the BTYD models have no purchases to extrapolate for them.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ Floats = NDArray[np.float64]
 
 RECENCY_EDGES = (1.5, 3.5, 7.5, 30.5, 90.5)  # days since the last event
 EVENTS_EDGES = (1.5, 4.5, 19.5)
-PRIOR_VISITORS = 50.0  # a cell is shrunk towards the mean of all as if it held this many visitors of the mean kind
+PRIOR_VISITORS = 50.0  # weight, in visitors, of the mean of all cells in the rate of a cell
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Conversion hazard, orders and value per visitor by (recency x number of events) cell and horizon, (C, H)."""
+    """Hazard of a first purchase, orders and value (currency) per visitor, by recency x events and horizon (C, H)."""
 
     horizons: tuple[int, ...]
     hazard: Floats
@@ -28,7 +31,7 @@ class Conversion:
 
     @classmethod
     def fit(cls, table: pd.DataFrame, horizons: Sequence[int]) -> Self:
-        """`table`: sample frame rows without a purchase, of any origins; not fully observed horizons are skipped."""
+        """Fit on rows of sample frames without a purchase, of any origins; a row counts at its observed horizons."""
         horizons = tuple(horizons)
         shape = ((len(RECENCY_EDGES) + 1) * (len(EVENTS_EDGES) + 1), len(horizons))
         hazard, orders, value = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -52,7 +55,7 @@ class Conversion:
         return cls(horizons, *(_fill_unobserved(a, horizons) for a in (hazard, orders, value)))
 
     def curves(self, table: pd.DataFrame, horizons: Sequence[int]) -> tuple[Floats, Floats, Floats]:
-        """(hazard, orders, value), (S, H): linear between the fitted horizons and in proportion beyond them."""
+        """(hazard, orders, value), (S, H) each: linear between fitted horizons, in proportion beyond the last."""
         cells = _cell(table)
         known = np.array((0, *self.horizons), float)
         out = []
@@ -69,22 +72,25 @@ class Conversion:
         return out[0], out[1], out[2]
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
         arrays = {name: getattr(self, name).tolist() for name in ("hazard", "orders", "value")}
         return {"horizons": list(self.horizons)} | arrays
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:
+        """The inverse of `to_json`."""
         return cls(tuple(plain["horizons"]), *(np.array(plain[name]) for name in ("hazard", "orders", "value")))
 
 
 def _cell(table: pd.DataFrame) -> NDArray[np.int64]:
+    """(S,) index of the recency x events cell of each row."""
     recency = np.searchsorted(RECENCY_EDGES, table["f_event_recency"].to_numpy())
     events = np.searchsorted(EVENTS_EDGES, table["f_events"].to_numpy())
     return np.asarray(recency * (len(EVENTS_EDGES) + 1) + events)
 
 
 def _fill_unobserved(rates: Floats, horizons: tuple[int, ...]) -> Floats:
-    """A horizon that has never fully observed grows with the length of the last that has."""
+    """Rates of a horizon that no origin observed: those of the last observed one, in proportion to the days."""
     out = rates.copy()
     for i in range(1, len(horizons)):
         if not out[:, i].any():

@@ -1,4 +1,4 @@
-"""Gamma-Gamma: spend per purchase day (Fader & Hardie 2013, "The Gamma-Gamma Model of Monetary Value").
+"""Gamma-Gamma model of spend per purchase day (Fader & Hardie 2013, "The Gamma-Gamma Model of Monetary Value").
 
 z | ν ~ Gamma(p, ν) on each purchase day, ν ~ Gamma(q, v); the spend is independent of the number of purchases.
 """
@@ -22,10 +22,10 @@ _BOUNDS = [(-4.0, 9.0), (-4.0, 9.0), (-9.0, 14.0)]  # log p, log q, log(v / mean
 class GammaGamma:
     """Parameters p, q (no unit) and v (shop currency).
 
-    `fallback` says why the conditional mean does not use p, q, v: fewer than MIN_ROWS repeat buyers, no finite
-    mean (q <= 1), or a prior mean more than three times the observed one (q barely above 1: the mean of customers
-    without a repeat purchase would be set by a tail nobody has seen). Then the estimate is the customer's own mean
-    and the population's, weighted x : `fallback_weight`.
+    `fallback` is the reason why the conditional mean does not use p, q and v: fewer than MIN_ROWS repeat buyers, no
+    finite mean (q <= 1), or a prior mean more than three times the observed one (with q barely above 1, an unobserved
+    tail determines the mean of customers without a repeat purchase). The estimate is then the mean of the customer and
+    of the population, weighted x : `fallback_weight`.
     """
 
     p: float
@@ -40,7 +40,10 @@ class GammaGamma:
 
     @classmethod
     def fit(cls, frequency: ArrayLike, monetary: ArrayLike, weights: ArrayLike | None = None) -> GammaGamma:
-        """Fit on the rows with frequency > 0 and monetary > 0 (mean value of the repeat purchase days)."""
+        """Fit on the rows with frequency > 0 and monetary > 0, the mean value of the repeat purchase days; (N,) each.
+
+        Raises ValueError for unequal lengths, and for a repeat buyer whose mean value is not finite.
+        """
         x, z, weight = _usable(frequency, monetary, weights)
         num_rows = float(weight.sum())
         if num_rows < MIN_ROWS:
@@ -102,24 +105,24 @@ class _Loss:
     def __init__(self, x: Floats, z: Floats, weight: Floats) -> None:
         self.x, self.z, self.weight = x, z, weight
         self.log_x, self.log_z = np.log(x), np.log(z)
-        self.distinct, self.place = np.unique(x, return_inverse=True)
+        self.distinct, self.x_index = np.unique(x, return_inverse=True)
 
     def __call__(self, theta: Floats) -> tuple[float, Floats]:
         p, q, v = np.exp(theta)
-        x, z, place = self.x, self.z, self.place
+        x, z, x_index = self.x, self.z, self.x_index
         px = p * self.distinct
         total = px + q
         log_rate = np.log(x * z + v)
         values = (
-            (gammaln(total) - gammaln(px) - gammaln(q))[place]
+            (gammaln(total) - gammaln(px) - gammaln(q))[x_index]
             + q * np.log(v)
             + (p * x - 1) * self.log_z
             + p * x * self.log_x
-            - total[place] * log_rate
+            - total[x_index] * log_rate
         )
         psi = digamma(total)
-        d_p = x * ((psi - digamma(px))[place] + self.log_z + self.log_x - log_rate)
-        d_q = (psi - digamma(q))[place] + np.log(v) - log_rate
-        d_v = q / v - total[place] / (x * z + v)
+        d_p = x * ((psi - digamma(px))[x_index] + self.log_z + self.log_x - log_rate)
+        d_q = (psi - digamma(q))[x_index] + np.log(v) - log_rate
+        d_v = q / v - total[x_index] / (x * z + v)
         gradient = np.array([self.weight @ d_p * p, self.weight @ d_q * q, self.weight @ d_v * v])
         return -float(self.weight @ values), -gradient

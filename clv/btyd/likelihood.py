@@ -1,4 +1,4 @@
-"""What the BTYD model's fits share: rows checked and grouped, the likelihood climbed from several starts, its curvature."""
+"""Maximum likelihood of the BTYD models: checked and grouped purchase histories, the maximiser, standard errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 Floats = NDArray[np.float64]
 Loss = Callable[[Floats], tuple[float, Floats]]
 
-_HESSIAN_STEP = 1e-4  # in log parameters; of an analytic gradient, so that errors stay near 1e-8
+_HESSIAN_STEP = 1e-4  # in log parameters; differences of an analytic gradient, so errors stay near 1e-8
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,18 @@ class PurchaseHistories:
     T: Floats  # (G,) days from the first purchase to the origin
     weight: Floats  # (G,) customers
     distinct: Floats  # (X,) distinct x
-    place: NDArray[np.int64]  # (G,) where each row's x is in `distinct`
+    x_index: NDArray[np.int64]  # (G,) index of each row's x in `distinct`
 
 
-def group(
+def group_histories(
     frequency: ArrayLike, recency: ArrayLike, T: ArrayLike, weights: ArrayLike | None = None
 ) -> PurchaseHistories:
-    """Check the rows of a count model and add up the weights of equal ones.
+    """Check the rows of a purchase model and add up the weights of equal rows.
 
-    Raises ValueError at the first row that is no history: negative or not finite, t_x > T, or t_x > 0 without a
-    repeat purchase.
+    Raises ValueError for weights that do not fit, and for the first row that is no history: a value that is negative or
+    not finite, t_x > T, or t_x > 0 without a repeat purchase.
     """
-    x, t_x, t = check_history(frequency, recency, T)
+    x, t_x, t = check_histories(frequency, recency, T)
     weight = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
     if len(weight) != len(x):
         raise ValueError(f"weights has {len(weight)} rows, frequency {len(x)}: pass one weight per row")
@@ -45,15 +45,15 @@ def group(
     x, t_x, t, weight = x[order], t_x[order], t[order], weight[order]
     new = np.append(True, (np.diff(x) != 0) | (np.diff(t_x) != 0) | (np.diff(t) != 0))
     start = np.flatnonzero(new)
-    distinct, place = np.unique(x[start], return_inverse=True)
-    return PurchaseHistories(x[start], t_x[start], t[start], np.add.reduceat(weight, start), distinct, place)
+    distinct, x_index = np.unique(x[start], return_inverse=True)
+    return PurchaseHistories(x[start], t_x[start], t[start], np.add.reduceat(weight, start), distinct, x_index)
 
 
-def check_history(frequency: ArrayLike, recency: ArrayLike, T: ArrayLike) -> tuple[Floats, Floats, Floats]:
+def check_histories(frequency: ArrayLike, recency: ArrayLike, T: ArrayLike) -> tuple[Floats, Floats, Floats]:
     """(x, t_x, T) as float64 of one common shape (N,); ValueError names the first row that is no history."""
     x, t_x, t = np.broadcast_arrays(*(np.atleast_1d(np.asarray(a, np.float64)) for a in (frequency, recency, T)))
     if x.size == 0:
-        raise ValueError("no rows: the count model needs at least one customer with a purchase")
+        raise ValueError("no rows: the purchase model needs at least one customer with a purchase")
     with np.errstate(invalid="ignore"):
         bad = ~((x >= 0) & (t_x >= 0) & (t_x <= t) & np.isfinite(x + t) & ((x > 0) | (t_x == 0)))
     if bad.any():
@@ -67,7 +67,7 @@ def check_history(frequency: ArrayLike, recency: ArrayLike, T: ArrayLike) -> tup
 
 @dataclass(frozen=True)
 class Maximum:
-    """The best point found (log parameters), its log-likelihood, standard errors (NaN on a flat ridge or bound)."""
+    """The best point (log parameters), its log-likelihood and standard errors, NaN on a flat ridge or a bound."""
 
     theta: Floats
     log_likelihood: float
@@ -75,7 +75,7 @@ class Maximum:
 
 
 def maximise(loss: Loss, starts: Sequence[ArrayLike], bounds: Sequence[tuple[float, float]]) -> Maximum:
-    """L-BFGS-B from every start; `loss` gives the mean negative log-likelihood × its weight and the gradient."""
+    """The best result of L-BFGS-B from every start; `loss` returns the negative log-likelihood and its gradient."""
     low, high = np.array(bounds, np.float64).T
     best: tuple[float, Floats] | None = None
     for start in starts:
@@ -91,7 +91,7 @@ _OPTIONS = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-6}
 
 
 def _stderr(loss: Loss, theta: Floats, low: Floats, high: Floats) -> Floats:
-    """Standard errors of the parameters inside their bounds, those on a bound held fixed."""
+    """Standard errors of the parameters inside their bounds; those on a bound are held fixed and get NaN."""
     stderr = np.full(len(theta), np.nan)
     free = np.flatnonzero((theta > low + 2 * _HESSIAN_STEP) & (theta < high - 2 * _HESSIAN_STEP))
     if len(free) == 0:
@@ -100,7 +100,7 @@ def _stderr(loss: Loss, theta: Floats, low: Floats, high: Floats) -> Floats:
     rows = [(loss(theta + step)[1] - loss(theta - step)[1])[free] / (2 * _HESSIAN_STEP) for step in steps]
     hessian = (np.array(rows) + np.array(rows).T) / 2
     values, vectors = np.linalg.eigh(hessian)
-    if values[0] <= 1e-8 * max(values[-1], 1.0):  # a ridge: the data do not tell these parameters apart
+    if values[0] <= 1e-8 * max(values[-1], 1.0):  # a flat ridge: the data do not determine the parameters
         return stderr
     stderr[free] = np.sqrt(((vectors**2) / values).sum(axis=1))
     return stderr

@@ -1,9 +1,9 @@
-"""Buy-till-you-die counts, unit days: BG/NBD, MBG/NBD and NBD; and the BTYD model, which joins one of them with spend.
+"""Buy-till-you-die (BTYD) models of purchases: BG/NBD, MBG/NBD and NBD; and the BTYD model, one of them with spend.
 
 A customer buys as a Poisson process of rate λ ~ Gamma(r, rate α) and leaves for good after a purchase with
 probability p ~ Beta(a, b). In BG/NBD (Fader, Hardie & Lee 2005) the first purchase cannot be the last, so a customer
 without a repeat purchase is alive for certain; in MBG/NBD (Batislam et al. 2007, Hoppe & Wagner 2007) it can.
-NBD has no dropout. x counts repeat purchases, t_x is the age at the last, T the age at the origin.
+NBD has no dropout. x counts repeat purchases, t_x is the age at the last purchase, T the age at the origin, in days.
 
 Given x, T and that the customer is alive: λ ~ Gamma(r + x, α + T), p ~ Beta(a, b'), independent, with b' = b + x in
 BG/NBD and b + x + 1 in MBG/NBD. All predictions follow from this and from P(alive).
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betainc, betaincinv, betaln, digamma, expit, gammaln
 
 from clv.btyd.gamma_gamma import GammaGamma
-from clv.btyd.likelihood import Floats, Loss, Maximum, PurchaseHistories, check_history, group, maximise
+from clv.btyd.likelihood import Floats, Loss, Maximum, PurchaseHistories, check_histories, group_histories, maximise
 
 Kind = Literal["bgnbd", "mbgnbd", "nbd"]
 
@@ -31,7 +31,7 @@ _CHUNK_ROWS = 20_000  # bounds the memory of (rows, nodes) arrays
 
 
 def _quantile_nodes(num: int = 65, reach: float = 3.2) -> tuple[Floats, Floats]:
-    """Tanh-sinh nodes and weights on (0, 1): 1e-12 for integrands smooth inside, whatever happens at the ends."""
+    """Tanh-sinh nodes and weights on (0, 1), good to 1e-12 for integrands that are smooth inside the interval."""
     t = np.linspace(-reach, reach, num)
     u = expit(np.pi * np.sinh(t))
     weight = np.cosh(t) * u * (1 - u)
@@ -39,8 +39,8 @@ def _quantile_nodes(num: int = 65, reach: float = 3.2) -> tuple[Floats, Floats]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Counts:
-    """What the three models share; λ ~ Gamma(r, α)."""
+class _PurchaseModel:
+    """Common part of the three models: purchases with rate λ ~ Gamma(r, α), and predictions from P(alive)."""
 
     r: float
     alpha: float
@@ -49,21 +49,21 @@ class _Counts:
     num_customers: float
 
     def p_alive(self, x: ArrayLike, t_x: ArrayLike, T: ArrayLike) -> Floats:
-        """P(not yet left at T | x, t_x, T), shape (N,). It is not the probability of a purchase: see `p_purchase`."""
-        return np.asarray(expit(-self._log_odds_gone(*check_history(x, t_x, T))))
+        """P(not yet left at T | x, t_x, T), shape (N,); the probability of a purchase is `p_purchase`."""
+        return np.asarray(expit(-self._log_odds_gone(*check_histories(x, t_x, T))))
 
     def p_purchase(self, x: ArrayLike, t_x: ArrayLike, T: ArrayLike, horizon_days: float) -> Floats:
         """P(at least one purchase in (T, T + h] | x, t_x, T), shape (N,).
 
-        Nobody leaves without a purchase, so it is P(alive) · (1 − E[exp(−λh)]) with λ ~ Gamma(r + x, α + T).
+        Customers leave only after a purchase, so it is P(alive) · (1 − E[exp(−λh)]) with λ ~ Gamma(r + x, α + T).
         """
-        x, t_x, T = check_history(x, t_x, T)
+        x, t_x, T = check_histories(x, t_x, T)
         w = _horizon(horizon_days) / (self.alpha + T)
         return np.asarray(self.p_alive(x, t_x, T) * -np.expm1(-(self.r + x) * np.log1p(w)))
 
     def expected_purchases(self, x: ArrayLike, t_x: ArrayLike, T: ArrayLike, horizon_days: float) -> Floats:
         """E[number of purchases in (T, T + h] | x, t_x, T], shape (N,)."""
-        x, t_x, T = check_history(x, t_x, T)
+        x, t_x, T = check_histories(x, t_x, T)
         return np.asarray(
             self.p_alive(x, t_x, T) * self._expected_if_alive(x, _horizon(horizon_days) / (self.alpha + T))
         )
@@ -77,20 +77,20 @@ class _Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NBD(_Counts):
-    """Gamma-Poisson purchases without dropout: what the other two become when nobody leaves."""
+class NBD(_PurchaseModel):
+    """NBD, Gamma-Poisson purchases without dropout: the limit of the other two models where no customer leaves."""
 
     @classmethod
     def fit(cls, frequency: ArrayLike, recency: ArrayLike, T: ArrayLike, weights: ArrayLike | None = None) -> Self:
         """Maximum likelihood; (N,) repeat purchases, days to the last, days to the origin, optional row weights."""
-        rows = group(frequency, recency, T, weights)
+        rows = group_histories(frequency, recency, T, weights)
         scale = _scale(rows)
         top = maximise(_nbd_loss(rows, scale), [_nbd_start(rows), np.zeros(2)], _RATE_BOUNDS)
         return cls(**_fields(top, rows, scale))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Dropout(_Counts):
+class _DropoutModel(_PurchaseModel):
     """Dropout after a purchase with probability p ~ Beta(a, b)."""
 
     a: float
@@ -102,9 +102,9 @@ class _Dropout(_Counts):
         """Maximum likelihood; (N,) repeat purchases, days to the last, days to the origin, optional row weights.
 
         Where the data show no dropout, the likelihood is flat in a and b and they may stop anywhere on that ridge
-        or on a bound (stderr is NaN there); predictions are then those of NBD. `sentinel.check` says so.
+        or on a bound (stderr is NaN there); predictions are then those of NBD. `diagnostics.check_dropout` detects it.
         """
-        rows = group(frequency, recency, T, weights)
+        rows = group_histories(frequency, recency, T, weights)
         scale = _scale(rows)
         rate = maximise(_nbd_loss(rows, scale), [_nbd_start(rows), np.zeros(2)], _RATE_BOUNDS).theta
         starts = [np.append(rate, np.log(ab)) for ab in ((0.5, 1.5), (1.0, 4.0), (0.1, 10.0), (5.0, 20.0))]
@@ -114,7 +114,7 @@ class _Dropout(_Counts):
 
     def count_pmf(self, x: ArrayLike, t_x: ArrayLike, T: ArrayLike, horizon_days: float, max_count: int) -> Floats:
         """P(exactly n purchases in (T, T + h] | x, t_x, T) for n = 0..max_count, shape (N, max_count + 1)."""
-        x, t_x, T = (v[:, None] for v in check_history(x, t_x, T))
+        x, t_x, T = (v[:, None] for v in check_histories(x, t_x, T))
         n = np.arange(max_count + 2)
         shape, odds = self.r + x, _horizon(horizon_days) / (self.alpha + T)
         at_least = np.where(n > 0, betainc(np.maximum(n, 1), shape, odds / (1 + odds)), 1.0)  # without dropout
@@ -141,31 +141,31 @@ class _Dropout(_Counts):
         for large x and long T; the integrand here is positive, bounded and smooth.
         """
         nodes, weights = _quantile_nodes()
-        distinct, place = np.unique(x, return_inverse=True)
+        distinct, x_index = np.unique(x, return_inverse=True)
         p = np.maximum(betaincinv(self.a, self._b_alive(distinct)[:, None], nodes), 1e-300)  # (X, nodes)
-        # Customers with as many purchases and of one age have one answer: in a large shop they are many.
+        # Customers of equal x and age have equal expectations: each distinct pair is computed once.
         age, ages = pd.factorize(w)
-        pair, pairs = pd.factorize(place * len(ages) + age)
-        place, w = pairs // len(ages), ages[pairs % len(ages)]
+        pair, pairs = pd.factorize(x_index * len(ages) + age)
+        x_index, w = pairs // len(ages), ages[pairs % len(ages)]
         out = np.empty(len(pairs))
         for start in range(0, len(pairs), _CHUNK_ROWS):
             rows = slice(start, start + _CHUNK_ROWS)
-            p_rows = p[place[rows]]
-            exponent = (self.r + distinct[place[rows], None]) * np.log1p(p_rows * w[rows, None])
+            p_rows = p[x_index[rows]]
+            exponent = (self.r + distinct[x_index[rows], None]) * np.log1p(p_rows * w[rows, None])
             out[rows] = (-np.expm1(-exponent) / p_rows) @ weights
         return out[pair]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BGNBD(_Dropout):
-    """BG/NBD: P(alive) is 1 for customers without a repeat purchase, however long ago they came."""
+class BGNBD(_DropoutModel):
+    """BG/NBD: P(alive) is 1 for customers without a repeat purchase, whatever their age."""
 
     _first_can_be_last: ClassVar[int] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class MBGNBD(_Dropout):
-    """MBG/NBD: the first purchase can be the last."""
+class MBGNBD(_DropoutModel):
+    """MBG/NBD: customers can leave after the first purchase."""
 
     _first_can_be_last: ClassVar[int] = 1
 
@@ -189,20 +189,19 @@ class BTYDModel:
     def fit(cls, frame: pd.DataFrame, kind: Kind = "bgnbd", orders_per_day: float | None = None) -> Self:
         """Fit on the rows of a sample frame with a purchase, all of one origin.
 
-        `orders_per_day` (orders per purchase day) comes from `orders_past` unless given, and is 1 without that column.
+        `orders_per_day` (orders per purchase day) is computed from `orders_past` unless given, and is 1 without that
+        column. Raises ValueError for an unknown kind, several origins, or a frame without purchases.
         """
         if kind not in _MODELS:
             raise ValueError(f"BTYD model kind {kind!r} is unknown: use one of {', '.join(_MODELS)}")
         if "origin_day" in frame and frame["origin_day"].nunique() > 1:
             days = frame["origin_day"]
             raise ValueError(
-                f"the frame holds {days.nunique()} origins ({days.min()}..{days.max()}): an BTYD model is fitted at one"
+                f"the frame holds {days.nunique()} origins ({days.min()}..{days.max()}): fit a BTYD model on one"
             )
         rows = frame[frame["has_purchase"].to_numpy(bool)]
         if rows.empty:
-            raise ValueError(
-                f"none of the {len(frame)} rows has a purchase before the origin: the BTYD model needs some"
-            )
+            raise ValueError(f"none of the {len(frame)} rows has a purchase before the origin: choose a later origin")
         frequency = rows["frequency"].to_numpy(np.float64)
         counts = _MODELS[kind].fit(frequency, rows["recency"].to_numpy(), rows["T"].to_numpy())
         monetary = rows["monetary"].to_numpy(np.float64)
@@ -214,8 +213,7 @@ class BTYDModel:
     def predict(self, frame: pd.DataFrame, horizon_days: float) -> pd.DataFrame:
         """`days` (purchase days), `p_purchase`, `orders`, `value` (undiscounted) in [o, o + h), index of the frame.
 
-        Rows without a purchase are 0: they need a conversion baseline of their own. Nobody has more purchase days
-        than the horizon has days.
+        Rows without a purchase are 0 (see `clv.btyd.conversion`). Purchase days are at most the days of the horizon.
         """
         buys = frame["has_purchase"].to_numpy(bool)
         out = np.zeros((len(frame), 4))
@@ -231,18 +229,19 @@ class BTYDModel:
         return pd.DataFrame(out, columns=["days", "p_purchase", "orders", "value"], index=frame.index)
 
     def to_json(self) -> str:
+        """JSON text; floats survive exactly."""
         return json.dumps(_without_nan(asdict(self)), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; ValueError if it is something else."""
+        """The inverse of `to_json`; ValueError for any other text."""
         try:
             fields = json.loads(text)
             counts = _MODELS[fields["kind"]](**_with_nan(fields["counts"]))
             spend = GammaGamma(**_with_nan(fields["spend"])) if fields["spend"] is not None else None
             return cls(fields["kind"], counts, spend, fields["orders_per_day"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no BTYD model written by to_json: {error!r}") from error
+            raise ValueError(f"the text is no BTYD model that to_json wrote: {error!r}") from error
 
 
 def _horizon(days: float) -> float:
@@ -252,7 +251,7 @@ def _horizon(days: float) -> float:
 
 
 def _scale(rows: PurchaseHistories) -> float:
-    """Mean age: the fit runs in this unit so that its starts and bounds suit any unit of time."""
+    """Mean age, the unit of time of the fit: its starting values and bounds then suit any unit of the data."""
     return max(float(np.average(rows.T, weights=rows.weight)), 1e-9)
 
 
@@ -267,7 +266,7 @@ def _fields(top: Maximum, rows: PurchaseHistories, scale: float) -> dict[str, An
 
 
 def _nbd_start(rows: PurchaseHistories) -> Floats:
-    """Moments: the mean rate, and r from how far the counts spread beyond a Poisson's."""
+    """Method of moments: the mean rate, and r from the overdispersion of the counts."""
     mean = np.average(rows.x, weights=rows.weight)
     variance = np.average((rows.x - mean) ** 2, weights=rows.weight)
     r = np.clip(mean**2 / max(variance - mean, 0.1 * mean, 1e-9), 0.05, 20.0)
@@ -281,36 +280,36 @@ def _nbd_loss(rows: PurchaseHistories, scale: float) -> Loss:
         r, alpha = np.exp(theta)
         total = r + rows.distinct
         log_age = np.log(alpha + T)
-        values = (gammaln(total) - gammaln(r))[rows.place] + r * np.log(alpha) - total[rows.place] * log_age
-        d_r = (digamma(total) - digamma(r))[rows.place] + np.log(alpha) - log_age
-        d_alpha = r / alpha - total[rows.place] / (alpha + T)
+        values = (gammaln(total) - gammaln(r))[rows.x_index] + r * np.log(alpha) - total[rows.x_index] * log_age
+        d_r = (digamma(total) - digamma(r))[rows.x_index] + np.log(alpha) - log_age
+        d_alpha = r / alpha - total[rows.x_index] / (alpha + T)
         return -float(rows.weight @ values), -np.array([rows.weight @ d_r * r, rows.weight @ d_alpha * alpha])
 
     return loss
 
 
 def _dropout_loss(rows: PurchaseHistories, scale: float, first_can_be_last: int) -> Loss:
-    """L = B(a,b')/B(a,b)·Γ(r+x)α^r/Γ(r)·[(α+T)^−(r+x) + a/(b'−1)·(α+t_x)^−(r+x)], the last if one could leave."""
+    """L = B(a,b')/B(a,b)·Γ(r+x)α^r/Γ(r)·[(α+T)^−(r+x) + a/(b'−1)·(α+t_x)^−(r+x)]; the last term where x can leave."""
     T, t_x = rows.T / scale, rows.t_x / scale
     could_leave = (rows.x > 0) | bool(first_can_be_last)
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         r, alpha, a, b = np.exp(theta)
         total, b_alive = r + rows.distinct, b + rows.distinct + first_can_be_last
-        shape = total[rows.place]
-        chances = np.where(could_leave, b_alive[rows.place] - 1, 1.0)
+        shape = total[rows.x_index]
+        chances = np.where(could_leave, b_alive[rows.x_index] - 1, 1.0)
         log_age, log_last = np.log(alpha + T), np.log(alpha + t_x)
         alive = -shape * log_age
         gone = np.where(could_leave, np.log(a / chances) - shape * log_last, -np.inf)
         by_x = gammaln(total) - gammaln(r) + betaln(a, b_alive) - betaln(a, b)
-        values = by_x[rows.place] + r * np.log(alpha) + np.logaddexp(alive, gone)
+        values = by_x[rows.x_index] + r * np.log(alpha) + np.logaddexp(alive, gone)
         p_gone = expit(gone - alive)
         p_alive = 1 - p_gone
-        d_r = (digamma(total) - digamma(r))[rows.place] + np.log(alpha) - p_alive * log_age - p_gone * log_last
+        d_r = (digamma(total) - digamma(r))[rows.x_index] + np.log(alpha) - p_alive * log_age - p_gone * log_last
         d_alpha = r / alpha - shape * (p_alive / (alpha + T) + p_gone / (alpha + t_x))
         both = digamma(a + b) - digamma(a + b_alive)
-        d_a = both[rows.place] + p_gone / a
-        d_b = (both + digamma(b_alive) - digamma(b))[rows.place] - p_gone / chances
+        d_a = both[rows.x_index] + p_gone / a
+        d_b = (both + digamma(b_alive) - digamma(b))[rows.x_index] - p_gone / chances
         slopes = [rows.weight @ d for d in (d_r * r, d_alpha * alpha, d_a * a, d_b * b)]
         return -float(rows.weight @ values), -np.array(slopes)
 
@@ -318,14 +317,14 @@ def _dropout_loss(rows: PurchaseHistories, scale: float, first_can_be_last: int)
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
+    """NaN and infinity as None, since JSON has neither."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _with_nan(fields: dict[str, Any]) -> dict[str, Any]:
-    """The inverse: every null but that of `fallback` was a number that is not finite."""
+    """The inverse of `_without_nan`: None becomes NaN, except in `fallback`."""
     out: dict[str, Any] = {}
     for key, value in fields.items():
         out[key] = _with_nan(value) if isinstance(value, dict) else np.nan if value is None else value

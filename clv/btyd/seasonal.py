@@ -1,4 +1,4 @@
-"""The baseline of every prediction: BTYD models fitted at past origins, times a level learned from their errors."""
+"""BTYD model with seasonal factor: BTYD models fitted at past origins, and factors learned from their past errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clv.btyd import diagnostics
 from clv.btyd.conversion import Conversion
 from clv.btyd.models import NBD, BTYDModel, Kind
-from clv.btyd.seasonality import SeasonalFactor, log_error
+from clv.btyd.seasonality import SeasonalFactorModel, log_error
 from clv.data.clock import Clock
 from clv.data.cutoff import Value, cut
 from clv.data.features import purchases
@@ -23,19 +23,19 @@ from clv.data.histories import Histories
 Floats = NDArray[np.float64]
 
 REFIT_DAYS = 28
-PSEUDO_ORDERS = 20.0  # weight of "as expected" in an origin's own level, in orders
-SMALLEST = 1e-6
-_INDEX_NAMES = {"expected": "expected", "realised": "realised", "error": "log_error"}
+PSEUDO_ORDERS = 20.0  # weight, in orders, of the factor 1 in the actual factor of an origin
+SMALLEST = 1e-6  # lower bound of hazard, orders and value
+_ERROR_NAMES = {"expected": "expected", "actual": "actual", "error": "log_error"}
 ERROR_COLUMNS = (
     *("origin_day", "horizon_days", "log_days"),
-    *(f"{part}_{what}" for what in ("orders", "value") for part in _INDEX_NAMES),
+    *(f"{part}_{what}" for what in ("orders", "value") for part in _ERROR_NAMES),
 )
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Cumulative expectations per row and horizon, (S, H), horizons ascending: hazard = -log P(no purchase), orders,
-    value (currency)."""
+    """Cumulative curves of the BTYD model, (S, H) each, horizons ascending: hazard = -log P(no purchase), expected
+    orders, expected value (currency)."""
 
     hazard: Floats
     orders: Floats
@@ -43,27 +43,28 @@ class Curves:
 
     @property
     def repeats(self) -> Floats:
-        """E[(orders - 1)+] = orders - P(purchase)."""
+        """(S, H) expected orders beyond the first: E[(orders - 1)+] = orders - P(purchase)."""
         gap = np.maximum(self.orders + np.expm1(-self.hazard), SMALLEST)
         return np.maximum.accumulate(gap, axis=1)
 
     @property
     def p_purchase(self) -> Floats:
+        """(S, H) probability of at least one purchase."""
         return -np.expm1(-self.hazard)
 
 
 @dataclass(frozen=True)
 class SeasonalBTYD:
-    """BTYD models by fit day, the level of every past origin of the grid, and the index that forecasts the level."""
+    """BTYD models by the day of their fit, conversion rates of visitors, seasonal factors of orders and of value."""
 
     horizons: tuple[int, ...]
     cutoff_day: int
     fits: dict[int, BTYDModel]
     conversion: Conversion
-    past: pd.DataFrame  # ERROR_COLUMNS: what the BTYD models of past origins expected and what came
-    orders_factor_model: SeasonalFactor
-    value_factor_model: SeasonalFactor
-    warning: str | None = None  # what the degenerate-fit check says of a degenerate fit at the cutoff
+    past: pd.DataFrame  # ERROR_COLUMNS: expected and actual totals of the BTYD models at past origins
+    orders_factor_model: SeasonalFactorModel
+    value_factor_model: SeasonalFactorModel
+    warning: str | None = None  # of the degenerate-fit check, where the fit at the cutoff is degenerate
 
     @classmethod
     def fit(
@@ -77,9 +78,10 @@ class SeasonalBTYD:
         origin_days: NDArray[np.int32],
         kind: Kind = "bgnbd",
     ) -> Self:
-        """Fit on everything known before `cutoff` (us) and nothing else.
+        """Fit on the events known before `cutoff` (us) alone.
 
-        `origin_days`: the grid of past origins, ascending. Raises ValueError where nobody has bought.
+        `origin_days` are the past origins whose errors are used, ascending. Raises ValueError where no customer has
+        bought before the cutoff.
         """
         horizons = tuple(horizons)
         cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
@@ -104,7 +106,7 @@ class SeasonalBTYD:
             rows += _errors(fits[newest], buyers, horizons, day, day - first_day)
         if not fits:
             raise ValueError(
-                "nobody has bought before the origin: an BTYD model needs purchases; choose a later origin"
+                "no customer has bought before the origin: a BTYD model needs purchases; choose a later origin"
             )
         past_table = pd.DataFrame(rows, columns=list(ERROR_COLUMNS), dtype=np.float64)
         return cls(
@@ -113,13 +115,13 @@ class SeasonalBTYD:
             fits=fits,
             conversion=Conversion.fit(pd.concat(visitors, ignore_index=True), horizons),
             past=past_table,
-            orders_factor_model=_index(past_table, "orders", cutoff_day),
-            value_factor_model=_index(past_table, "value", cutoff_day),
+            orders_factor_model=_factor_model(past_table, "orders", cutoff_day),
+            value_factor_model=_factor_model(past_table, "value", cutoff_day),
             warning=_warning(fits[max(fits)], buyers),
         )
 
     def curves(self, table: pd.DataFrame, horizons: Sequence[int] | None = None) -> Curves:
-        """What the BTYD model alone expects of each row, without season; each row uses the newest BTYD model not after it."""
+        """Curves without the seasonal factor; each row uses the newest BTYD model not after its origin."""
         horizons = tuple(horizons or self.horizons)
         hazard, orders, value = (np.full((len(table), len(horizons)), SMALLEST) for _ in range(3))
         buys = table["has_purchase"].to_numpy()
@@ -138,15 +140,15 @@ class SeasonalBTYD:
             hazard[rows], orders[rows], value[rows] = self.conversion.curves(table.iloc[rows], horizons)
         return _monotone(hazard, orders, value)
 
-    def realised_factor(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
-        """(orders, value) level of each past origin, (S, H): realised / expected; 1 where it has not fully observed."""
+    def actual_factor(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
+        """(orders factor, value factor) of past origins, (S, H) each: actual / expected totals; 1 where unobserved."""
         return self._lookup(origin_day, "orders"), self._lookup(origin_day, "value")
 
     def forecast_factor(self, origin_day: int, horizons: Sequence[int] | None = None) -> tuple[Floats, Floats, Floats]:
-        """(orders level, value level, log standard error of the value level), each (H,)."""
+        """(orders factor, value factor, standard error of the log of the value factor) at an origin, (H,) each."""
         horizons = tuple(horizons or self.horizons)
-        orders, _ = self.orders_factor_model.levels(origin_day, horizons)
-        value, error = self.value_factor_model.levels(origin_day, horizons)
+        orders, _ = self.orders_factor_model.forecast(origin_day, horizons)
+        value, error = self.value_factor_model.forecast(origin_day, horizons)
         return orders, value, error
 
     def _lookup(self, origin_day: NDArray[np.int32], what: str) -> Floats:
@@ -155,15 +157,16 @@ class SeasonalBTYD:
             rows = self.past[self.past["horizon_days"] == horizon]
             if len(rows) == 0:
                 continue
-            expected, realised = (rows[f"{part}_{what}"].to_numpy() for part in ("expected", "realised"))
+            expected, actual = (rows[f"{part}_{what}"].to_numpy() for part in ("expected", "actual"))
             scale = expected / np.maximum(rows["expected_orders"].to_numpy(), SMALLEST) * PSEUDO_ORDERS
-            level = (realised + scale) / np.maximum(expected + scale, SMALLEST)
-            ratio = pd.Series(level, index=rows["origin_day"].to_numpy())
+            factor = (actual + scale) / np.maximum(expected + scale, SMALLEST)
+            ratio = pd.Series(factor, index=rows["origin_day"].to_numpy())
             out[:, i] = ratio.reindex(origin_day).fillna(1.0).to_numpy()
         return out
 
     def to_json(self) -> dict[str, Any]:
-        # JSON has no infinity: null is the error of a level where nothing was realised.
+        """The content of a bundle's btyd.json, plain JSON values."""
+        # JSON has no infinity: null is the error of a factor where an actual total is not positive.
         past = self.past.astype(object).where(np.isfinite(self.past.astype(np.float64)), None)
         return {
             "horizons": list(self.horizons),
@@ -178,20 +181,21 @@ class SeasonalBTYD:
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:
+        """The inverse of `to_json`."""
         return cls(
             horizons=tuple(plain["horizons"]),
             cutoff_day=int(plain["cutoff_day"]),
             fits={int(day): BTYDModel.from_json(json.dumps(btyd_model)) for day, btyd_model in plain["fits"].items()},
             conversion=Conversion.from_json(plain["conversion"]),
             past=pd.DataFrame(plain["past"], columns=list(ERROR_COLUMNS)).astype(np.float64).fillna(np.inf),
-            orders_factor_model=SeasonalFactor.from_json(json.dumps(plain["orders_factor_model"])),
-            value_factor_model=SeasonalFactor.from_json(json.dumps(plain["value_factor_model"])),
+            orders_factor_model=SeasonalFactorModel.from_json(json.dumps(plain["orders_factor_model"])),
+            value_factor_model=SeasonalFactorModel.from_json(json.dumps(plain["value_factor_model"])),
             warning=plain["warning"],
         )
 
 
-def with_factor(curves: Curves, orders_factor: Floats, value_factor: Floats) -> Curves:
-    """Curves with the level of their origin applied; levels are (S, H) or (H,)."""
+def apply_factor(curves: Curves, orders_factor: Floats, value_factor: Floats) -> Curves:
+    """Curves times the seasonal factors of their origin, (S, H) or (H,); still non-decreasing in the horizon."""
     return _monotone(curves.hazard * orders_factor, curves.orders * orders_factor, curves.value * value_factor)
 
 
@@ -204,6 +208,7 @@ def _monotone(hazard: Floats, orders: Floats, value: Floats) -> Curves:
 def _errors(
     btyd_model: BTYDModel, buyers: pd.DataFrame, horizons: tuple[int, ...], day: int, log_days: int
 ) -> list[dict[str, float]]:
+    """Rows of ERROR_COLUMNS of one origin, one per observed horizon."""
     rows = []
     for horizon in horizons:
         if not bool(buyers[f"observed_{horizon}"].iloc[0]):
@@ -213,20 +218,21 @@ def _errors(
         for what in ("orders", "value"):
             real = buyers[f"{what}_{horizon}"].to_numpy()
             row[f"expected_{what}"] = float(expected[what].sum())
-            row[f"realised_{what}"] = float(real.sum())
+            row[f"actual_{what}"] = float(real.sum())
             row[f"error_{what}"] = log_error(expected[what], real)
         rows.append(row)
     return rows
 
 
 def _warning(btyd_model: BTYDModel, buyers: pd.DataFrame) -> str | None:
+    """Text of the degenerate-fit check where the fit is degenerate."""
     if isinstance(btyd_model.counts, NBD):
         return None
     history = tuple(buyers[name].to_numpy(np.float64) for name in ("frequency", "recency", "T"))
-    finding = diagnostics.check(btyd_model.counts, NBD.fit(*history), float((history[0] > 0).sum()))
+    finding = diagnostics.check_dropout(btyd_model.counts, NBD.fit(*history), float((history[0] > 0).sum()))
     return finding.text if finding.degenerate else None
 
 
-def _index(past: pd.DataFrame, what: str, cutoff_day: int) -> SeasonalFactor:
-    names = {f"{part}_{what}": name for part, name in _INDEX_NAMES.items()}
-    return SeasonalFactor.fit(past.rename(columns=names), cutoff_day)
+def _factor_model(past: pd.DataFrame, what: str, cutoff_day: int) -> SeasonalFactorModel:
+    names = {f"{part}_{what}": name for part, name in _ERROR_NAMES.items()}
+    return SeasonalFactorModel.fit(past.rename(columns=names), cutoff_day)

@@ -1,10 +1,11 @@
-"""The level: how far realised totals will stand above or below the BTYD model's, learned from its errors at past origins.
+"""Seasonal factor: forecasts the ratio of actual totals to those of the BTYD model from its errors at past origins.
 
-log(realised / expected) of a window [o, o + h) is modelled as the window's mean of a yearly season plus a slow drift
-plus noise. A season sums to nothing over its year: what lasts is drift. Both are Gaussian processes around 0, so the
-forecast is a precision-weighted mean of the same season a year before, of the newest fully observed origins, and of "the
-BTYD model is right" (level 1). Their spreads, and for how long a season lasts, are not fixed but averaged over by how well
-they explain the past (empirical Bayes): where the log shows no season, none is forecast.
+log(actual / expected) of a window [o, o + h) is modelled as the window's mean of a yearly season, plus a slow drift,
+plus noise. A season sums to zero over its year; what persists is drift. Season and drift are Gaussian processes around
+0, so the forecast is a precision-weighted mean of the same season a year before, of the newest fully observed origins,
+and of a factor of 1. Their standard deviations and the length scale of the season are not fixed: the forecast is
+averaged over them, weighted by how well they explain the past (empirical Bayes). Where the log shows no season, none is
+forecast.
 """
 
 from __future__ import annotations
@@ -22,62 +23,61 @@ from scipy.linalg import cho_factor, cho_solve
 
 Floats = NDArray[np.float64]
 
-MIN_LOG_DAYS = 180  # a younger log has no BTYD model worth learning from
+MIN_LOG_DAYS = 180  # of log before an origin, below which the errors of the BTYD model are not used
 YEAR_DAYS = 365.2425
-_SEASON_DAYS = (20.0, 40.0, 80.0)  # so far a day of the year tells about others: a peak of weeks, a cosine
+_SEASON_DAYS = (20.0, 40.0, 80.0)  # length scales of the season: from a peak of weeks to a cosine of the year
 _HARMONICS = np.arange(1, 9)
 _SHARES = np.exp(-((2 * np.pi * np.outer(_SEASON_DAYS, _HARMONICS) / YEAR_DAYS) ** 2) / 2)
-_SHARES /= _SHARES.sum(1, keepdims=True)  # of each harmonic in the variance of a day, (L, 8), L lengths of seasons
+_SHARES /= _SHARES.sum(1, keepdims=True)  # (L, 8) share of each harmonic in the variance of a day, for L length scales
 _DRIFT_MEMORY_DAYS = 730.0
-_SHARED = 0.9  # of the variance is common to all horizons; the rest is each horizon's own
-_SEASON_SPREADS = (0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviation of the log level of a day
+_SHARED = 0.9  # share of the variance that is common to all horizons; the rest is independent between horizons
+_SEASON_SPREADS = (0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviation of the log factor of a day
 _DRIFT_SPREADS = (0.0, 0.05, 0.1, 0.2, 0.4)
-_SEASON_PRIOR = (0.25, 0.8)  # median and log spread: most shops have a season; the lognormal doubts a flat year
-_DRIFT_PRIOR = 0.2  # half-normal
-_ROW_ERROR = 0.07  # what no sampling error covers: promotions, weather, the BTYD model's own fit
-_OVERCONFIDENCE = 1.1  # realised over stated error of the log level, on 160 simulated shops at about ten origins each
+_SEASON_PRIOR = (0.25, 0.8)  # median and standard deviation of the log, lognormal: most datasets have a season
+_DRIFT_PRIOR = 0.2  # scale of the half-normal prior of the standard deviation of the drift
+_ROW_ERROR = 0.07  # log error beyond the sampling error: promotions, weather, the fit of the BTYD model
+_OVERCONFIDENCE = 1.1  # actual over stated error of the log factor, on 160 simulated datasets at ten origins each
 _MAX_LOG_FACTOR = 1.5
 
 
 @dataclass(frozen=True)
-class SeasonalFactor:
-    """Past errors of the BTYD model that were known on `known_day`; `level` forecasts the next."""
+class SeasonalFactorModel:
+    """Errors of the BTYD model at K past origins and horizons, known on `known_day`; `forecast` gives later factors."""
 
     known_day: int
     origin_day: Floats  # (K,) local days since 1970-01-01
     horizon_days: Floats  # (K,)
-    log_ratio: Floats  # (K,) log(realised / expected)
+    log_ratio: Floats  # (K,) log(actual / expected)
     log_error: Floats  # (K,) its standard error
 
     @classmethod
     def fit(cls, errors: pd.DataFrame, known_day: int) -> Self:
-        """Keep what was known on `known_day`: rows with origin + horizon <= known_day and >= 180 days of log before.
+        """Keep the rows known on `known_day`: origin + horizon <= known_day, with at least 180 days of log before.
 
-        `errors`: origin_day, horizon_days, expected and realised (sums over customers), log_error (see `log_error`),
-        log_days (days of log before the origin); one row per origin and horizon.
+        `errors` has one row per origin and horizon: origin_day, horizon_days, expected and actual (sums over
+        customers), log_error (see `log_error`), log_days (days of log before the origin). Raises ValueError for
+        missing columns.
         """
         missing = [name for name in ERRORS if name not in errors]
         if missing:
             raise ValueError(f"the table of BTYD model errors lacks {', '.join(missing)}: it needs {', '.join(ERRORS)}")
         table = errors[list(ERRORS)].astype(np.float64)
         known = table["origin_day"] + table["horizon_days"] <= known_day
-        usable = (table["log_days"] >= MIN_LOG_DAYS) & (table["expected"] > 0) & (table["realised"] > 0)
+        usable = (table["log_days"] >= MIN_LOG_DAYS) & (table["expected"] > 0) & (table["actual"] > 0)
         table = table[known & usable & np.isfinite(table["log_error"])].sort_values(["origin_day", "horizon_days"])
         return cls(
             int(known_day),
             table["origin_day"].to_numpy(),
             table["horizon_days"].to_numpy(),
-            np.log(table["realised"] / table["expected"]).to_numpy(),
+            np.log(table["actual"] / table["expected"]).to_numpy(),
             table["log_error"].to_numpy(),
         )
 
-    def level(self, origin_day: float, horizon_days: float) -> tuple[float, float]:
-        """(multiplier of the BTYD model's total of [origin, origin + horizon), standard error of its log)."""
-        levels, errors = self.levels([origin_day], [horizon_days])
-        return float(levels[0]), float(errors[0])
+    def forecast(self, origin_day: ArrayLike, horizon_days: ArrayLike) -> tuple[Floats, Floats]:
+        """(N,) factor on the BTYD model's total of [origin, origin + horizon), and (N,) the standard error of its log.
 
-    def levels(self, origin_day: ArrayLike, horizon_days: ArrayLike) -> tuple[Floats, Floats]:
-        """`level` of many (origin, horizon) pairs, broadcast, each (N,)."""
+        Origins and horizons (days) are broadcast.
+        """
         origin, horizon = np.broadcast_arrays(
             np.atleast_1d(np.asarray(origin_day, np.float64)), np.atleast_1d(np.asarray(horizon_days, np.float64))
         )
@@ -98,7 +98,8 @@ class SeasonalFactor:
 
     @cached_property
     def _posterior(self) -> list[tuple[float, tuple[int, float, float], tuple[Floats, bool], Floats]]:
-        """(weight, (which _SEASON_DAYS, season spread, drift spread), Cholesky factor, K⁻¹ y) of each worth keeping."""
+        """Hyperparameters with a weight above 1e-4: (weight, (index in _SEASON_DAYS, standard deviations of season and
+        drift), Cholesky factor, K⁻¹ y)."""
         past = (self.origin_day, self.horizon_days)
         seasons, drift = _season_kernels(*past, *past), _drift_kernel(*past, *past)
         noise = _noise(*past, self.log_error)
@@ -115,38 +116,39 @@ class SeasonalFactor:
         return [(float(w), *rest) for w, rest in zip(share, found, strict=True) if w > 1e-4]
 
     def to_json(self) -> str:
+        """JSON text; floats survive exactly."""
         columns = ("origin_day", "horizon_days", "log_ratio", "log_error")
         return json.dumps({"known_day": self.known_day} | {name: getattr(self, name).tolist() for name in columns})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote; ValueError if it is something else."""
+        """The inverse of `to_json`; ValueError for any other text."""
         fields = json.loads(text)
         columns = ("origin_day", "horizon_days", "log_ratio", "log_error")
         if not isinstance(fields, dict) or set(fields) != {"known_day", *columns}:
-            raise ValueError("this is no seasonal index written by to_json: known_day and four columns are needed")
+            raise ValueError("the text is no seasonal factor that to_json wrote: known_day and four columns are needed")
         return cls(int(fields["known_day"]), *(np.array(fields[name], np.float64) for name in columns))
 
 
-ERRORS = ("origin_day", "horizon_days", "expected", "realised", "log_error", "log_days")
+ERRORS = ("origin_day", "horizon_days", "expected", "actual", "log_error", "log_days")
 
 
-def log_error(expected: ArrayLike, realised: ArrayLike) -> float:
-    """Standard error of log(Σ realised / Σ expected) over customers, (N,) each; inf where nothing was realised.
+def log_error(expected: ArrayLike, actual: ArrayLike) -> float:
+    """Standard error of log(Σ actual / Σ expected) over customers, (N,) each; inf where a total is not positive.
 
-    That of a ratio estimate: the spread of realised − ratio · expected (Cochran 1977, eq. 6.4).
+    It is that of a ratio estimate, from the residuals actual − ratio · expected (Cochran 1977, eq. 6.4).
     """
-    y, e = np.asarray(realised, np.float64), np.asarray(expected, np.float64)
+    y, e = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     if y.sum() <= 0 or e.sum() <= 0:
         return float("inf")
     return float(np.sqrt(((y - e * (y.sum() / e.sum())) ** 2).sum()) / y.sum())
 
 
 def _season_kernels(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:
-    """Covariance (L, N, M) of the window means of a yearly season whose day has variance 1, by the season's length.
+    """Covariance (L, N, M) of the window means of a yearly season whose day has variance 1, by length scale.
 
-    A Gaussian of `_SEASON_DAYS` wrapped around the year, less its mean, as a sum over harmonics; the mean of harmonic k
-    over h days keeps sinc(k h / year) of it and sits at mid-window.
+    The kernel is a Gaussian of `_SEASON_DAYS` wrapped around the year, less its mean, as a sum over harmonics; the mean
+    of harmonic k over h days is sinc(k h / year) times its value at mid-window.
     """
     lag = (origin + horizon / 2)[:, None] - (other + other_horizon / 2)[None, :]
     k = _HARMONICS[:, None, None]
@@ -156,7 +158,7 @@ def _season_kernels(origin: Floats, horizon: Floats, other: Floats, other_horizo
 
 
 def _season_variances(horizon: Floats) -> Floats:
-    """(L, N) variance of the window means."""
+    """(L, N) variance of the window means of the season."""
     return np.asarray(_SHARES @ np.sinc(_HARMONICS[:, None] * horizon / YEAR_DAYS) ** 2)
 
 
@@ -166,16 +168,16 @@ def _drift_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon:
 
 
 def _between_horizons(horizon: Floats, other: Floats) -> Floats:
-    """A long window is not the sum of short ones: by the next origin the BTYD model has digested what it had missed.
+    """Correlation of errors at two horizons: a shared part, and a part that fades with the difference of log horizons.
 
-    So a share of the errors belongs to the horizon, fading as horizons differ (by their log).
+    The error of a long window is not the sum of those of short ones, since the BTYD model is refitted in between.
     """
-    apart = np.log(horizon)[:, None] - np.log(other)[None, :]
-    return np.asarray(_SHARED + (1 - _SHARED) * np.exp(-((apart / 0.3) ** 2) / 2))
+    difference = np.log(horizon)[:, None] - np.log(other)[None, :]
+    return np.asarray(_SHARED + (1 - _SHARED) * np.exp(-((difference / 0.3) ** 2) / 2))
 
 
 def _noise(origin: Floats, horizon: Floats, error: Floats) -> Floats:
-    """Sampling covariance: windows that overlap count the same purchases, so twelve of them are not twelve facts."""
+    """Sampling covariance of the log ratios: overlapping windows count the same purchases, so they are correlated."""
     end = origin + horizon
     overlap = np.minimum(end[:, None], end[None, :]) - np.maximum(origin[:, None], origin[None, :])
     shared = np.clip(overlap, 0, None) / np.sqrt(horizon[:, None] * horizon[None, :])

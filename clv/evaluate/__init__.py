@@ -1,1 +1,1 @@
-"""Judging a model: metrics, paired bootstrap, baselines, calibration, leak checks, report. Tables in, tables out."""
+"""Evaluation of forecasts: metrics, paired bootstrap, baselines, leak checks, card and report."""

@@ -1,4 +1,4 @@
-"""Two checks that a pipeline does not see the future: randomise it and nothing may move; and results too good."""
+"""Leakage checks: scores must not change when the future is scrambled, and results must not be too good."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from numpy.typing import NDArray
 from clv.data.attributes import KNOWN_AT
 
 DAY_US = 86_400_000_000
-# Columns of events that must stay together to make sense, and are drawn together; all others are drawn one by one.
+# Columns of events that are drawn together, since they depend on each other; all others are drawn one by one.
 TOGETHER = ({"time", "known_at", "day"}, {"event_time", "known_at"})
-# A model that removes this share of the best baseline's remaining error has seen something baselines have not.
+# A model that removes more than this share of the best baseline's remaining error is suspected of a leak.
 SUSPICIOUS_SHARE = 0.5
 
 
 def scramble_future(table: pa.Table, origin_us: int, seed: int = 0) -> pa.Table:
     """An event or histories table whose every event not visible at the origin is replaced by a random one.
 
-    Visible: event time < origin and known_at < origin (us UTC). The number of future events of a customer, their times
-    (never before the origin), amounts, quantities, items, types and texts are drawn anew, each field on its own, from
-    what the future of the table holds; amounts are also scaled. Attributes not known before the origin change hands
-    among their customers and become known at other times after it. What was visible keeps its place. A pipeline that
-    is honest about time gives bit-identical features and scores for both tables.
+    Visible events have event time < origin and known_at < origin (us UTC); they do not change. The number of future
+    events of a customer, their times (never before the origin), amounts, quantities, items, types and texts are drawn
+    anew, each field separately, from the future of the table; amounts are also scaled. Attributes not known before the
+    origin are permuted among their customers and become known at other times after it. A pipeline without a leak gives
+    bit-identical features and scores for both tables. Raises ValueError for any other table.
     """
     if "event_time" in table.column_names:
         return _scramble_events(table, origin_us, np.random.default_rng(seed))
     if "time" in table.column_names:
         table = _scramble_histories(table, origin_us, np.random.default_rng(seed))
         return _scramble_attributes(table, origin_us, np.random.default_rng([seed, 1]))
-    raise ValueError(f"neither an event table (event_time) nor histories (time): columns {table.column_names}")
+    raise ValueError(
+        f"the table is neither events (event_time) nor histories (time): it has the columns {table.column_names}"
+    )
 
 
 def _microseconds(column: Any) -> NDArray[np.int64]:
@@ -44,7 +46,7 @@ def _microseconds(column: Any) -> NDArray[np.int64]:
 
 
 def _draw(columns: list[str], future: NDArray[np.int64], size: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Row numbers of the future to read each column from: one draw for times, an own one for every other column."""
+    """Future row numbers to read each column from: one draw for the times, a separate one for every other column."""
     times = rng.choice(future, size)
     group = max((g & set(columns) for g in TOGETHER), key=len)
     return {name: times if name in group else rng.choice(future, size) for name in columns}
@@ -76,7 +78,7 @@ def _scramble_events(table: pa.Table, origin_us: int, rng: np.random.Generator) 
     if "amount" in columns:
         columns["amount"] = _scale(columns["amount"], drawn, rng)
     if "event_id" in columns:
-        # Drawn twice, an id would look like a duplicate row and be cleaned away.
+        # Cleaning would remove an id that is drawn twice as a duplicate row.
         fresh = pa.array([f"future-{i}" for i in range(size)], table.schema.field("event_id").type)
         kept = pc.take(table["event_id"], pa.array(past)).combine_chunks()
         columns["event_id"] = pa.concat_arrays([kept, fresh])
@@ -92,7 +94,7 @@ def _scramble_histories(table: pa.Table, origin_us: int, rng: np.random.Generato
     time = _microseconds(flat["time"])
     known = _microseconds(flat["known_at"]) if "known_at" in flat else time
     hidden = np.maximum(time, known) >= origin_us
-    # Times are taken over from other tokens with their local day: only those at or after the origin can be.
+    # Times are copied from other tokens together with their local day, so only tokens at or after the origin qualify.
     future = np.flatnonzero(hidden & (time >= origin_us))
     if not len(future):
         return table
@@ -121,7 +123,7 @@ def _scramble_histories(table: pa.Table, origin_us: int, rng: np.random.Generato
 
 
 def _scramble_attributes(table: pa.Table, origin_us: int, rng: np.random.Generator) -> pa.Table:
-    """Attributes that became known at or after the origin, each shuffled among the customers it is hidden for."""
+    """Permutes each attribute among the customers for whom it became known at or after the origin."""
     for dated in [name for name in table.column_names if name.endswith(KNOWN_AT)]:
         known = table[dated].cast(pa.float64()).to_numpy(zero_copy_only=False)
         hidden = np.flatnonzero(~(known < origin_us))
@@ -138,7 +140,7 @@ def _scramble_attributes(table: pa.Table, origin_us: int, rng: np.random.Generat
 
 @dataclass(frozen=True, kw_only=True)
 class LeakageFinding:
-    """Whether results look like a leak, and the reasons in words."""
+    """Whether results look like a leak, and the reasons for people."""
 
     suspicious: bool
     reasons: tuple[str, ...]
@@ -147,10 +149,11 @@ class LeakageFinding:
 def too_good(
     metrics: Mapping[str, Mapping[str, Any]], model: str = "clv", share: float = SUSPICIOUS_SHARE
 ) -> LeakageFinding:
-    """Judge one origin and horizon: model -> metric -> number, as in metrics.json.
+    """Compare `model` with the best baseline of one origin and horizon; `metrics` is model -> metric -> number.
 
-    Suspicious is a model that removes more than `share` of the remaining error of the best baseline in ranking (nGini, AUC,
-    Spearman, against 1) or in size (MAE, RMSE, CRPS, against 0). Real progress over fitted baselines is some per cent.
+    A model is suspicious that removes more than `share` of the best baseline's remaining error in ranking (nGini, AUC,
+    Spearman, distance from 1) or in size (MAE, RMSE, CRPS, distance from 0): real progress over fitted baselines is a
+    few per cent. Raises ValueError where `metrics` has no such model.
     """
     if model not in metrics:
         raise ValueError(f"no metrics of model {model!r}; there are {list(metrics)}")
@@ -163,10 +166,11 @@ def too_good(
             continue
         rest = {name: 1 - value if best_is_one else value for name, value in theirs.items()}
         best = min(rest, key=lambda name: rest[name])
-        left = 1 - ours if best_is_one else ours
-        if rest[best] > 0 and left < (1 - share) * rest[best]:
+        remainder = 1 - ours if best_is_one else ours
+        if rest[best] > 0 and remainder < (1 - share) * rest[best]:
             reasons.append(
-                f"{metric} {ours:.3g} against {theirs[best]:.3g} of the best baseline {best}: {1 - left / rest[best]:.0%} "
-                f"of the remaining error gone, more than {share:.0%}; look for the future in features or population"
+                f"{metric} is {ours:.3g} against {theirs[best]:.3g} of the best baseline, {best}: the model removes "
+                f"{1 - remainder / rest[best]:.0%} of its remaining error, more than {share:.0%}; look for data after "
+                "the origin in the features or in the choice of customers"
             )
     return LeakageFinding(suspicious=bool(reasons), reasons=tuple(reasons))

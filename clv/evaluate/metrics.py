@@ -1,7 +1,7 @@
-"""Point metrics of value and purchase. y actual and y_hat predicted value in [o, o + H), both (n,).
+"""Metrics of value and purchase forecasts; y is the actual and y_hat the predicted value in [o, o + H), (n,) each.
 
-AUC, average precision, Spearman and the churn report are those of scikit-learn and scipy. The metrics of value rest on
-mid-ranks and on the concentration curve, where customers with the same prediction share their group's mean, so that
+AUC, average precision, Spearman and the churn report are those of scikit-learn and scipy. The metrics of value use
+mid-ranks and the concentration curve, in which customers with equal predictions share the mean of their group, so that
 ties are exact. Undefined metrics are NaN, never an exception.
 
 scikit-learn and scipy.stats are imported by the functions that call them: their import takes longer than that of the
@@ -32,15 +32,15 @@ METRICS = (
     "crps",
     "pit80",
 )
-# Distance from `bias` 1 and from `pit80` .8 counts; of the others more, or less, is better.
+# Whether a higher or a lower metric is better; `bias` should be 1 and `pit80` 0.8.
 BETTER: Mapping[str, str] = {
     **dict.fromkeys(("ngini", "spearman", "auc", "top_decile_capture"), "higher"),
     **dict.fromkeys(("mae_over_mean", "rmse_over_mean", "decile_mape", "crps"), "lower"),
     "bias": "one",
     "pit80": "0.8",
 }
-# A total, or that of a tenth of the customers, below this share of what its size should be is zero but for rounding or
-# for sales that returns cancel: a ratio to it would measure nothing but its own denominator.
+# A total, of all customers or of a tenth of them, counts as zero below this share of its expected size: it is then due
+# to rounding or to sales that returns cancel, and a ratio to it would have no meaning.
 NEGLIGIBLE = 1e-6
 
 
@@ -57,15 +57,15 @@ def _total(y: Array) -> float:
 def _pair(y: ArrayLike, y_hat: ArrayLike) -> tuple[Array, Array]:
     a, b = np.asarray(y, float), np.asarray(y_hat, float)
     if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(f"realised has shape {a.shape}, predicted {b.shape}; give one number per customer in each")
+        raise ValueError(f"actual has shape {a.shape}, predicted {b.shape}; give one number per customer in each")
     if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))):
         bad = int(np.sum(~np.isfinite(a) | ~np.isfinite(b)))
-        raise ValueError(f"{bad} of {len(a)} customers have a realised or predicted value that is not finite")
+        raise ValueError(f"{bad} of {len(a)} customers have a actual or predicted value that is not finite")
     return a, b
 
 
 def midranks(x: ArrayLike) -> Array:
-    """(n,) average ranks from 0.5 to n - 0.5: how many are smaller, plus half of those equal (itself included)."""
+    """(n,) mid-ranks from 0.5 to n - 0.5: number of smaller values plus half that of equal ones, itself included."""
     values = np.asarray(x, float)
     _, group, size = np.unique(values, return_inverse=True, return_counts=True)
     end = np.cumsum(size)
@@ -79,8 +79,8 @@ def _gini(y: Array, rank: Array) -> float:
 def ngini(y: ArrayLike, y_hat: ArrayLike) -> float:
     """Normalised Gini G(y_hat) / G(y), G = 2 mean(cumulative share of y, best first, half-step corrected) - 1.
 
-    1 for the perfect order, 0 on average for a random or constant one, -1 reversed. NaN where nobody or everybody
-    has the same value.
+    It is 1 for the perfect order, 0 on average for a random or constant one, -1 for the reversed order, and NaN where
+    all customers have the same value.
     """
     a, b = _pair(y, y_hat)
     best = _gini(a, midranks(a)) if len(a) else float("nan")
@@ -116,30 +116,30 @@ def average_precision(event: ArrayLike, score: ArrayLike) -> float:
 def calibration_error(event: ArrayLike, p: ArrayLike, bins: int = 10) -> float:
     """Mean over equal groups by p of |mean p - share of events| (ECE, Naeini et al. 2015); NaN without customers.
 
-    `sklearn.calibration.calibration_curve` has no such mean: its quantile bins lose their sizes, and equal
-    probabilities leave some of them empty.
+    `sklearn.calibration.calibration_curve` cannot give this mean: it returns no bin sizes, and equal probabilities
+    leave some of its quantile bins empty.
     """
-    hit, said = _pair(np.asarray(event, bool), p)
-    real, mean = deciles(hit, said, min(bins, max(len(hit), 1)))
+    hit, chance = _pair(np.asarray(event, bool), p)
+    real, mean = deciles(hit, chance, min(bins, max(len(hit), 1)))
     return float(np.abs(real - mean).mean()) if len(hit) else float("nan")
 
 
 def bias(y: ArrayLike, y_hat: ArrayLike) -> float:
-    """Sum of predicted over sum of realised; 1 is right, 1.3 is 30 % too much."""
+    """Predicted / actual total: 1 is right, 1.3 is 30 % too much."""
     a, b = _pair(y, y_hat)
     return _ratio(float(b.sum()), _total(a))
 
 
 def bias_by(y: ArrayLike, y_hat: ArrayLike, cohort: ArrayLike) -> dict[str, dict[str, float]]:
-    """Per cohort label, ascending: customers, realised and predicted sums (currency), bias."""
+    """Per cohort label, ascending: customers, actual and predicted total (currency), and bias, predicted / actual."""
     a, b = _pair(y, y_hat)
     labels, group = np.unique(np.asarray(cohort), return_inverse=True)
-    count, real, said = (np.bincount(group, weights=w, minlength=len(labels)) for w in (np.ones_like(a), a, b))
+    count, real, predicted = (np.bincount(group, weights=w, minlength=len(labels)) for w in (np.ones_like(a), a, b))
     return {
         str(label): {
             "customers": float(count[i]),
-            "realised": float(real[i]),
-            "predicted": float(said[i]),
+            "actual": float(real[i]),
+            "predicted": float(predicted[i]),
             "bias": bias(a[group == i], b[group == i]),
         }
         for i, label in enumerate(labels)
@@ -156,7 +156,7 @@ def concentration(y: ArrayLike, y_hat: ArrayLike, fractions: ArrayLike) -> Array
 
 
 def deciles(y: ArrayLike, y_hat: ArrayLike, buckets: int = 10) -> tuple[Array, Array]:
-    """Mean realised and mean predicted value (buckets,) of equal buckets of customers, highest prediction first."""
+    """Mean actual and mean predicted value (buckets,) of equal buckets of customers, highest prediction first."""
     edges = np.linspace(0, 1, buckets + 1)
     per = max(len(np.asarray(y)), 1) / buckets
     return np.diff(concentration(y, y_hat, edges)) / per, np.diff(concentration(y_hat, y_hat, edges)) / per
@@ -165,18 +165,18 @@ def deciles(y: ArrayLike, y_hat: ArrayLike, buckets: int = 10) -> tuple[Array, A
 def decile_mape(y: ArrayLike, y_hat: ArrayLike) -> float:
     """Mean over ten equal buckets of y_hat of |mean y_hat - mean y| / mean y.
 
-    NaN where the customers of a bucket spent nothing, or a negligible part of their share of the total: a relative
-    error has no value there, and without that bucket a model would be forgiven what it predicted for it.
+    NaN where the customers of a bucket spent nothing, or a negligible part of their share of the total: the relative
+    error is undefined there, and a mean over the other buckets would hide the error of this one.
     """
     a, b = _pair(y, y_hat)
-    real, said = deciles(a, b)
+    real, predicted = deciles(a, b)
     if not len(a) or not np.all(real > NEGLIGIBLE * _total(a) / len(a)):
         return float("nan")
-    return float(np.mean(np.abs(said - real) / real))
+    return float(np.mean(np.abs(predicted - real) / real))
 
 
 def mae_over_mean(y: ArrayLike, y_hat: ArrayLike) -> float:
-    """Mean absolute error over mean y. Never rank models by it alone: predicting the median wins it."""
+    """Mean absolute error over mean y. Predicting the median minimises it, so it must not rank models alone."""
     a, b = _pair(y, y_hat)
     return _ratio(float(np.abs(a - b).sum()), _total(a))
 
@@ -188,12 +188,12 @@ def rmse_over_mean(y: ArrayLike, y_hat: ArrayLike) -> float:
 
 
 def top_decile_capture(y: ArrayLike, y_hat: ArrayLike) -> float:
-    """Share of all actual value that the tenth of customers with the highest prediction brought."""
+    """Share of the actual total that the tenth of customers with the highest prediction spent."""
     return _ratio(float(concentration(y, y_hat, [0.1])[0]), _total(np.asarray(y, float)))
 
 
 def lift(y: ArrayLike, y_hat: ArrayLike, points: int = 101) -> tuple[Array, Array]:
-    """(fractions, share of value captured by that fraction), both (points,): the lift or gains curve."""
+    """Lift (gains) curve: fractions of customers, best first, and their shares of the actual total, (points,) each."""
     fractions = np.linspace(0, 1, points)
     return fractions, concentration(y, y_hat, fractions) / _total(np.asarray(y, float))
 
@@ -207,37 +207,37 @@ def churn_report(orders: ArrayLike, p_purchase: ArrayLike, threshold: float = 0.
     from sklearn.metrics import precision_recall_fscore_support
 
     bought, p = _pair(np.asarray(orders, float) > 0, p_purchase)
-    gone, called = bought == 0, 1 - p >= threshold
+    churned, called = bought == 0, 1 - p >= threshold
     scores: Any = [[np.nan] * 2] * 3 + [[0, 0]]  # scikit-learn refuses an empty table
     if len(p):
-        scores = precision_recall_fscore_support(gone, called, labels=[True, False], zero_division=np.nan)
+        scores = precision_recall_fscore_support(churned, called, labels=[True, False], zero_division=np.nan)
     columns = ("precision", "recall", "f1", "support")
     out = {
         name: {column: float(score[i]) for column, score in zip(columns, scores, strict=True)}
         for i, name in enumerate(("churned", "stayed"))
     }
     out["overall"] = {
-        "accuracy": _ratio(float(np.sum(gone == called)), float(len(p))),
-        "auc": auc(gone, 1 - p),
-        "average_precision": average_precision(gone, 1 - p),
-        "share_churned": _ratio(float(gone.sum()), float(len(p))),
+        "accuracy": _ratio(float(np.sum(churned == called)), float(len(p))),
+        "auc": auc(churned, 1 - p),
+        "average_precision": average_precision(churned, 1 - p),
+        "share_churned": _ratio(float(churned.sum()), float(len(p))),
         "threshold": threshold,
     }
     return out
 
 
-def score_of(prediction: Prediction) -> NDArray[np.float64]:
-    """What ranks customers by purchase: the probability, or the value of a model that has none."""
+def purchase_score(prediction: Prediction) -> NDArray[np.float64]:
+    """(n,) score that ranks customers by purchase: the probability, or the value of a model without one."""
     return prediction.value if prediction.p_purchase is None else prediction.p_purchase
 
 
 def evaluate(y: ArrayLike, orders: ArrayLike, prediction: Prediction, seed: int = 0) -> dict[str, float | None]:
-    """The metrics of metrics.json for one model. crps is in shop currency; None = undefined or no distribution."""
+    """METRICS of one model, as in metrics.json; crps is in shop currency. None where undefined."""
     value = prediction.value
     out: dict[str, float] = {
         "ngini": ngini(y, value),
         "spearman": spearman(y, value),
-        "auc": auc(np.asarray(orders, float) > 0, score_of(prediction)),
+        "auc": auc(np.asarray(orders, float) > 0, purchase_score(prediction)),
         "mae_over_mean": mae_over_mean(y, value),
         "rmse_over_mean": rmse_over_mean(y, value),
         "bias": bias(y, value),

@@ -1,4 +1,4 @@
-"""One origin and horizon of a judgement: what happened, and what every model had said."""
+"""Panel: actual outcomes and the predictions of all models at one origin and horizon."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from clv.forecast.distributions import Array, Prediction
 
 @dataclass(frozen=True, kw_only=True)
 class Visitors:
-    """Customers known at the origin who had not bought before it, arrays (v,) over the same visitors.
+    """Customers known at the origin without a purchase before it; arrays (v,) over the same visitors.
 
-    predictions: our model and `conversion`, the share of like visitors who bought in the past.
+    `predictions` holds our model and `conversion`, the rates of similar visitors in the past (`clv.btyd.conversion`).
     """
 
     y: Array
@@ -26,11 +26,12 @@ class Visitors:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Everybody with a purchase before the origin, arrays (n,) over the same customers.
+    """Customers with a purchase before the origin; arrays (n,) over the same customers.
 
-    `origin` is a date text, `predictions` a Prediction per model or {"not_run": reason}; `cohort` labels of the
-    acquisition period, `cell` of age and frequency; `orders_past` orders before the origin; `log_days` the days of
-    data before it. What is None is left out of the report.
+    `origin` is the text of a date, `y` the actual value (currency) and `orders` the actual orders in the horizon,
+    `predictions` a Prediction per model or {"not_run": reason}, `cohort` the acquisition period, `cell` the age and
+    frequency in words, `orders_past` the orders before the origin, `log_days` the days of data before it. The report
+    leaves out the parts that are None.
     """
 
     origin: str
@@ -45,11 +46,11 @@ class Panel:
     visitors: Visitors | None = None
 
     def models(self) -> dict[str, Prediction]:
-        """The models that ran."""
+        """The predictions of the models that ran."""
         return {name: p for name, p in self.predictions.items() if isinstance(p, Prediction)}
 
-    def once(self) -> NDArray[np.bool_]:
-        """(n,) whether the customer had one order before the origin; nobody where that is unknown."""
+    def one_order(self) -> NDArray[np.bool_]:
+        """(n,) whether the customer had exactly one order before the origin; all False where `orders_past` is None."""
         if self.orders_past is None:
             return np.zeros(len(self.y), bool)
         return np.asarray(self.orders_past, float) == 1

@@ -1,6 +1,7 @@
-"""Metrics of predictive distributions: CRPS, pinball, randomised PIT, coverage and width.
+"""Metrics of predictive distributions: CRPS, pinball loss, and coverage and width of the 80 % interval.
 
-With 65 to 95 % zeros a central interval always over-covers, so calibration is judged by the randomised PIT.
+Where 65 to 95 % of the customers spend nothing, a central interval always covers too many, so coverage is measured by
+the randomised PIT (`clv.forecast.distributions.pit`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from clv.forecast.distributions import Array, Quantiles, pit, realised_values
+from clv.forecast.distributions import Array, Quantiles, pit, actual_values
 
 
 def pinball(y: ArrayLike, quantile: ArrayLike, level: float) -> Array:
@@ -20,30 +21,30 @@ def pinball(y: ArrayLike, quantile: ArrayLike, level: float) -> Array:
 def crps(y: ArrayLike, quantiles: Quantiles) -> Array:
     """(n,) continuous ranked probability score, currency: twice the pinball loss integrated over the levels.
 
-    Laio and Tamea 2007, eq. 7. Equals the absolute error for a point forecast. y below zero counts as zero.
+    Source: Laio and Tamea 2007, eq. 7. It is the absolute error for a point forecast; y below zero counts as zero.
     """
-    error = realised_values(y, quantiles)[:, None] - quantiles.values
+    error = actual_values(y, quantiles)[:, None] - quantiles.values
     loss = np.where(error >= 0, quantiles.levels, quantiles.levels - 1) * error
     return np.asarray(2 * loss @ quantiles.weights(), float)
 
 
 def pit80(u: ArrayLike) -> float:
-    """Share of PIT values in [.1, .9]: .8 when calibrated, more when the bands are too wide."""
+    """Coverage of the 80 % interval by the randomised PIT: share of PIT values in [.1, .9]."""
     values = np.asarray(u, float)
     return float(np.mean((values >= 0.1) & (values <= 0.9))) if len(values) else float("nan")
 
 
 def coverage_and_width(y: ArrayLike, quantiles: Quantiles, level: float = 0.8) -> tuple[float, float]:
-    """Share of y inside the central interval, and its mean width in currency."""
-    real = realised_values(y, quantiles)
-    low, high = quantiles.at([(1 - level) / 2, (1 + level) / 2]).T
+    """Share of y inside the central interval of that level, and its mean width in currency; NaN without customers."""
+    real = actual_values(y, quantiles)
+    low, high = quantiles.quantile([(1 - level) / 2, (1 + level) / 2]).T
     if not len(real):
         return float("nan"), float("nan")
     return float(np.mean((real >= low) & (real <= high))), float(np.mean(high - low))
 
 
 def by_cell(y: ArrayLike, quantiles: Quantiles, cell: ArrayLike, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Per cell label (such as age x frequency): customers, pit80, coverage and mean width of the 80 % interval."""
+    """Per cell label: customers, and pit80, plain coverage and mean width (currency) of the 80 % interval."""
     real, labels = np.asarray(y, float), np.asarray(cell)
     u = pit(real, quantiles, seed)
     out = {}

@@ -1,4 +1,4 @@
-"""Adjusts a raw forecast: blend weights, spread, totals and calibration, in this order."""
+"""Adjustment of the network's forecast: blend with the BTYD model, slope, totals, calibration and uncertainty."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from clv.btyd.seasonal import Curves
 from clv.forecast import portfolio
-from clv.forecast.calibration import GRID, Calibration, cells, identity
+from clv.forecast.calibration import GRID, Calibration, age_frequency_cells, identity_calibration
 from clv.forecast.distributions import LEVELS, Prediction, Quantiles
 from clv.forecast.network import Forecast
+from clv.models.inputs.assemble import AssembledRows
 
 Floats = NDArray[np.float64]
 
-_NODES = np.linspace(0, 1, 128)  # of a buyer's log value, from four sigmas below his mixture to four above
+_NODES = np.linspace(0, 1, 128)  # grid of a buyer's log value, from four sigmas below the mixture to four above
 
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What the held-out origin taught, per learned horizon: the weight of the model against the BTYD model, the factors
-    that bring its totals (of value, raised to the power of `slope`; of orders, by those beyond the first) to the
-    level, and the calibration of probabilities and bands.
+    """The corrections learned at the held-out origin, one per learned horizon.
 
-    At horizons after the first `matured` no training origin has fully observed: the model's weights are 0 there, and the BTYD
-    model's increments carry the curves on from the last fully observed horizon (`Forecast.carried`), so that factors and
-    calibration of probabilities have no use there.
+    blend_purchase, blend_value: weight of the network against the BTYD model.
+    scale: factor on value (after value is raised to the power of `slope`, see `clv.forecast.slope`), and scale_repeats:
+    factor on the orders beyond the first; both bring the totals of the customers to those of the BTYD model.
+    calibration: of purchase probabilities and of the value distribution.
+    num_observed: number of horizons, the shortest ones, that a training origin observed in full. Beyond them the
+    network's weights are 0 and the increments of the BTYD model extend the curves (`Forecast.extend_with_btyd`), so
+    that scale factors and the calibration of probabilities have no effect there.
     """
 
     blend_purchase: tuple[float, ...]
@@ -38,95 +40,98 @@ class Adjustment:
     scale: tuple[float, ...]
     scale_repeats: tuple[float, ...]
     calibration: tuple[Calibration, ...]
-    matured: int
-    slope: float = 1.0  # see `clv.forecast.slope`
+    num_observed: int
+    slope: float = 1.0
 
     @classmethod
-    def none(cls, num_horizons: int, blend_weight: float = 1.0) -> Self:
-        ones = (1.0,) * num_horizons
-        return cls(
-            (blend_weight,) * num_horizons,
-            (blend_weight,) * num_horizons,
-            ones,
-            ones,
-            (identity(),) * num_horizons,
-            num_horizons,
-        )
+    def identity(cls, num_horizons: int, blend_weight: float = 1.0) -> Self:
+        """An adjustment that only blends, with the same weight of the network at every horizon."""
+        ones, weights = (1.0,) * num_horizons, (blend_weight,) * num_horizons
+        return cls(weights, weights, ones, ones, (identity_calibration(),) * num_horizons, num_horizons)
 
-    def limited(self, matured: int) -> Self:
-        """The same with weight 0 on the model at all but the first `matured` horizons."""
+    def limit_to_observed(self, num_observed: int) -> Self:
+        """This adjustment with weight 0 on the network at all but the first `num_observed` horizons."""
         purchase, value = (
-            (*blend_weight[:matured], *(0.0,) * (len(blend_weight) - matured))
-            for blend_weight in (self.blend_purchase, self.blend_value)
+            (*weights[:num_observed], *(0.0,) * (len(weights) - num_observed))
+            for weights in (self.blend_purchase, self.blend_value)
         )
-        return replace(self, blend_purchase=purchase, blend_value=value, matured=matured)
+        return replace(self, blend_purchase=purchase, blend_value=value, num_observed=num_observed)
 
     def to_json(self) -> dict[str, Any]:
+        """The content of a bundle's calibration.json, plain JSON values."""
         return {
             "blend_purchase": list(self.blend_purchase),
             "blend_value": list(self.blend_value),
             "scale": list(self.scale),
             "scale_repeats": list(self.scale_repeats),
             "calibration": [json.loads(c.to_json()) for c in self.calibration],
-            "matured": self.matured,
+            "num_observed": self.num_observed,
             "slope": self.slope,
         }
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:
+        """The inverse of `to_json`."""
         return cls(
             tuple(plain["blend_purchase"]),
             tuple(plain["blend_value"]),
             tuple(plain["scale"]),
             tuple(plain["scale_repeats"]),
             tuple(Calibration.from_json(json.dumps(c)) for c in plain["calibration"]),
-            int(plain["matured"]),
+            int(plain["num_observed"]),
             float(plain["slope"]),
         )
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """Adjusted forecast of S rows at the learned horizons, and what is needed to read any horizon off it."""
+class AdjustedForecast:
+    """Adjusted forecast of S rows at H horizons, with the distribution of each row's value and of sums of rows.
+
+    `forecast` holds the adjusted curves, `btyd` the curves of the BTYD model with the seasonal factor. Where the
+    horizons are not the learned ones (`clv.forecast.horizons`), `learned` is the forecast at the learned horizons, and
+    `next_learned` (H,) the index of the first learned horizon that is not shorter, or their number beyond the last.
+    """
 
     forecast: Forecast
-    base: Curves
-    remap: Floats  # (S, H, GRID): the level to read for a wanted level of a buyer's value
-    factor_error: Floats  # (H,) log standard deviation of the level that all customers share
-    sum_spread: Floats  # (H,) realised over predicted variance of sums of customers
-    matured: int  # learned horizons, the shortest ones, at which the model was trained (see `Adjustment`)
-    learned: Outlook | None = None  # at the learned horizons, where this one is read off it
-    right: NDArray[np.int64] | None = None  # (H,) index of the learned horizon at or after each; their number beyond
+    btyd: Curves
+    remap: Floats  # (S, H, GRID): quantile level of the mixture at which to read each level of a buyer's value
+    factor_error: Floats  # (H,) standard deviation of the log of the seasonal factor, which all customers share
+    sum_spread: Floats  # (H,) actual over predicted variance of sums of customers
+    num_observed: int  # of the learned horizons (see `Adjustment`)
+    learned: AdjustedForecast | None = None
+    next_learned: NDArray[np.int64] | None = None
 
     def quantiles(self, levels: Floats) -> Floats:
-        """(S, H, Q) in shop currency, non-decreasing in level and in horizon."""
+        """(S, H, Q) quantiles of value, shop currency, non-decreasing in the level and in the horizon."""
         p = self.forecast.p_purchase[..., None]
-        inner, read = self._read(levels)
+        inner, read = self._buyer_levels(levels)
         values = self.forecast.quantile(np.where(inner > 0, 1 - p + p * read, 0.0))
         values = np.maximum.accumulate(values, axis=2)
-        return self._between(values, None if self.learned is None else self.learned.quantiles(levels))
+        return self._bound_by_learned(values, None if self.learned is None else self.learned.quantiles(levels))
 
-    def _between(self, values: Floats, learned: Floats | None) -> Floats:
-        """Values (S, H, Q) made non-decreasing in the horizon, and held between those of the learned horizons around
-        each: what is said of a horizon must not depend on which others are asked for."""
-        if learned is not None and self.right is not None:
+    def _bound_by_learned(self, values: Floats, learned: Floats | None) -> Floats:
+        """Values (S, H, Q) made non-decreasing in the horizon, and clipped to those of the adjacent learned horizons.
+
+        So the quantiles of one horizon do not depend on the other horizons of the request.
+        """
+        if learned is not None and self.next_learned is not None:
             edge = np.zeros((len(values), 1, values.shape[2]))
             around = np.concatenate([edge, learned, edge + np.inf], axis=1)
-            values = np.clip(values, around[:, self.right], around[:, self.right + 1])
+            values = np.clip(values, around[:, self.next_learned], around[:, self.next_learned + 1])
         return np.maximum.accumulate(values, axis=1)
 
-    def _read(self, levels: Floats) -> tuple[Floats, Floats]:
-        """For wanted levels, (S, H, Q) each: the level among the customer's purchases, and where the mixture has it."""
+    def _buyer_levels(self, levels: Floats) -> tuple[Floats, Floats]:
+        """(S, H, Q) level among the row's purchases of each quantile level, and the mixture's level after the remap."""
         p = self.forecast.p_purchase[..., None]
         inner = (levels - (1 - p)) / p
-        place = np.clip(inner, 0, 1) * (len(GRID) - 1)
-        left = np.minimum(place.astype(np.int64), len(GRID) - 2)
+        position = np.clip(inner, 0, 1) * (len(GRID) - 1)
+        left = np.minimum(position.astype(np.int64), len(GRID) - 2)
         low = np.take_along_axis(self.remap, left, 2)
         high = np.take_along_axis(self.remap, left + 1, 2)
-        return inner, np.clip(low + (place - left) * (high - low), 1e-4, 1 - 1e-4)
+        return inner, np.clip(low + (position - left) * (high - low), 1e-4, 1 - 1e-4)
 
-    def equally_likely(self) -> Floats:
-        """(S, H, NUM_DRAWS) equally likely values of each customer, ascending: `quantiles` by a table, good to 1 %."""
+    def equally_likely_values(self) -> Floats:
+        """(S, H, NUM_DRAWS) equally likely values of each row, ascending: `quantiles` read from a table, within 1 %."""
         f = self.forecast
         low, high = (f.location - 4 * f.sigma).min(-1), (f.location + 4 * f.sigma).max(-1)
         log_value = low[..., None] + (high - low)[..., None] * _NODES
@@ -135,22 +140,23 @@ class Outlook:
             below += np.exp(f.log_weight[..., k, None]) * ndtr(
                 (log_value - f.location[..., k, None]) / f.sigma[..., k, None]
             )
-        inner, read = self._read(portfolio.DRAW_LEVELS)
-        # One ascending curve of all rows: each stands 2 above the one before.
+        inner, read = self._buyer_levels(portfolio.DRAW_LEVELS)
+        # np.interp needs one ascending curve, so each row's curve is raised by 2 above the one before.
         step = 2.0 * np.arange(low.size).reshape(*low.shape, 1)
         found = np.interp((read + step).ravel(), (below + step).ravel(), log_value.ravel()).reshape(read.shape)
         values = np.where(inner > 0, np.exp(found), 0.0)
-        return self._between(values, None if self.learned is None else self.learned.equally_likely())
+        learned = None if self.learned is None else self.learned.equally_likely_values()
+        return self._bound_by_learned(values, learned)
 
-    def take(self, rows: slice) -> Outlook:
-        """The outlook of some rows."""
+    def take(self, rows: slice) -> AdjustedForecast:
+        """The adjusted forecast of a slice of the rows."""
         forecast = replace(self.forecast, **{f.name: getattr(self.forecast, f.name)[rows] for f in fields(Forecast)})
-        base = replace(self.base, **{f.name: getattr(self.base, f.name)[rows] for f in fields(Curves)})
+        btyd = replace(self.btyd, **{f.name: getattr(self.btyd, f.name)[rows] for f in fields(Curves)})
         learned = None if self.learned is None else self.learned.take(rows)
-        return replace(self, forecast=forecast, base=base, remap=self.remap[rows], learned=learned)
+        return replace(self, forecast=forecast, btyd=btyd, remap=self.remap[rows], learned=learned)
 
     def prediction(self, horizon: int) -> Prediction:
-        """The outlook at the learned horizon of that index, as the metrics take it."""
+        """The predictions at the horizon of that index, in the form that the metrics take."""
         p = self.forecast.p_purchase[:, horizon]
         values = self.quantiles(LEVELS)[:, horizon]
         return Prediction(
@@ -162,26 +168,30 @@ class Outlook:
         )
 
 
-def adjust(raw: Forecast, base: Curves, table: pd.DataFrame, factor_error: Floats, adjustment: Adjustment) -> Outlook:
-    """Gate, spread, scale and calibrate at the fully observed horizons, and carry the curves on by the BTYD model's increments
-    (those of `base`) beyond; the uncertainty of the level widens every customer's distribution."""
-    blend_weight = np.array(adjustment.blend_purchase), np.array(adjustment.blend_value)
+def adjust(raw: Forecast, rows: AssembledRows, adjustment: Adjustment) -> AdjustedForecast:
+    """Adjust the network's forecast `raw` of `rows`.
+
+    At the observed horizons the forecast is blended with the BTYD model, and the value of buyers is raised to the power
+    of the slope, scaled and calibrated; beyond them the BTYD model's increments extend the curves. The error of the
+    seasonal factor widens the value distribution of every row.
+    """
+    table, btyd, factor_error = rows.table, rows.base, rows.factor_error
     buys = table["has_purchase"].to_numpy(bool)
-    out = raw.blended(base, blend_weight[0], blend_weight[1])
+    out = raw.blend_with_btyd(btyd, np.array(adjustment.blend_purchase), np.array(adjustment.blend_value))
     value = np.where(buys[:, None], out.value**adjustment.slope * np.array(adjustment.scale), out.value)
     repeats = out.repeats * np.where(buys[:, None], np.array(adjustment.scale_repeats), 1.0)
-    cell = cells(table["T"].to_numpy(), table["frequency"].to_numpy())
+    cell = age_frequency_cells(table["T"].to_numpy(), table["frequency"].to_numpy())
     p = out.p_purchase
     for i, calibration in enumerate(adjustment.calibration):
         p[:, i] = np.where(buys, calibration.probability(p[:, i], cell), p[:, i])
     hazard = np.maximum.accumulate(-np.log1p(-np.clip(p, 1e-12, 1 - 1e-12)), axis=1)
     out = replace(
-        out.moved(hazard, np.maximum.accumulate(value, axis=1)), repeats=np.maximum.accumulate(repeats, axis=1)
-    ).carried(base, adjustment.matured)
+        out.rescale(hazard, np.maximum.accumulate(value, axis=1)), repeats=np.maximum.accumulate(repeats, axis=1)
+    ).extend_with_btyd(btyd, adjustment.num_observed)
     wide = np.sqrt(out.sigma**2 + (factor_error**2)[:, None])
     out = replace(out, sigma=wide, location=out.location + (out.sigma**2 - wide**2) / 2)
     remap = np.stack([np.asarray(c.remap)[cell] for c in adjustment.calibration], axis=1)
-    stretch, spread = (
-        np.array([getattr(c, n) for c in adjustment.calibration]) for n in ("factor_error_scale", "sum_spread")
+    error_scale, sum_spread = (
+        np.array([getattr(c, name) for c in adjustment.calibration]) for name in ("factor_error_scale", "sum_spread")
     )
-    return Outlook(out, base, remap, factor_error * stretch, spread, adjustment.matured)
+    return AdjustedForecast(out, btyd, remap, factor_error * error_scale, sum_spread, adjustment.num_observed)

@@ -1,4 +1,4 @@
-"""From a model to numbers: forward passes in order of length, and the distribution of value that the heads describe."""
+"""Forecasts of the network: forward passes over samples, and the curves and value mixture that the heads give."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import logsumexp, ndtr
+from scipy.special import ndtr
 from torch import nn
 
 from clv.btyd.seasonal import Curves
@@ -20,9 +20,11 @@ BISECTIONS = 45
 
 @dataclass(frozen=True)
 class Forecast:
-    """Per row and horizon, (S, H): cumulative curves, and (S, H, K) the lognormal mixture of value given a purchase.
+    """Forecast of S rows at H horizons: cumulative curves (S, H), and the distribution of value given a purchase.
 
-    Value is in shop currency, log value too. `z` (S, Z) is the customer's embedding.
+    hazard is -log P(no purchase), repeats are expected orders beyond the first, value is expected spend in shop
+    currency. Value given a purchase follows a mixture of K lognormals with log_weight, location and sigma (S, H, K), of
+    the log value in shop currency. z (S, Z) is the customer's embedding.
     """
 
     hazard: Floats
@@ -35,36 +37,41 @@ class Forecast:
 
     @property
     def p_purchase(self) -> Floats:
+        """(S, H) probability of at least one purchase."""
         return -np.expm1(-self.hazard)
 
     @property
     def orders(self) -> Floats:
+        """(S, H) expected orders."""
         return self.p_purchase + self.repeats
 
-    def blended(self, base: Curves, purchase: float | Floats, value: float | Floats) -> Forecast:
-        """Mean of this forecast and the BTYD model's, with the given weights on this one; the mixture follows its mean."""
-        hazard = purchase * self.hazard + (1 - purchase) * base.hazard
-        repeats = purchase * self.repeats + (1 - purchase) * base.repeats
-        return replace(self, repeats=repeats).moved(hazard, value * self.value + (1 - value) * base.value)
+    def blend_with_btyd(self, btyd: Curves, purchase: float | Floats, value: float | Floats) -> Forecast:
+        """The weighted mean of this forecast and the BTYD curves; the value mixture moves to the new mean.
 
-    def carried(self, base: Curves, matured: int) -> Forecast:
-        """This forecast at the first `matured` horizons; beyond them the increments of `base` carry its curves on.
-
-        No training label has taught the network those horizons. Each row's hazard, orders and value therefore grow
-        from the last fully observed horizon by what `base` adds from there: the chance of a first purchase after that horizon
-        is the BTYD model's. Value given a purchase keeps the shape of the last fully observed horizon. Orders grow by more
-        only where they would otherwise fall below what p_purchase implies.
+        `purchase` is the weight of this forecast in hazard and repeats, `value` its weight in value.
         """
-        last = np.minimum(np.arange(self.hazard.shape[1]), matured - 1)
+        hazard = purchase * self.hazard + (1 - purchase) * btyd.hazard
+        repeats = purchase * self.repeats + (1 - purchase) * btyd.repeats
+        return replace(self, repeats=repeats).rescale(hazard, value * self.value + (1 - value) * btyd.value)
+
+    def extend_with_btyd(self, btyd: Curves, num_observed: int) -> Forecast:
+        """This forecast at the first `num_observed` horizons, and beyond them the increments of the BTYD curves.
+
+        The network had no training label for the longer horizons. Hazard, orders and value of each row therefore grow
+        from the last observed horizon by the increments of `btyd`, so that the probability of a first purchase after
+        that horizon is the BTYD model's. Value given a purchase keeps the shape of the last observed horizon. Orders
+        grow by more only where they would otherwise fall below p_purchase.
+        """
+        last = np.minimum(np.arange(self.hazard.shape[1]), num_observed - 1)
         held = replace(self, **{f.name: getattr(self, f.name)[:, last] for f in fields(self) if f.name != "z"})
-        hazard, orders, value = (c - c[:, last] for c in (base.hazard, base.orders, base.value))
-        after = held.moved(held.hazard + hazard, held.value + value)
+        hazard, orders, value = (c - c[:, last] for c in (btyd.hazard, btyd.orders, btyd.value))
+        after = held.rescale(held.hazard + hazard, held.value + value)
         # Orders are p_purchase + repeats; repeats never fall.
         repeats = held.repeats + (orders - (after.p_purchase - held.p_purchase))
         return replace(after, repeats=np.maximum.accumulate(repeats, axis=1))
 
-    def moved(self, hazard: Floats, value: Floats) -> Forecast:
-        """The same shape around another hazard and mean."""
+    def rescale(self, hazard: Floats, value: Floats) -> Forecast:
+        """The same shape of value given a purchase, with another hazard and another expected value, (S, H) each."""
         before = np.log(self.value) - np.log(self.p_purchase)
         after = np.log(value) - np.log(-np.expm1(-hazard))
         return replace(self, hazard=hazard, value=value, location=self.location + (after - before)[..., None])
@@ -78,7 +85,7 @@ class Forecast:
         return np.asarray(1 - p + p * np.where(value > 0, below, 0.0))
 
     def quantile(self, level: Floats) -> Floats:
-        """Smallest v with P(V <= v) >= level; level (S, H, Q) or broadcastable to it. Shop currency, (S, H, Q)."""
+        """(S, H, Q) smallest v with P(V <= v) >= level, shop currency; level is (S, H, Q) or broadcasts to it."""
         p = self.p_purchase[..., None]
         level = np.broadcast_to(level, (*self.hazard.shape, np.shape(level)[-1]))
         inner = (level - (1 - p)) / p
@@ -97,18 +104,15 @@ class Forecast:
         out[where] = np.exp((low + high) / 2)
         return out
 
-    def log_mean_given_purchase(self) -> Floats:
-        return np.asarray(logsumexp(self.log_weight + self.location + self.sigma**2 / 2, axis=-1))
-
 
 @torch.inference_mode()
-def forecast(
+def forecast_samples(
     model: nn.Module, samples: Samples, value_scale: float, *, batch_size: int = 512, device: str | torch.device = "cpu"
 ) -> Forecast:
-    """Forecast of every row, in the order of the rows."""
+    """Forecast of every sample, in the order of the samples; `value_scale` is the currency per unit of value."""
     model.eval()
     found: list[tuple[NDArray[np.int64], Outputs]] = []
-    for rows in samples.in_order_of_length(batch_size):
+    for rows in samples.batches_by_length(batch_size):
         found.append((rows, model(samples.batch(rows).to(device))))
     order = np.argsort(np.concatenate([rows for rows, _ in found])) if found else np.zeros(0, np.int64)
 

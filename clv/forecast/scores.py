@@ -1,4 +1,4 @@
-"""Score tables: their schemas, and one row per customer and horizon from an adjusted forecast."""
+"""Schemas of the score table and of the portfolio table, and the score table of an adjusted forecast."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clv.forecast.adjustment import Outlook
+from clv.forecast.adjustment import AdjustedForecast
+from clv.forecast.distributions import INTERVAL_LEVELS
 
 Floats = NDArray[np.float64]
-
-BAND = np.array([0.1, 0.5, 0.9])
-
 
 SCORES = pa.schema(
     [
@@ -32,7 +30,6 @@ SCORES = pa.schema(
     ]
 )
 
-
 PORTFOLIO = pa.schema(
     [
         pa.field("horizon_days", pa.int32(), nullable=False),
@@ -46,13 +43,19 @@ def score_table(
     ids: pd.Series[str],
     origin: int,
     horizons: tuple[int, ...],
-    outlook: Outlook,
+    adjusted: AdjustedForecast,
     clv: Floats,
-    beyond: NDArray[np.bool_],
+    extrapolated: NDArray[np.bool_],
 ) -> pa.Table:
-    f, num = outlook.forecast, len(ids)
+    """SCORES: one row per customer and horizon, customers in the order of `ids`.
+
+    `origin` is in us UTC, `adjusted` holds the forecast at `horizons` (days), `clv` (S,) the discounted lifetime
+    value in shop currency, `extrapolated` (H,) marks horizons beyond the learned ones. Ranks and deciles are within the
+    table, per horizon; rank 1 and decile 1 have the highest value.
+    """
+    f, num = adjusted.forecast, len(ids)
     p, orders, value = f.p_purchase, f.orders, f.value
-    band = outlook.quantiles(BAND)
+    interval = adjusted.quantiles(INTERVAL_LEVELS)
     rank = np.empty((num, len(horizons)), np.int64)
     order = np.lexsort((np.arange(num)[:, None].repeat(len(horizons), 1), -value), axis=0)
     np.put_along_axis(rank, order, np.arange(1, num + 1)[:, None], 0)
@@ -65,12 +68,12 @@ def score_table(
         "orders_mean": orders.ravel(),
         "aov": (value / orders).ravel(),
         "value_mean": value.ravel(),
-        "value_median": band[..., 1].ravel(),
-        "value_p10": band[..., 0].ravel(),
-        "value_p90": band[..., 2].ravel(),
+        "value_median": interval[..., 1].ravel(),
+        "value_p10": interval[..., 0].ravel(),
+        "value_p90": interval[..., 2].ravel(),
         "clv_mean": np.repeat(clv, len(horizons)),
-        "btyd_value_mean": outlook.base.value.ravel(),
-        "extrapolated": np.tile(beyond, num),
+        "btyd_value_mean": adjusted.btyd.value.ravel(),
+        "extrapolated": np.tile(extrapolated, num),
         "value_rank": rank.ravel(),
         "value_decile": (1 + (rank - 1) * 10 // max(num, 1)).astype(np.int32).ravel(),
     }

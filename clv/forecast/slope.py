@@ -1,8 +1,9 @@
-"""How far apart values should lie: what customers brought against what was said, on the log scale.
+"""Slope of log actual value on log predicted value: corrects forecasts that spread customers too little or too much.
 
-A forecast held back (by early stopping, by a share of the BTYD model) gives too little to the best customers and too much
-to the rest: realised value then goes with the slope-th power of the predicted one, slope > 1. The order of customers
-stays. One origin's season may favour the largest too, so what one origin says is believed by half at most.
+Early stopping and the blend with the BTYD model shrink a forecast: the best customers get too little, the others too
+much. The actual value is then proportional to the slope-th power of the predicted one, with a slope above 1. The order
+of customers does not change. The season of one origin may favour large customers too, so the slope estimated at one
+origin is shrunk at least halfway to 1.
 """
 
 from __future__ import annotations
@@ -14,39 +15,40 @@ from scipy.optimize import brentq
 from clv.forecast.distributions import Array
 
 PRIOR = 0.05  # standard deviation of slopes around 1
-ONE_ORIGIN = 0.05  # and of the slope at one origin around that of others
+ONE_ORIGIN = 0.05  # standard deviation of the slope at one origin around that of the other origins
 BOUNDS = (0.5, 2.0)
-SMALLEST = 1e-9  # of the mean prediction: what is said to bring less is told apart no further
+SMALLEST = 1e-9  # of the mean prediction: predictions below this count as equal
 
 
 def fit_slope(value: ArrayLike, y: ArrayLike) -> float:
-    """The slope of realised on predicted value, (n,) each in one currency, shrunk towards 1.
+    """The slope of log actual on log predicted value, shrunk towards 1; `value` predicted, `y` actual, (n,) each.
 
-    Poisson quasi-likelihood with the total given (the conditional likelihood of shares), sandwich error (White 1982);
-    1 where nothing was bought or all are predicted alike. Raises ValueError for unequal lengths.
+    The estimate maximises the Poisson quasi-likelihood given the total (the conditional likelihood of shares); its
+    standard error is the sandwich estimate (White 1982). The slope is 1 where nothing was bought, or where all
+    predictions are equal. Raises ValueError for unequal lengths.
     """
-    said, real = np.asarray(value, float), np.maximum(np.asarray(y, float), 0.0)
-    if said.shape != real.shape:
-        raise ValueError(f"{len(said)} predicted values for {len(real)} realised ones; give one per customer")
-    if real.sum() <= 0 or said.sum() <= 0:
+    predicted, actual = np.asarray(value, float), np.maximum(np.asarray(y, float), 0.0)
+    if predicted.shape != actual.shape:
+        raise ValueError(f"{len(predicted)} predicted values for {len(actual)} actual ones; give one per customer")
+    if actual.sum() <= 0 or predicted.sum() <= 0:
         return 1.0
-    x = np.log(np.maximum(said / said.mean(), SMALLEST))
-    real = real / real.sum()
+    x = np.log(np.maximum(predicted / predicted.mean(), SMALLEST))
+    actual = actual / actual.sum()
 
     def shares(slope: float) -> Array:
         power = np.exp(slope * (x - x.max()))
         return np.asarray(power / power.sum())
 
     def surplus(slope: float) -> float:
-        """Of realised over predicted mean log value, weighted by money; falls as the slope grows."""
-        return float((real - shares(slope)) @ x)
+        """Value-weighted mean of log prediction: that of the actual less that of the predicted shares."""
+        return float((actual - shares(slope)) @ x)
 
     low, high = BOUNDS
     slope = low if surplus(low) <= 0 else high if surplus(high) >= 0 else brentq(surplus, low, high)
     share = shares(slope)
-    apart = x - share @ x
-    spread = float(share @ apart**2)
+    centred = x - share @ x
+    spread = float(share @ centred**2)
     if spread <= 0:
         return 1.0
-    error = float(np.sqrt(((real - share) ** 2) @ apart**2)) / spread
+    error = float(np.sqrt(((actual - share) ** 2) @ centred**2)) / spread
     return float(1 + (slope - 1) * PRIOR**2 / (PRIOR**2 + ONE_ORIGIN**2 + error**2))

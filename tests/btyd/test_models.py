@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import check_grad
 from scipy.special import hyp2f1
 
-from clv.btyd.likelihood import group
+from clv.btyd.likelihood import group_histories
 from clv.btyd.models import BGNBD, MBGNBD, NBD, BTYDModel, _dropout_loss
 
 WEEKS = {"r": 0.243, "alpha": 4.414, "a": 0.793, "b": 2.426}
@@ -71,7 +71,7 @@ def test_fit_does_not_depend_on_the_unit_of_time() -> None:
 
 @pytest.mark.parametrize("first_can_be_last", [0, 1])
 def test_gradient_is_that_of_the_likelihood(first_can_be_last: int) -> None:
-    rows = group([0, 1, 3, 12, 0], [0, 4.0, 9.0, 40.0, 0], [5.0, 20.0, 9.0, 41.0, 70.0])
+    rows = group_histories([0, 1, 3, 12, 0], [0, 4.0, 9.0, 40.0, 0], [5.0, 20.0, 9.0, 41.0, 70.0])
     loss = _dropout_loss(rows, 20.0, first_can_be_last)
     point = np.log([0.6, 0.9, 0.8, 1.7])
     error = check_grad(lambda t: loss(t)[0], lambda t: loss(t)[1], point)
@@ -195,7 +195,7 @@ def test_btyd_model_survives_json_bit_for_bit(kind: str) -> None:
     btyd_model = BTYDModel.fit(frame, kind)  # type: ignore[arg-type]
     again = BTYDModel.from_json(btyd_model.to_json())
     pd.testing.assert_frame_equal(again.predict(frame, 77), btyd_model.predict(frame, 77), check_exact=True)
-    with pytest.raises(ValueError, match="no BTYD model written by to_json"):
+    with pytest.raises(ValueError, match="no BTYD model that to_json wrote"):
         BTYDModel.from_json('{"kind": "bgnbd"}')
 
 

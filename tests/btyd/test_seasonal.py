@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from clv.btyd.seasonal import PSEUDO_ORDERS, Curves, SeasonalBTYD, with_factor
+from clv.btyd.seasonal import PSEUDO_ORDERS, Curves, SeasonalBTYD, apply_factor
 from clv.data import features, histories
 from clv.data.clock import DAY_US, Clock
 from clv.data.cutoff import Value, cut
@@ -58,7 +58,7 @@ def test_json_gives_the_same_baseline_to_the_bit(btyd: SeasonalBTYD, table: pa.T
                 getattr(btyd.curves(frame, horizons), name), getattr(again.curves(frame, horizons), name)
             )
     days = btyd.past["origin_day"].unique().astype(np.int32)
-    for a, b in zip(btyd.realised_factor(days), again.realised_factor(days), strict=True):
+    for a, b in zip(btyd.actual_factor(days), again.actual_factor(days), strict=True):
         assert np.array_equal(a, b)
     for a, b in zip(btyd.forecast_factor(19_800), again.forecast_factor(19_800), strict=True):
         assert np.array_equal(a, b)
@@ -66,32 +66,32 @@ def test_json_gives_the_same_baseline_to_the_bit(btyd: SeasonalBTYD, table: pa.T
     assert json.dumps(again.to_json()) == text
 
 
-def test_the_realised_level_times_the_expected_total_is_the_realised_total(btyd: SeasonalBTYD) -> None:
+def test_the_actual_level_times_the_expected_total_is_the_actual_total(btyd: SeasonalBTYD) -> None:
     assert len(btyd.past) >= 8
     for row in btyd.past.to_dict("records"):
         i = HORIZONS.index(int(row["horizon_days"]))
-        levels = btyd.realised_factor(np.array([row["origin_day"]], np.int32))
+        levels = btyd.actual_factor(np.array([row["origin_day"]], np.int32))
         for what, level in zip(("orders", "value"), levels, strict=True):
             pseudo = PSEUDO_ORDERS * row[f"expected_{what}"] / row["expected_orders"]
             product = level[0, i] * (row[f"expected_{what}"] + pseudo)
-            assert product == pytest.approx(row[f"realised_{what}"] + pseudo)
+            assert product == pytest.approx(row[f"actual_{what}"] + pseudo)
 
 
-def test_realised_totals_are_those_of_the_log(btyd: SeasonalBTYD, table: pa.Table) -> None:
+def test_actual_totals_are_those_of_the_log(btyd: SeasonalBTYD, table: pa.Table) -> None:
     h = Histories.from_table(table)
     row = btyd.past.iloc[3]
     origin = int(CLOCK.start_of(int(row["origin_day"])))
     labelled = features.purchases(cut(h, origin, HORIZONS, CLOCK, known_before=CUTOFF))
     buyers = labelled[labelled["has_purchase"]]
     days = int(row["horizon_days"])
-    assert row["realised_orders"] == buyers[f"orders_{days}"].sum() > 0
-    assert row["realised_value"] == pytest.approx(buyers[f"value_{days}"].sum())
+    assert row["actual_orders"] == buyers[f"orders_{days}"].sum() > 0
+    assert row["actual_value"] == pytest.approx(buyers[f"value_{days}"].sum())
 
 
 def test_an_origin_whose_horizon_has_not_fully_observed_has_level_one(btyd: SeasonalBTYD) -> None:
     newest = np.array([btyd.cutoff_day - 40], np.int32)
     assert (btyd.past["origin_day"] + btyd.past["horizon_days"] <= btyd.cutoff_day).all()
-    orders, value = btyd.realised_factor(newest)
+    orders, value = btyd.actual_factor(newest)
     assert orders[0, 1] == value[0, 1] == 1.0
 
 
@@ -139,7 +139,7 @@ def test_curves_never_fall_with_the_horizon(btyd: SeasonalBTYD, table: pa.Table)
 
 def test_a_level_scales_the_curves_and_keeps_them_monotone(btyd: SeasonalBTYD, table: pa.Table) -> None:
     plain = btyd.curves(frame_at(table))
-    scaled = with_factor(plain, np.array([1.5, 2.0]), np.array([3.0, 0.1]))
+    scaled = apply_factor(plain, np.array([1.5, 2.0]), np.array([3.0, 0.1]))
     np.testing.assert_allclose(scaled.hazard, plain.hazard * [1.5, 2.0])
     np.testing.assert_allclose(scaled.value[:, 0], plain.value[:, 0] * 3)
     assert (np.diff(scaled.value, axis=1) >= 0).all()
@@ -198,13 +198,13 @@ def test_a_log_in_which_nothing_has_fully_observed_has_no_levels(table: pa.Table
     fitted = fit(table, horizons=(500,), cutoff=CLOCK.parse("2023-09-01"))
     again = SeasonalBTYD.from_json(json.loads(json.dumps(fitted.to_json(), allow_nan=False)))
     assert len(again.past) == 0
-    assert again.realised_factor(np.array([19_500], np.int32))[0].tolist() == [[1.0]]
+    assert again.actual_factor(np.array([19_500], np.int32))[0].tolist() == [[1.0]]
     assert again.forecast_factor(19_600)[0].tolist() == [1.0]
 
 
 @pytest.mark.parametrize("cutoff", ["2022-12-01", "2023-01-01"])
 def test_a_cutoff_before_anybody_bought_is_refused(cutoff: str, table: pa.Table) -> None:
-    with pytest.raises(ValueError, match="nobody has bought before the origin: an BTYD model needs purchases"):
+    with pytest.raises(ValueError, match="no customer has bought before the origin: a BTYD model needs purchases"):
         fit(table, cutoff=CLOCK.parse(cutoff))
 
 

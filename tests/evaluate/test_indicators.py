@@ -57,10 +57,10 @@ def test_numbers_are_as_by_hand() -> None:
     found = calibration(table)
     whole = found[found["group"] == "all"].set_index("indicator")
     assert whole["customers"].to_dict() == {"conversion": 1, "repurchase": 2, "frequency": 2, "aov": 2}
-    assert whole.loc["conversion", ["predicted", "realised"]].tolist() == [0.2, 0.0]
-    assert whole.loc["repurchase", ["predicted", "realised"]].tolist() == [0.65, 1.0]
-    assert whole.loc["frequency", ["predicted", "realised"]].tolist() == [1.25, 2.0]
-    assert whole.loc["aov", ["predicted", "realised"]].tolist() == [28.0, 22.5]
+    assert whole.loc["conversion", ["predicted", "actual"]].tolist() == [0.2, 0.0]
+    assert whole.loc["repurchase", ["predicted", "actual"]].tolist() == [0.65, 1.0]
+    assert whole.loc["frequency", ["predicted", "actual"]].tolist() == [1.25, 2.0]
+    assert whole.loc["aov", ["predicted", "actual"]].tolist() == [28.0, 22.5]
     assert whole.loc["conversion", "standard_error"] == pytest.approx(0.4)
 
 
@@ -71,7 +71,7 @@ def test_zero_orders_give_no_infinite_indicator() -> None:
     bought = table.index[~table["visitor"] & (table["orders_real"] > 0)]
     table.loc[bought[:3], "orders_mean"] = 0.0
     found = calibration(table)
-    assert np.isfinite(found[["predicted", "realised", "standard_error"]].to_numpy()).all()
+    assert np.isfinite(found[["predicted", "actual", "standard_error"]].to_numpy()).all()
     assert set(found.loc[found["indicator"] == "aov", "group"]) == {"all", *(f"tenth {i}" for i in range(1, 11))}
     gaps = error(found)
     assert np.isnan(gaps["conversion"])

@@ -87,7 +87,7 @@ def test_levels_and_errors_by_hand() -> None:
     assert metrics.mae_over_mean(y, y_hat) == pytest.approx(3 / 6)
     assert metrics.rmse_over_mean(y, y_hat) == pytest.approx(np.sqrt(5 / 3) / 2)
     found = metrics.bias_by(y, y_hat, np.array(["a", "b", "b"]))
-    assert found["b"] == {"customers": 2, "realised": 6, "predicted": 8, "bias": pytest.approx(8 / 6)}
+    assert found["b"] == {"customers": 2, "actual": 6, "predicted": 8, "bias": pytest.approx(8 / 6)}
     assert np.isnan(found["a"]["bias"])
 
 

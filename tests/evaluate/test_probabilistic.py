@@ -71,8 +71,8 @@ def test_pit_is_seeded_and_stays_inside_the_unit_interval(hurdle: tuple[np.ndarr
 
 def test_quantiles_of_the_hurdle_equal_scipy() -> None:
     q = hurdle_lognormal([0.4], [2.0], [0.5])
-    assert q.at(0.5)[0, 0] == 0
-    assert q.at(0.9)[0, 0] == pytest.approx(stats.lognorm.ppf(0.75, 0.5, scale=np.exp(2.0)))
+    assert q.quantile(0.5)[0, 0] == 0
+    assert q.quantile(0.9)[0, 0] == pytest.approx(stats.lognorm.ppf(0.75, 0.5, scale=np.exp(2.0)))
     assert q.mean()[0] == pytest.approx(0.4 * np.exp(2.125), rel=0.01)
     assert q.p_zero[0] == pytest.approx(0.6)
 

@@ -30,7 +30,7 @@ def fitted() -> calibration.Calibration:
     return calibration.fit_calibration(prediction, y, y > 0, age, frequency, factor_error=0.05)
 
 
-def test_held_out_bands_become_honest(fitted: calibration.Calibration) -> None:
+def test_intervals_of_held_out_customers_cover_as_stated(fitted: calibration.Calibration) -> None:
     prediction, y, age, frequency = world(6000, 1)
     after = fitted.apply(prediction, age, frequency)
     assert prediction.quantiles is not None
@@ -40,17 +40,17 @@ def test_held_out_bands_become_honest(fitted: calibration.Calibration) -> None:
     u = distributions.pit(y, after.quantiles)
     assert probabilistic.pit80(u) == pytest.approx(0.8, abs=0.02)
     assert np.abs(np.histogram(u, 10, (0, 1))[0] / len(u) - 0.1).max() < 0.02
-    cells = probabilistic.by_cell(y, after.quantiles, calibration.cells(age, frequency))
+    cells = probabilistic.by_cell(y, after.quantiles, calibration.age_frequency_cells(age, frequency))
     assert all(abs(c["pit80"] - 0.8) < 0.06 for c in cells.values() if c["customers"] > 300)
     assert probabilistic.crps(y, after.quantiles).mean() < probabilistic.crps(y, prediction.quantiles).mean()
 
 
-def test_probabilities_come_right_in_every_large_cell(fitted: calibration.Calibration) -> None:
+def test_probabilities_are_calibrated_in_every_large_cell(fitted: calibration.Calibration) -> None:
     prediction, y, age, frequency = world(6000, 2)
     after = fitted.apply(prediction, age, frequency)
     assert prediction.p_purchase is not None
     assert after.p_purchase is not None
-    number, off = calibration.cells(age, frequency), 0.0
+    number, off = calibration.age_frequency_cells(age, frequency), 0.0
     for cell in range(calibration.NUM_CELLS):
         rows = number == cell
         if rows.sum() < 400:
@@ -61,11 +61,11 @@ def test_probabilities_come_right_in_every_large_cell(fitted: calibration.Calibr
 
 
 @pytest.mark.parametrize(("odds", "spend"), [(1.0, 1.0), (0.4, 0.6), (2.0, 1.8)])
-def test_totals_are_left_to_the_level(fitted: calibration.Calibration, odds: float, spend: float) -> None:
+def test_calibration_keeps_the_predicted_totals(fitted: calibration.Calibration, odds: float, spend: float) -> None:
     """Where everybody buys more or less often, or for more or less, than predicted, only the level is off."""
     prediction, y, age, frequency = world(6000, 0)
     assert prediction.quantiles is not None
-    rarer = replace(calibration.identity(), intercept=(-np.log(odds),) * calibration.NUM_CELLS)
+    rarer = replace(calibration.identity_calibration(), intercept=(-np.log(odds),) * calibration.NUM_CELLS)
     low = rarer.apply(prediction, age, frequency)
     said, q = low.p_purchase, low.quantiles
     assert said is not None
@@ -98,34 +98,37 @@ def test_order_is_kept_quantiles_stay_monotone_and_zero_mass_fits_the_probabilit
 
 
 @pytest.mark.parametrize("size", [25, 100, 300])
-def test_bands_of_sums_cover_held_out_groups(fitted: calibration.Calibration, size: int) -> None:
+def test_intervals_of_sums_cover_held_out_groups(fitted: calibration.Calibration, size: int) -> None:
     shares = []
     for seed in (4, 14):
         prediction, y, age, frequency = world(6000, seed)
         after = replace(fitted.apply(prediction, age, frequency), sum_spread=fitted.sum_spread)
-        shares.append(portfolio.covered(y, after, size, rounds=4))
+        shares.append(portfolio.group_coverage(y, after, size, rounds=4))
     assert 0.72 <= np.mean(shares) <= 0.9
 
 
 @pytest.mark.parametrize(("miss", "low", "high"), [(1.0, 1.0, 1.0), (1.25, 1.2, 2.0), (0.5, 2.5, 3.0)])
-def test_a_level_that_misses_by_more_than_it_said_is_believed_less(miss: float, low: float, high: float) -> None:
+def test_a_factor_that_misses_by_more_than_its_error_gets_a_larger_error(miss: float, low: float, high: float) -> None:
     prediction, y, age, frequency = world(6000, 0)
     off = replace(prediction, value=prediction.value * (y.sum() / prediction.value.sum()) / miss)
     fit = calibration.fit_calibration(off, y, y > 0, age, frequency, factor_error=0.05)
     assert low <= fit.factor_error_scale <= high
 
 
-def test_few_customers_hardly_move_the_model() -> None:
+def test_few_customers_hardly_change_the_predictions() -> None:
     prediction, y, age, frequency = world(8, 5)
     little = calibration.fit_calibration(prediction, y, y > 0, age, frequency)
     assert np.abs(np.array(little.remap) - calibration.GRID).max() < 0.15
     assert abs(little.slope - 1) < 0.5
 
 
-def test_nobody_and_no_buyer_give_a_usable_calibration() -> None:
+def test_no_customers_and_no_buyers_give_a_usable_calibration() -> None:
     prediction, _, age, frequency = world(50, 6)
     none = np.zeros(0)
-    assert calibration.fit_calibration(Prediction(value=none), none, none, none, none) == calibration.identity()
+    assert (
+        calibration.fit_calibration(Prediction(value=none), none, none, none, none)
+        == calibration.identity_calibration()
+    )
     zeros = np.zeros(50)
     after = calibration.fit_calibration(prediction, zeros, zeros, age, frequency).apply(prediction, age, frequency)
     assert np.isfinite(after.value).all()
@@ -133,7 +136,7 @@ def test_nobody_and_no_buyer_give_a_usable_calibration() -> None:
 
 def test_identity_changes_nothing() -> None:
     prediction, _, age, frequency = world(200, 7)
-    after = calibration.identity().apply(prediction, age, frequency)
+    after = calibration.identity_calibration().apply(prediction, age, frequency)
     assert after.quantiles is not None
     assert prediction.quantiles is not None
     assert np.array_equal(after.value, prediction.value)

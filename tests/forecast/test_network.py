@@ -9,14 +9,11 @@ from scipy import stats
 
 from clv.btyd.seasonal import Curves
 from clv.data.histories import ranges
-from clv.forecast.network import Forecast, forecast
-from clv.models import losses
-from clv.models.backbones.encoders import BackboneConfig
-from clv.models.heads import mean_of
+from clv.forecast.network import Forecast, forecast_samples
+from clv.models.config import BackboneConfig, ModelConfig
 from clv.models.inputs.batch import Samples
 from clv.models.inputs.tokens import TokenArrays
-from clv.models.losses import LossConfig
-from clv.models.model import CustomerModel, ModelConfig
+from clv.models.model import CustomerModel
 
 S, H, K = 25, 2, 3
 
@@ -61,6 +58,12 @@ def model(shop) -> CustomerModel:
     return made
 
 
+def mixture_mean(forecast: Forecast) -> np.ndarray:
+    """(S, H) expected value by the lognormal mixture."""
+    given_purchase = (np.exp(forecast.log_weight + forecast.location + forecast.sigma**2 / 2)).sum(axis=-1)
+    return given_purchase * forecast.p_purchase
+
+
 def test_quantiles_invert_the_distribution(drawn: Forecast) -> None:
     level = np.linspace(0.02, 0.995, 30)
     value = drawn.quantile(level)
@@ -83,7 +86,7 @@ def test_the_distribution_is_a_hurdle_and_a_mixture_of_lognormals(drawn: Forecas
 
 def test_the_mean_of_the_quantiles_is_the_value(drawn: Forecast) -> None:
     tame = replace(drawn, sigma=np.full_like(drawn.sigma, 0.4))
-    mean = np.exp(tame.log_mean_given_purchase()) * tame.p_purchase
+    mean = mixture_mean(tame)
     level = (np.arange(4000) + 0.5) / 4000
     np.testing.assert_allclose(tame.quantile(level).mean(-1), mean, rtol=2e-3)
 
@@ -96,61 +99,63 @@ def test_levels_may_differ_by_row(drawn: Forecast, rng: np.random.Generator) -> 
         np.testing.assert_allclose(together[row, 1], one[row, 1], rtol=1e-9)
 
 
-def test_moving_keeps_the_shape_and_meets_the_new_mean(drawn: Forecast) -> None:
-    moved = drawn.moved(drawn.hazard * 0.5, drawn.value * 3)
-    np.testing.assert_allclose(np.exp(moved.log_mean_given_purchase()) * moved.p_purchase, drawn.value * 3, rtol=1e-9)
-    np.testing.assert_array_equal(moved.sigma, drawn.sigma)
-    np.testing.assert_allclose(np.diff(moved.location, axis=-1), np.diff(drawn.location, axis=-1), atol=1e-12)
+def test_rescaling_keeps_the_shape_and_has_the_new_mean(drawn: Forecast) -> None:
+    rescaled = drawn.rescale(drawn.hazard * 0.5, drawn.value * 3)
+    np.testing.assert_allclose(mixture_mean(rescaled), drawn.value * 3, rtol=1e-9)
+    np.testing.assert_array_equal(rescaled.sigma, drawn.sigma)
+    np.testing.assert_allclose(np.diff(rescaled.location, axis=-1), np.diff(drawn.location, axis=-1), atol=1e-12)
 
 
-def test_a_blend_weight_of_one_is_the_model_and_of_zero_the_btyd_model(
+def test_a_blend_weight_of_one_gives_the_network_and_of_zero_the_btyd_model(
     drawn: Forecast, rng: np.random.Generator
 ) -> None:
     hazard = np.cumsum(rng.uniform(0.05, 1, (S, H)), axis=1)
-    base = Curves(hazard, -np.expm1(-hazard) + np.cumsum(rng.uniform(0.1, 1, (S, H)), axis=1), hazard * 40)
-    model, btyd_model = drawn.blended(base, 1.0, 1.0), drawn.blended(base, 0.0, 0.0)
+    btyd = Curves(hazard, -np.expm1(-hazard) + np.cumsum(rng.uniform(0.1, 1, (S, H)), axis=1), hazard * 40)
+    model, btyd_model = drawn.blend_with_btyd(btyd, 1.0, 1.0), drawn.blend_with_btyd(btyd, 0.0, 0.0)
     for name in ("hazard", "repeats", "value", "location"):
         np.testing.assert_allclose(getattr(model, name), getattr(drawn, name), rtol=1e-9, atol=1e-12)
     for name in ("hazard", "repeats", "value", "p_purchase", "orders"):
-        np.testing.assert_allclose(getattr(btyd_model, name), getattr(base, name), rtol=1e-9)
-    half = drawn.blended(base, 0.5, 0.25)
-    np.testing.assert_allclose(half.hazard, (drawn.hazard + base.hazard) / 2)
-    np.testing.assert_allclose(half.value, 0.25 * drawn.value + 0.75 * base.value)
+        np.testing.assert_allclose(getattr(btyd_model, name), getattr(btyd, name), rtol=1e-9)
+    half = drawn.blend_with_btyd(btyd, 0.5, 0.25)
+    np.testing.assert_allclose(half.hazard, (drawn.hazard + btyd.hazard) / 2)
+    np.testing.assert_allclose(half.value, 0.25 * drawn.value + 0.75 * btyd.value)
 
 
-def test_beyond_the_last_fully_observed_horizon_a_forecast_grows_by_the_increments_of_the_btyd_model(
+def test_beyond_the_observed_horizons_a_forecast_grows_by_the_increments_of_the_btyd_model(
     drawn: Forecast, rng: np.random.Generator
 ) -> None:
     hazard = np.cumsum(rng.uniform(0.05, 1, (S, 3)), axis=1)
-    base = Curves(hazard, 1.5 * hazard, hazard * 40)
+    btyd = Curves(hazard, 1.5 * hazard, hazard * 40)
     three = {name: getattr(drawn, name)[:, [0, 1, 1]] for name in ("hazard", "repeats", "value", "log_weight", "sigma")}
     model = replace(drawn, location=drawn.location[:, [0, 1, 1]], **three)
-    for matured in (1, 2):
-        carried = model.carried(base, matured)
+    for num_observed in (1, 2):
+        extended = model.extend_with_btyd(btyd, num_observed)
         for name in ("hazard", "repeats", "value", "log_weight", "location", "sigma"):
-            assert np.array_equal(getattr(carried, name)[:, :matured], getattr(model, name)[:, :matured]), name
+            assert np.array_equal(getattr(extended, name)[:, :num_observed], getattr(model, name)[:, :num_observed]), (
+                name
+            )
         for name in ("hazard", "orders", "value"):
-            ours, theirs = (np.diff(getattr(curves, name))[:, matured - 1 :] for curves in (carried, base))
+            ours, theirs = (np.diff(getattr(curves, name))[:, num_observed - 1 :] for curves in (extended, btyd))
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, err_msg=name)
-        np.testing.assert_allclose(np.exp(carried.log_mean_given_purchase()) * carried.p_purchase, carried.value)
-        assert np.array_equal(carried.sigma[:, -1], model.sigma[:, matured - 1])
+        np.testing.assert_allclose(mixture_mean(extended), extended.value)
+        assert np.array_equal(extended.sigma[:, -1], model.sigma[:, num_observed - 1])
 
 
-def test_carried_orders_are_never_fewer_than_the_chance_of_one() -> None:
-    """The model sees hardly a purchase where the BTYD model sees one for certain and next to none after it."""
+def test_extended_orders_are_never_fewer_than_the_probability_of_a_purchase() -> None:
+    """The network expects hardly a purchase where the BTYD model expects one for certain and hardly any after it."""
     one = np.ones((1, 2, 1))
     model = Forecast(np.array([[0.01, 0.02]]), np.zeros((1, 2)), np.ones((1, 2)), 0 * one, one, one, np.zeros((1, 1)))
     hazard = np.array([[5.0, 8.0]])
-    carried = model.carried(Curves(hazard, -np.expm1(-hazard), hazard), 1)
-    assert carried.hazard[0, 1] == pytest.approx(3.01)
-    assert (carried.orders >= carried.p_purchase).all()
+    extended = model.extend_with_btyd(Curves(hazard, -np.expm1(-hazard), hazard), 1)
+    assert extended.hazard[0, 1] == pytest.approx(3.01)
+    assert (extended.orders >= extended.p_purchase).all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 512])
 def test_a_forecast_does_not_depend_on_order_or_batch(shop, model: CustomerModel, batch_size: int) -> None:
     order = np.random.default_rng(4).permutation(len(shop.samples))
-    expected = forecast(model, shop.samples, 30.0, batch_size=64)
-    got = forecast(model, permuted(shop.samples, order), 30.0, batch_size=batch_size)
+    expected = forecast_samples(model, shop.samples, 30.0, batch_size=64)
+    got = forecast_samples(model, permuted(shop.samples, order), 30.0, batch_size=batch_size)
     for f in fields(Forecast):
         ours, theirs = getattr(got, f.name), getattr(expected, f.name)[order]
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=f.name)
@@ -158,64 +163,29 @@ def test_a_forecast_does_not_depend_on_order_or_batch(shop, model: CustomerModel
 
 def test_a_forecast_depends_on_tokens_items_and_features(shop, model: CustomerModel) -> None:
     t = shop.samples.tokens
-    before = forecast(model, shop.samples, 1.0).value
+    before = forecast_samples(model, shop.samples, 1.0).value
     changes = {
         "amounts": replace(shop.samples, tokens=replace(t, scalars=t.scalars + np.eye(9, dtype=np.float32)[0])),
         "items": replace(shop.samples, tokens=replace(t, item=np.roll(t.item, 1))),
         "features": replace(shop.samples, wide=shop.samples.wide + 0.5),
     }
     for name, changed in changes.items():
-        assert np.abs(forecast(model, changed, 1.0).value / before - 1).max() > 1e-3, name
+        assert np.abs(forecast_samples(model, changed, 1.0).value / before - 1).max() > 1e-3, name
 
 
 def test_a_forecast_is_in_currency(shop, model: CustomerModel) -> None:
-    one, hundred = forecast(model, shop.samples, 1.0), forecast(model, shop.samples, 100.0)
+    one, hundred = forecast_samples(model, shop.samples, 1.0), forecast_samples(model, shop.samples, 100.0)
     np.testing.assert_allclose(hundred.value, 100 * one.value, rtol=1e-9)
     np.testing.assert_allclose(hundred.location, one.location + np.log(100), rtol=1e-9)
     np.testing.assert_allclose(hundred.hazard, one.hazard)
-    mean = np.exp(hundred.log_mean_given_purchase()) * hundred.p_purchase
+    mean = mixture_mean(hundred)
     np.testing.assert_allclose(mean, hundred.value, rtol=1e-4)
 
 
-def test_fresh_models_forecast_the_mean_of_the_btyd_model_and_the_typical_customer(shop) -> None:
+def test_fresh_models_forecast_the_mean_of_the_btyd_model_and_the_population_average(shop) -> None:
     config = ModelConfig(backbone=BackboneConfig(width=8, num_layers=1, num_heads=1, intermediate=8), hidden=8)
-    fresh = forecast(CustomerModel(config, shop.space, 2), shop.samples, 30.0)
+    fresh = forecast_samples(CustomerModel(config, shop.space, 2), shop.samples, 30.0)
     hazard, repeats, value = np.moveaxis(shop.samples.population_average, 1, 0)
     np.testing.assert_allclose(fresh.value, (shop.samples.base_value + value) / 2 * 30.0, rtol=1e-5)
     np.testing.assert_allclose(fresh.hazard, (shop.samples.base_hazard + hazard) / 2, rtol=1e-5)
     np.testing.assert_allclose(fresh.repeats, (shop.samples.base_repeats + repeats) / 2, rtol=1e-5)
-
-
-def test_an_ensemble_is_the_mean_of_readers_that_learn_each_by_itself(shop) -> None:
-    backbone = BackboneConfig(width=8, num_layers=1, num_heads=1, intermediate=8, dropout=0.0)
-    config = ModelConfig(backbone=backbone, hidden=8, dropout=0.0, members=3)
-    torch.manual_seed(0)
-    model = CustomerModel(config, shop.space, 2)
-    torch.manual_seed(0)
-    alone = CustomerModel(replace(config, members=1), shop.space, 2)
-    for name, tensor in alone.state_dict().items():  # what was trained alone fits, under the same names
-        assert torch.equal(tensor, model.state_dict()[name]), name
-    assert sum(p.numel() for p in model.others.parameters()) > 0
-    with torch.no_grad():
-        for number, reader in enumerate(model.others):
-            reader.heads["btyd"].corrections.bias.fill_(0.1 * (number + 1))
-    batch = shop.samples.batch(np.arange(20))
-    out = model(batch)
-    tokens = model.tokens(batch)
-    single = [mean_of(reader.say(reader.read(tokens, batch), batch)) for reader in (model, *model.others)]
-    assert len(out.members) == 6
-    torch.testing.assert_close(out.value, torch.stack([s.value for s in single]).mean(0))
-    assert not torch.allclose(single[1].value, single[2].value)
-    assert torch.equal(model.encode(batch), out.z)
-    (part,) = torch.autograd.grad(losses.total(out, batch.targets, LossConfig())[0], model.others[1].wide[0].weight)
-    (apart,) = torch.autograd.grad(
-        losses.total(single[2], batch.targets, LossConfig())[0], model.others[1].wide[0].weight
-    )
-    torch.testing.assert_close(3 * part, apart)
-
-
-def test_a_model_without_members_or_without_either_half_is_refused(shop) -> None:
-    with pytest.raises(ValueError, match=r"model\.members must be at least 1, not 0"):
-        ModelConfig(members=0)
-    with pytest.raises(ValueError, match="use_wide and use_sequence are both off"):
-        ModelConfig(use_wide=False, use_sequence=False)

@@ -19,13 +19,13 @@ from clv.data.histories import Histories
 from clv.evaluate.leakage import scramble_future
 from clv.forecast.predictor import Predictor
 from clv.forecast.scores import PORTFOLIO, SCORES
-from clv.models.backbones.encoders import BackboneConfig
+from clv.models.config import BackboneConfig, ModelConfig
 from clv.models.inputs.feature_space import Items
-from clv.models.model import ModelConfig
 from clv.simulate import small
 from clv.train.config import EngineConfig, TrainConfig
 from clv.train.export import to_bundle
 from clv.train.fitting import Dataset, plan
+from clv.train.loop import finish
 from clv.train.trainer import train
 
 CLOCK = Clock("Europe/London")
@@ -59,15 +59,15 @@ def table() -> pa.Table:
 
 
 def build(table: pa.Table, value: Value = "gross", horizons: tuple[int, ...] = HORIZONS) -> Bundle:
-    shop = Dataset(Histories.from_table(table), CLOCK, value, horizons, Items.empty(), CLOCK.parse("2024-07-01"))
-    phases = plan(shop, CUT, config())
-    fitted = train(shop, phases, config())
-    # The blend weight of so short a training may choose the BTYD model alone; here the model has its say.
+    dataset = Dataset(Histories.from_table(table), CLOCK, value, horizons, Items.empty(), CLOCK.parse("2024-07-01"))
+    phases = plan(dataset, CUT, config())
+    fitted = finish(train(dataset, phases, config()))
+    # After so short a training the blend may be the BTYD model alone; here the network has a part in it.
     one = replace(fitted.adjustment, blend_purchase=(0.5,) * len(horizons), blend_value=(0.75,) * len(horizons))
-    blend_weights = one.limited(phases.final.num_matured)
+    blend_weights = one.limit_to_observed(phases.final.num_matured)
     facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": value}
     facts |= {"horizons": list(horizons), "discount_rate_annual": 0.1}
-    return to_bundle(shop, phases, config(), replace(fitted, adjustment=blend_weights), facts, list(phases.notices))
+    return to_bundle(dataset, phases, config(), replace(fitted, adjustment=blend_weights), facts, list(phases.notices))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def frame(scores: pa.Table) -> pd.DataFrame:
     return scores.to_pandas().set_index(["customer_id", "horizon_days"]).sort_index()
 
 
-def test_a_predictor_tells_what_it_is(predictor: Predictor, folder: Path) -> None:
+def test_a_predictor_has_the_facts_of_its_bundle(predictor: Predictor, folder: Path) -> None:
     assert predictor.version == bundles.verify(folder)["version"]
     assert predictor.currency == "GBP"
     assert predictor.timezone == "Europe/London"
@@ -100,7 +100,7 @@ def test_a_predictor_tells_what_it_is(predictor: Predictor, folder: Path) -> Non
     assert predictor.clock == CLOCK
 
 
-def test_scores_are_of_the_contract(predictor: Predictor, table: pa.Table) -> None:
+def test_scores_have_the_documented_schema(predictor: Predictor, table: pa.Table) -> None:
     scores = predictor.predict(table, predictor.cut)
     assert scores.schema.equals(SCORES)
     known = table["customer_id"].to_pylist()
@@ -153,7 +153,7 @@ GROWING = ("p_purchase", "orders_mean", "value_mean", "btyd_value_mean", "value_
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers(1, 3650), min_size=1, max_size=4), min_size=2, max_size=4))
-def test_every_score_grows_with_any_horizon_whichever_others_are_asked_for(
+def test_every_score_grows_with_any_horizon_whatever_the_other_horizons(
     predictor: Predictor, table: pa.Table, requests: list[list[int]]
 ) -> None:
     """Each request alone, the answers put together: near and far, learned or not."""
@@ -178,7 +178,7 @@ def orders_of(scores: pa.Table) -> pd.DataFrame:
 
 def btyd_orders(predictor: Predictor, table: pa.Table, horizons: list[int]) -> pd.DataFrame:
     """Orders that the BTYD model expects without season, one column per horizon."""
-    rows = predictor._assembler.at(Histories.from_table(table), CUT).table
+    rows = predictor._assembler.assemble(Histories.from_table(table), CUT).table
     orders = predictor._assembler.btyd.curves(rows, horizons).orders
     return pd.DataFrame(orders, index=rows["customer_id"].to_numpy(), columns=horizons)
 
@@ -219,17 +219,17 @@ def test_orders_at_any_horizon_lie_in_the_proportion_of_the_btyd_curve(
 
 @pytest.fixture(scope="module")
 def young(table: pa.Table) -> Bundle:
-    """A bundle with a horizon that is nearly as long as the log, so that no training origin has fully observed for it."""
+    """A bundle with a horizon that is nearly as long as the log, so that no training origin observes it in full."""
     return build(table, horizons=(30, 90, 450))
 
 
-def test_beyond_the_last_fully_observed_horizon_every_customer_grows_by_the_btyd_models_increments(
+def test_beyond_the_observed_horizons_every_customer_grows_by_the_btyd_models_increments(
     young: Bundle, table: pa.Table
 ) -> None:
     assert young.calibration["blend_purchase"] == [0.5, 0.5, 0.0]
     assert young.calibration["blend_value"] == [0.75, 0.75, 0.0]
     predictor = Predictor(young)
-    rows = predictor._assembler.at(Histories.from_table(table), CUT)
+    rows = predictor._assembler.assemble(Histories.from_table(table), CUT)
     scores = predictor.predict(table, CUT).to_pandas().assign(hazard=lambda s: -np.log1p(-s["p_purchase"]))
     for name, score in (("hazard", "hazard"), ("orders", "orders_mean"), ("value", "value_mean")):
         curve = pd.DataFrame(
@@ -244,10 +244,10 @@ def test_beyond_the_last_fully_observed_horizon_every_customer_grows_by_the_btyd
             assert ours[fifth].sum() == pytest.approx(theirs[fifth].sum(), rel=1e-6), name
 
 
-def test_an_untrained_ratio_to_the_btyd_model_is_carried_on_neither_by_scores_nor_by_lifetime_value(
+def test_scores_and_lifetime_value_extrapolate_without_the_ratio_of_an_untrained_horizon(
     young: Bundle, table: pa.Table
 ) -> None:
-    three_years = replace(young, btyd_model=young.btyd | {"warning": "the purchases show no dropout"})
+    three_years = replace(young, btyd=young.btyd | {"warning": "the purchases show no dropout"})
     ends = [30, 90, 450, 450 + 365, 450 + 2 * 365, 450 + 3 * 365]
     scores = Predictor(three_years).predict(table, CUT, [*ends, 200]).to_pandas()
     ours, btyd = (
@@ -264,9 +264,9 @@ def test_an_untrained_ratio_to_the_btyd_model_is_carried_on_neither_by_scores_no
     np.testing.assert_allclose(lifetime, spent @ 1.1 ** (-middle / 365), rtol=1e-6)
 
 
-def test_lifetime_value_counts_fewer_years_where_nobody_is_seen_to_leave(bundle: Bundle, table: pa.Table) -> None:
+def test_lifetime_value_counts_fewer_years_where_the_log_shows_no_dropout(bundle: Bundle, table: pa.Table) -> None:
     def lifetime(warning: str | None) -> pd.Series:
-        one = Predictor(replace(bundle, btyd_model=bundle.btyd | {"warning": warning}))
+        one = Predictor(replace(bundle, btyd=bundle.btyd | {"warning": warning}))
         scores = one.predict(table, CUT, (90, 90 + 3 * 365)).to_pandas()
         assert scores.groupby("customer_id")["clv_mean"].nunique().eq(1).all()
         return scores.set_index(["horizon_days", "customer_id"])
@@ -287,7 +287,7 @@ def test_horizons_beyond_the_learned_ones_are_marked_as_extrapolated(predictor: 
     }
 
 
-def test_a_learned_horizon_is_the_same_whoever_else_is_asked_for(predictor: Predictor, table: pa.Table) -> None:
+def test_scores_at_a_learned_horizon_do_not_depend_on_the_other_horizons(predictor: Predictor, table: pa.Table) -> None:
     learned = frame(predictor.predict(table, predictor.cut))
     among = frame(predictor.predict(table, predictor.cut, (90, 7, 30, 365, 90)))
     assert sorted(among.index.unique(1)) == [7, 30, 90, 365]
@@ -295,7 +295,7 @@ def test_a_learned_horizon_is_the_same_whoever_else_is_asked_for(predictor: Pred
         np.testing.assert_allclose(among.loc[learned.index, name], learned[name], rtol=1e-6, atol=1e-9, err_msg=name)
 
 
-def test_one_customer_alone_gets_the_scores_of_the_same_in_a_table(predictor: Predictor, table: pa.Table) -> None:
+def test_a_customer_has_the_same_scores_alone_and_in_a_table(predictor: Predictor, table: pa.Table) -> None:
     together = frame(predictor.predict(table, predictor.cut, (30, 60, 90, 180)))
     for i in (0, 7, 50, 99):
         one = table.slice(i, 1)
@@ -314,7 +314,7 @@ def test_the_order_of_customers_does_not_matter(predictor: Predictor, table: pa.
         np.testing.assert_allclose(second[name], first[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_scores_do_not_see_what_comes_after_the_origin(predictor: Predictor, table: pa.Table) -> None:
+def test_scores_do_not_depend_on_events_after_the_origin(predictor: Predictor, table: pa.Table) -> None:
     origin = CUT + 30 * DAY_US
     scrambled = scramble_future(table, origin, seed=1)
     assert table["attr_income"] != scrambled["attr_income"]
@@ -322,7 +322,7 @@ def test_scores_do_not_see_what_comes_after_the_origin(predictor: Predictor, tab
     assert not predictor.predict(table, CUT + 80 * DAY_US).equals(predictor.predict(scrambled, CUT + 80 * DAY_US))
 
 
-def test_a_portfolio_is_of_the_contract_and_its_mean_the_sum_of_the_scores(
+def test_a_portfolio_has_the_documented_schema_and_the_sum_of_the_scores_as_mean(
     predictor: Predictor, table: pa.Table
 ) -> None:
     found = predictor.portfolio(table, predictor.cut, (7, 30, 90, 365))
@@ -340,7 +340,7 @@ def test_a_portfolio_is_of_the_contract_and_its_mean_the_sum_of_the_scores(
     assert predictor.portfolio(table, predictor.cut).equals(predictor.portfolio(table, predictor.cut))
 
 
-def test_a_portfolio_is_surer_than_its_customers_but_never_surer_than_its_level(
+def test_the_interval_of_a_portfolio_is_narrower_than_of_customers_but_not_than_the_factor_error(
     bundle: Bundle, table: pa.Table
 ) -> None:
     def width(factor_error_scale: float) -> float:
@@ -360,7 +360,7 @@ def test_a_portfolio_is_surer_than_its_customers_but_never_surer_than_its_level(
     assert width(0.0) < width(1.0) < width(2.0)
 
 
-def test_a_portfolio_of_one_customer_has_his_band(predictor: Predictor, table: pa.Table) -> None:
+def test_a_portfolio_of_one_customer_has_the_interval_of_the_customer(predictor: Predictor, table: pa.Table) -> None:
     scores = predictor.predict(table, predictor.cut, (90,)).to_pandas().nlargest(5, "value_mean")
     for row in scores.itertuples():
         one = table.slice(table["customer_id"].to_pylist().index(row.customer_id), 1)
@@ -369,7 +369,7 @@ def test_a_portfolio_of_one_customer_has_his_band(predictor: Predictor, table: p
             assert found[name] == pytest.approx(getattr(row, name), rel=0.05, abs=0.5), name
 
 
-def test_a_portfolio_of_nobody_is_worth_nothing(predictor: Predictor, table: pa.Table) -> None:
+def test_a_portfolio_without_customers_has_value_zero(predictor: Predictor, table: pa.Table) -> None:
     rows = predictor.portfolio(table.slice(0, 0), predictor.cut, (30,)).to_pylist()
     assert rows == [dict(zip(PORTFOLIO.names, [30, 0, 0, 0, 0, 0], strict=True))]
     with pytest.raises(ValueError, match="lies before the bundle's cut"):
@@ -387,7 +387,7 @@ def test_the_embedding_has_one_vector_per_known_customer(predictor: Predictor, t
 
 def test_an_origin_before_the_cut_is_refused(predictor: Predictor, table: pa.Table) -> None:
     with pytest.raises(
-        ValueError, match="origin 2024-03-31 lies before the bundle's cut 2024-04-01: it was trained on"
+        ValueError, match="origin 2024-03-31 lies before the bundle's cut 2024-04-01: the bundle was trained"
     ):
         predictor.predict(table, CLOCK.parse("2024-03-31"))
     with pytest.raises(ValueError, match="lies before the bundle's cut"):
@@ -402,7 +402,7 @@ def test_an_origin_long_after_the_data_is_refused(predictor: Predictor, table: p
     assert predictor.check_origin(last + 1, data_through=CUT + 1) == last + 1
 
 
-def test_times_of_any_kind_are_understood(predictor: Predictor, table: pa.Table) -> None:
+def test_an_origin_can_be_a_time_with_or_without_a_zone_or_microseconds(predictor: Predictor, table: pa.Table) -> None:
     one = table.slice(0, 3)
     expected = predictor.predict(one, CLOCK.parse("2024-05-01"))
     for when in (datetime(2024, 4, 30, 23, tzinfo=UTC), datetime(2024, 5, 1), np.int64(CLOCK.parse("2024-05-01"))):
@@ -410,7 +410,7 @@ def test_times_of_any_kind_are_understood(predictor: Predictor, table: pa.Table)
 
 
 @pytest.mark.parametrize("horizons", [(0,), (-1, 30), (30, 4_000)])
-def test_a_horizon_that_is_no_span_of_days_is_refused(
+def test_a_horizon_outside_ten_years_is_refused(
     horizons: tuple[int, ...], predictor: Predictor, table: pa.Table
 ) -> None:
     with pytest.raises(ValueError, match=r"horizons_days \[.*\] must lie between 1 and 3650"):
@@ -442,7 +442,7 @@ def test_a_damaged_bundle_is_refused(folder: Path, tmp_path: Path) -> None:
         Predictor(tmp_path / "bundle")
 
 
-def test_a_shop_without_prices_is_scored_by_its_purchases(table: pa.Table, tmp_path: Path) -> None:
+def test_a_dataset_without_prices_is_scored_by_its_purchases(table: pa.Table, tmp_path: Path) -> None:
     bundles.save(build(table, "none"), tmp_path / "bundle")
     scores = Predictor(tmp_path / "bundle").predict(table, CUT).to_pandas()
     assert scores["p_purchase"].max() > 0.3

@@ -1,1 +1,1 @@
-"""The models that a back-test must beat, each refitted at the origin."""
+"""Baselines that a back-test compares the model with, each refitted at the origin."""

@@ -1,4 +1,4 @@
-"""Buy-till-you-die baselines: BG/NBD and MBG/NBD with Gamma-Gamma spend, fitted on everybody known at the test origin."""
+"""Baselines BG/NBD and MBG/NBD with Gamma-Gamma spend, fitted on all buyers known at the test origin."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ def _predict(kind: Kind, test: pd.DataFrame, horizon: int, context: Context) -> 
     p = np.clip(forecast["p_purchase"].to_numpy(float), 0.0, 1.0)
     value = np.maximum(forecast["value"].to_numpy(float), 0.0)
     btyd_model = context.btyd_models[kind, int(test["origin_day"].iloc[0])]
-    return Prediction(value=value, p_purchase=p, quantiles=_spread(test, forecast, p, value, btyd_model.spend))
+    return Prediction(
+        value=value, p_purchase=p, quantiles=_random_sum_quantiles(test, forecast, p, value, btyd_model.spend)
+    )
 
 
-def _spread(
+def _random_sum_quantiles(
     test: pd.DataFrame, forecast: pd.DataFrame, p: Array, value: Array, spend: GammaGamma | None
 ) -> Quantiles | None:
-    """Zero with 1 - p, else a lognormal with the first two moments of a random sum; None without Gamma-Gamma spend.
+    """Zero with probability 1 - p, else a lognormal with the first two moments of a random sum of purchase days.
 
-    Given a purchase the number of days is taken as geometric with its mean; one day's value is gamma with variation
-    1 / p; the customer's own mean is inverse gamma with shape p x + q (Fader and Hardie 2013), so 1 / (shape - 2).
+    Given a purchase, the number of days is taken as geometric with its mean. The value of one day is gamma-distributed
+    with squared coefficient of variation 1 / p; the customer's mean is inverse gamma with shape p x + q and squared
+    coefficient of variation 1 / (shape - 2) (Fader and Hardie 2013). None where the Gamma-Gamma model is not usable.
     """
     if spend is None or spend.fallback or not value.sum() > 0:
         return None

@@ -1,4 +1,4 @@
-"""What baselines see of sample frames, and what they share: population, feature matrices, BTYD models of each origin."""
+"""Inputs of the baselines: training and test customers, feature matrices, labels, and shared BTYD models."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from clv.forecast.distributions import Array
 
 
 class NotRun(Exception):
-    """A baseline that does not apply here; its text is the reason shown to people."""
+    """Raised by a baseline that cannot run on the data; its text is the reason that the report shows."""
 
 
 @dataclass(kw_only=True)
 class Context:
-    """Shared by the baselines of one run: threads of LightGBM, first day of the log, BTYD models already fitted.
+    """State shared by the baselines of one run.
 
-    More threads than free cores make LightGBM many times slower: its threads wait for each other spinning.
-    `log_start_day` (local days since 1970) is the first day of data; without it the oldest customer's first purchase.
+    `threads` are those of LightGBM; more than free cores make it many times slower, since its threads wait by spinning.
+    `log_start_day` (local days since 1970) is the first day of data; without it the first purchase of the oldest
+    customer is used. `btyd_models` are fitted once per kind and origin.
     """
 
     threads: int = 1
@@ -35,7 +36,7 @@ class Context:
         return max(int(np.ceil(test["T"].max())), 1)
 
     def expect(self, kind: Kind, frame: pd.DataFrame, horizon: int) -> pd.DataFrame:
-        """BTYD model forecasts (days, p_purchase, orders, value) per row, fitted at each origin on who was known there."""
+        """BTYD forecasts (days, p_purchase, orders, value) of each row, by a model fitted on all rows of its origin."""
         parts = []
         for origin, rows in frame.groupby("origin_day", sort=False):
             key = (kind, int(str(origin)))
@@ -48,7 +49,10 @@ class Context:
 
 
 def population(frame: pd.DataFrame, horizon: int | None = None) -> pd.DataFrame:
-    """Rows with a purchase before the origin, and if a horizon is given, with a fully observed label for it; index 0..n-1."""
+    """Rows with a purchase before the origin and, if a horizon (days) is given, with an observed label; index 0..n-1.
+
+    Raises ValueError where the frame has no label of that horizon.
+    """
     rows = frame["has_purchase"].to_numpy(bool)
     if horizon is not None:
         if f"value_{horizon}" not in frame:
@@ -67,15 +71,18 @@ def features(train: pd.DataFrame, test: pd.DataFrame, without: tuple[str, ...] =
 
 
 def log_features(train: pd.DataFrame, test: pd.DataFrame) -> tuple[Array, Array]:
-    """Features for linear models and nets: sign(x) log(1 + |x|), then standardised on train; undefined is a flag."""
+    """Features of linear models and networks: sign(x) log(1 + |x|), standardised on the training rows.
+
+    Undefined features become 0, with an indicator column for those that are undefined in training.
+    """
     a, b = (np.sign(x) * np.log1p(np.abs(x)) for x in features(train, test))
     holes = np.isnan(a).any(axis=0)
     centre = np.nanmean(np.where(np.isnan(a).all(axis=0), 0.0, a), axis=0)
     spread = np.nanstd(np.where(np.isnan(a).all(axis=0), 0.0, a), axis=0)
-    spread[spread < 1e-9] = np.inf  # constant columns tell nothing
+    spread[spread < 1e-9] = np.inf  # constant columns become 0
     out = []
     for x in (a, b):
-        # Five standard deviations: a newer origin must not extrapolate a line without limit.
+        # Limited to five standard deviations, so that a linear model does not extrapolate far at a newer origin.
         filled = np.clip(np.nan_to_num((x - centre) / spread), -5, 5)
         out.append(np.hstack([filled, np.isnan(x[:, holes]).astype(float)]))
     return out[0], out[1]

@@ -1,4 +1,4 @@
-"""The statistical classics: linear regression on log1p of value, logistic regression of the purchase."""
+"""Baselines by regression: ridge regression of log(1 + value), and logistic regression of the purchase."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def linear(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int, con
     penalty = RIDGE * np.eye(x.shape[1])
     penalty[0, 0] = 0.0
     weights = np.linalg.solve(x.T @ x + penalty, x.T @ np.log1p(value))
-    # A line in logs has no limit: beyond what all but one customer in a thousand spent it is extrapolation.
+    # Exponentiated extrapolation has no limit: predictions are capped at the value that one in a thousand exceeds.
     most = float(np.log1p(np.quantile(value, 0.999)))
     fitted, forecast = (np.clip(m @ weights, 0.0, most) for m in (x, x_test))
     raw = np.expm1(fitted)
-    # Smearing as a ratio of sums: with two thirds of zeros the mean of exp(residual) is ruled by a few outliers.
+    # The smearing factor is a ratio of sums: with many zeros a few outliers determine the mean of exp(residual).
     smear = float(value.sum() / raw.sum()) if raw.sum() > 0 else 0.0
     return Prediction(value=smear * np.expm1(forecast))
 
 
 def logistic(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int, context: Context) -> Prediction:
-    """Logistic regression of the purchase; value = p x what the customer would spend at the pace of the past."""
+    """Logistic regression of the purchase; value is its probability times past spend per horizon, scaled on buyers."""
     value, bought = labels(train, horizon)
     if bought.sum() in (0, len(bought)):
         raise NotRun("all training customers, or none, bought in the horizon")
@@ -59,6 +59,6 @@ def logistic(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int, c
 
 
 def _pace(frame: pd.DataFrame, horizon: int) -> Array:
-    """(n,) past spend per horizon, but at least one mean purchase day, currency."""
+    """(n,) past spend per horizon, at least the mean spend of one purchase day, currency."""
     days = np.minimum(frame["frequency"].to_numpy(float) + 1, np.maximum(frame["T"].to_numpy(float) / horizon, 1.0))
     return np.asarray(np.maximum(np.nan_to_num(frame["value_past"].to_numpy(float)), 0.0) / days, float)

@@ -1,4 +1,4 @@
-"""Baselines without a model: past spend, and the same window a year ago."""
+"""Baselines without a model: past spend, and spend in the same window a year before."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ def past_spend(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int,
 
 
 def seasonal_naive(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int, context: Context) -> Prediction:
-    """What the customer spent in the same window a year before."""
+    """Spend of the customer in the same window a year before."""
     column = f"f_spend_same_window_year_ago_{horizon}"
     if column not in test:
         raise NotRun(f"the sample frame has no column {column}")
     if context.log_days(test) < 365:
-        raise NotRun(f"the log reaches back {context.log_days(test)} days, not the 365 that a year ago needs")
+        raise NotRun(
+            f"the log covers {context.log_days(test)} days before the origin; the window of a year before needs 365"
+        )
     return Prediction(value=np.maximum(np.nan_to_num(test[column].to_numpy(float)), 0.0))

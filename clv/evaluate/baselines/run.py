@@ -1,4 +1,4 @@
-"""The models a back-test must beat, each refitted at the origin on the same samples as ours."""
+"""The baselines of a back-test, each refitted at the origin on the same samples as our model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from clv.evaluate.baselines.ziln import ziln_mlp
 from clv.forecast.distributions import Prediction
 
 Baseline = Callable[[pd.DataFrame, pd.DataFrame, int, int, Context], Prediction]
-
 
 BASELINES: dict[str, Baseline] = {
     "past_spend": past_spend,
@@ -40,15 +39,16 @@ def run_baselines(
     names: Iterable[str] = tuple(BASELINES),
     context: Context | None = None,
 ) -> dict[str, Prediction | dict[str, str]]:
-    """Every baseline's prediction for `population(test)`, in its row order; {"not_run": reason} for one that could not run.
+    """Prediction of each baseline for the rows of `population(test)`, or {"not_run": reason} where it could not run.
 
-    train: sample frames of fully observed origins, stacked; rows without a fully observed label or a purchase are left out here.
-    test: the frame at one origin; its labels are never looked at. horizon in days.
+    `train` holds sample frames of fully observed origins, stacked; rows without an observed label or without a purchase
+    are left out. `test` is the frame at one origin, whose labels are not used. `horizon` is in days. Raises ValueError
+    for an unknown baseline, and for a test frame of several origins.
     """
     unknown = sorted(set(names) - set(BASELINES))
     if unknown:
         raise ValueError(f"unknown baselines {unknown}; choose from {list(BASELINES)}")
-    # Labels of the test origin are dropped, so that no baseline can see them by mistake.
+    # Without the labels of the test origin no baseline can use them by mistake.
     hidden = [
         c for c in test if str(c).startswith(("value_", "orders_", "days_", "observed_")) and str(c)[-1].isdigit()
     ]
@@ -66,6 +66,6 @@ def run_baselines(
         except NotRun as reason:
             out[name] = {"not_run": str(reason)}
         except (ValueError, ArithmeticError, ImportError, RuntimeError, IndexError) as error:
-            # A baseline that breaks on a strange shop must not take the back-test with it, nor be silent.
+            # A baseline that fails on unusual data must not end the back-test; the report shows its error.
             out[name] = {"not_run": f"{type(error).__name__}: {error}"}
     return out

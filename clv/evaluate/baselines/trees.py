@@ -1,4 +1,4 @@
-"""Gradient-boosted trees on the sample frame's features, as a strong data scientist would set them in an afternoon."""
+"""Baselines by gradient-boosted trees (LightGBM) on the features of the sample frame, with fixed sensible settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clv.forecast.distributions import Array, Prediction, hurdle_lognormal
 NUM_TREES = 300
 NUM_MEDIAN_FITS = 3
 MAX_SIGMA = 2.0
-# The BTYD expectation already holds tenure and totals; trees would use them to tell the origins apart.
+# The BTYD expectation includes tenure and totals; trees would use these features to distinguish the origins.
 TENURE_AND_TOTALS = ("f_tenure", "f_orders", "f_spend", "f_events")
 
 
@@ -52,8 +52,10 @@ def lgbm_tweedie(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: in
 
 
 def lgbm_l1(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int, context: Context) -> Prediction:
-    """Absolute error: wins MAE by predicting the median, and loses money. Where most medians are zero a single fit
-    hardly orders customers, and by chance; so it is the mean of several."""
+    """Absolute error: minimises MAE by predicting the median, so that totals are too low.
+
+    Where most medians are zero, a single fit ranks customers almost at random; the prediction is the mean of several.
+    """
     x, x_test = features(train, test)
     value = labels(train, horizon)[0]
     fits = [_boost(x, value, "regression_l1", seed + i, context).predict(x_test) for i in range(NUM_MEDIAN_FITS)]

@@ -1,4 +1,4 @@
-"""The plain zero-inflated lognormal net of Wang, Liu and Miao 2019 (arXiv:1912.07753) on the frame's features."""
+"""Baseline: the zero-inflated lognormal (ZILN) network of Wang, Liu and Miao 2019 (arXiv:1912.07753)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIN_SIGMA, MAX_SIGMA = 0.05, 2.0
 
 
 def ziln_mlp(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int, context: Context) -> Prediction:
-    """A feed-forward net with logits of (p, mu, sigma), trained on the ZILN log-likelihood; seconds on one core."""
+    """A feed-forward network with outputs p, mu and sigma, trained on the ZILN log-likelihood."""
     try:
         import torch
     except ImportError as error:
@@ -34,7 +34,7 @@ def ziln_mlp(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int, c
     target = torch.tensor(np.where(paid, (logs - centre) / spread, 0.0), dtype=torch.float32)
     hit, pay = (torch.tensor(a, dtype=torch.float32) for a in (bought, paid))
 
-    # The caller's random state stays as it is.
+    # The random state of the caller does not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []

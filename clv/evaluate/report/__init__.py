@@ -1,1 +1,1 @@
-"""Card, report and the words in them."""
+"""Evaluation report: findings of a panel, the verdict in words, the model card (Markdown) and the HTML page."""

@@ -1,4 +1,4 @@
-"""The card: a model in plain words (Markdown), from the same findings as the report."""
+"""Evaluation part of the model card (Markdown), from the same findings as the HTML report."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clv.evaluate.report import verdict
-from clv.evaluate.report.findings import Findings, over_origins
+from clv.evaluate.report.findings import Findings, compare_over_origins
 
 SHOWN = ("ngini", "spearman", "auc", "mae_over_mean", "rmse_over_mean", "bias", "decile_mape", "crps", "pit80")
 
 
-def judgement(found: Sequence[Findings]) -> list[str]:
-    """Lines of Markdown: what to use, a sentence per baseline, whether the data suffice, tables, bands.
+def evaluation_lines(found: Sequence[Findings]) -> list[str]:
+    """Lines of Markdown: the recommendation, a sentence per baseline, sufficiency of the data, metrics, coverage.
 
-    Several origins of one horizon are told together, then each in a table of its own.
+    Several origins of one horizon are compared together first, then each has its own section.
     """
     if not found:
-        return ["No past origin could be held out: the log is too short to say how good these numbers are."]
-    together = over_origins(found)
+        return ["The log is too short to hold out a past origin, so the quality of these forecasts is unknown."]
+    together = compare_over_origins(found)
     advice = verdict.recommendation(together) if len(found) > 1 else found[0].advice
-    places = ", ".join(f.panel.origin for f in found)
+    origins = ", ".join(f.panel.origin for f in found)
     lines = [
-        f"Judged at {places}, {found[0].panel.horizon_days} days ahead, by models that knew nothing after it.",
+        f"Evaluated at {origins}, {found[0].panel.horizon_days} days ahead; the models used no data after the origin.",
         "",
         f"**{advice}**",
         "",
@@ -30,30 +30,38 @@ def judgement(found: Sequence[Findings]) -> list[str]:
         "",
     ]
     for f in found:
-        lines += _origin(f)
+        lines += _origin_section(f)
     return lines
 
 
-def _origin(f: Findings) -> list[str]:
+def _origin_section(f: Findings) -> list[str]:
     panel = f.panel
     buyers = int((panel.orders > 0).sum())
     lines = [
         f"## {panel.origin}: {len(panel.y):,} customers, {buyers:,} bought in {panel.horizon_days} days",
         "",
-        f"Data: **{f.sufficiency.level}**. {'; '.join(f.sufficiency.reasons)}.",
+        f"Data: **{f.sufficiency.grade}**. {'; '.join(f.sufficiency.reasons)}.",
         "",
         *_table(f.metrics),
         "",
     ]
     ours = f.uncertainty.get(f.model)
     if ours is not None:
-        lines += [verdict.coverages(ours), ""]
+        lines += [verdict.coverage_sentence(ours), ""]
     if f.one_order:
-        lines += [f"Customers with one order before ({panel.once().sum():,}):", "", *_table(f.one_order), ""]
+        lines += [
+            f"Customers with one order before the origin ({panel.one_order().sum():,}):",
+            "",
+            *_table(f.one_order),
+            "",
+        ]
         worse = [c.sentence for c in f.one_order_comparisons if c.balance < 0]
         lines += [*(f"- {sentence}" for sentence in worse), ""] if worse else []
     if f.visitors is not None:
-        lines += [f"Visitors ({f.visitors.visitors:,}, {f.visitors.buyers:,} bought): {f.visitors.sentence}", ""]
+        lines += [
+            f"Visitors ({f.visitors.visitors:,}, {f.visitors.buyers:,} of them bought): {f.visitors.sentence}",
+            "",
+        ]
     return lines
 
 
@@ -69,6 +77,6 @@ def _table(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if undefined:
         lines += [
             "",
-            f"No decile MAPE of {', '.join(undefined)}: a tenth of the customers by prediction spent nothing.",
+            f"The decile MAPE of {', '.join(undefined)} is undefined: a tenth of the customers spent nothing.",
         ]
     return lines

@@ -1,4 +1,4 @@
-"""Figures of the report, as HTML fragments for plotly's script, which the page carries once."""
+"""Charts of the HTML report, as HTML fragments for plotly's script, which the page holds once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from clv.evaluate import metrics
 from clv.forecast import distributions
 from clv.forecast.distributions import Array, Prediction
 
-OURS, REALISED, BASELINE_COLOURS = "#2457d6", "#f2994a", ("#6b7280", "#0f9d76", "#a855c7", "#b8860b")
+OURS, ACTUAL, BASELINE_COLOURS = "#2457d6", "#f2994a", ("#6b7280", "#0f9d76", "#a855c7", "#b8860b")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
-ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+LEGEND_ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
-def _html(figure: go.Figure, name: str, x: str, y: str, height: int = 340, legend: Mapping[str, object] = ABOVE) -> str:
+def _html(
+    figure: go.Figure, name: str, x: str, y: str, height: int = 340, legend: Mapping[str, object] = LEGEND_ABOVE
+) -> str:
     figure.update_layout(
         template="plotly_white",
         height=height,
@@ -35,7 +37,7 @@ def _html(figure: go.Figure, name: str, x: str, y: str, height: int = 340, legen
 
 
 def lift(name: str, y: ArrayLike, shown: Mapping[str, Prediction], labels: Mapping[str, str]) -> str:
-    """Share of all value captured by the best-ranked share of customers; first of `shown` is our model."""
+    """Lift chart: share of all spend by the best-ranked share of customers; the first of `shown` is our model."""
     figure = go.Figure()
     colours = (OURS, *BASELINE_COLOURS)
     for i, (model, prediction) in enumerate(shown.items()):
@@ -51,65 +53,67 @@ def lift(name: str, y: ArrayLike, shown: Mapping[str, Prediction], labels: Mappi
 
 
 def deciles(name: str, y: ArrayLike, prediction: Prediction, unit: str) -> str:
-    """Mean predicted and realised value in ten equal groups of customers, best first."""
-    real, said = metrics.deciles(y, prediction.value)
-    places = [f"{i}" for i in range(1, 11)]
+    """Bar chart of mean predicted and mean actual value in tenths of the customers, best first."""
+    real, predicted = metrics.deciles(y, prediction.value)
+    groups = [f"{i}" for i in range(1, 11)]
     figure = go.Figure(
         [
-            go.Bar(x=places, y=said, name="predicted", marker_color=OURS),
-            go.Bar(x=places, y=real, name="realised", marker_color=REALISED),
+            go.Bar(x=groups, y=predicted, name="predicted", marker_color=OURS),
+            go.Bar(x=groups, y=real, name="actual", marker_color=ACTUAL),
         ]
     )
     return _html(figure, name, "tenth of customers, highest prediction first", f"mean spend ({unit})")
 
 
 def cohorts(name: str, y: ArrayLike, prediction: Prediction, cohort: ArrayLike, unit: str) -> str:
-    """Predicted and realised sums by acquisition cohort."""
+    """Bar chart of predicted and actual totals by acquisition cohort."""
     found = metrics.bias_by(y, prediction.value, cohort)
-    places = list(found)
-    text = [f"{f['customers']:,.0f} customers<br>predicted ÷ realised {f['bias']:.2f}" for f in found.values()]
-    said, real = ([f[key] for f in found.values()] for key in ("predicted", "realised"))
-    bars = (("predicted", said, OURS), ("realised", real, REALISED))
-    figure = go.Figure([go.Bar(x=places, y=v, name=n, marker_color=c, hovertext=text) for n, v, c in bars])
+    labels = list(found)
+    text = [f"{f['customers']:,.0f} customers<br>predicted / actual {f['bias']:.2f}" for f in found.values()]
+    predicted, real = ([f[key] for f in found.values()] for key in ("predicted", "actual"))
+    bars = (("predicted", predicted, OURS), ("actual", real, ACTUAL))
+    figure = go.Figure([go.Bar(x=labels, y=v, name=n, marker_color=c, hovertext=text) for n, v, c in bars])
     figure.update_xaxes(type="category")
     return _html(figure, name, "first purchase in", f"total spend ({unit})")
 
 
 def value_distribution(name: str, y: ArrayLike, prediction: Prediction, unit: str) -> str:
-    """Share of customers by spend: realised against the predictive distributions, or predicted means without any."""
+    """Bar chart of customers by spend, actual and predicted: by the distributions, or by the means without any."""
     real = np.maximum(np.asarray(y, float), 0.0)
     positive = real[real > 0]
     if len(positive):
         edges = _round_edges(float(np.quantile(positive, 0.02)), float(np.quantile(positive, 0.995)))
     else:
         edges = np.array([1.0])
-    places = ["nothing", f"under {edges[0]:,.3g}"]
-    places += [f"{a:,.6g} – {b:,.6g}" for a, b in pairwise(edges)] + [f"{edges[-1]:,.6g}+"]
+    classes = ["nothing", f"under {edges[0]:,.3g}"]
+    classes += [f"{a:,.6g} – {b:,.6g}" for a, b in pairwise(edges)] + [f"{edges[-1]:,.6g}+"]
     bounds = np.r_[-np.inf, 1e-9, edges, np.inf]
     if prediction.quantiles is not None:
         q = prediction.quantiles
-        said = np.histogram(q.values, bounds, weights=np.broadcast_to(q.weights(), q.values.shape))[0] / max(len(q), 1)
+        predicted = np.histogram(q.values, bounds, weights=np.broadcast_to(q.weights(), q.values.shape))[0] / max(
+            len(q), 1
+        )
     else:
-        said = np.histogram(prediction.value, bounds)[0] / max(len(real), 1)
-    seen = np.histogram(real, bounds)[0] / max(len(real), 1)
+        predicted = np.histogram(prediction.value, bounds)[0] / max(len(real), 1)
+    actual = np.histogram(real, bounds)[0] / max(len(real), 1)
     figure = go.Figure(
         [
-            go.Bar(x=places, y=100 * said, name="predicted", marker_color=OURS),
-            go.Bar(x=places, y=100 * seen, name="realised", marker_color=REALISED),
+            go.Bar(x=classes, y=100 * predicted, name="predicted", marker_color=OURS),
+            go.Bar(x=classes, y=100 * actual, name="actual", marker_color=ACTUAL),
         ]
     )
     return _html(figure, name, f"spend in the horizon ({unit})", "customers (%)")
 
 
 def _round_edges(low: float, high: float) -> Array:
-    """1-2-5 steps that cover low to high, at most twelve of them."""
+    """At most twelve steps of 1, 2 and 5 times powers of ten between low and high."""
     steps = [m * 10.0**e for e in range(-3, 10) for m in (1, 2, 5)]
     inside = [s for s in steps if low <= s <= high] or [steps[int(np.searchsorted(steps, high)) - 1]]
     return np.array(inside[:: -(-len(inside) // 12)])
 
 
 def pit(name: str, y: ArrayLike, prediction: Prediction, seed: int, bins: int = 20) -> str:
-    """Histogram of the randomised PIT: flat when what we call a 1-in-10 case happens one time in ten."""
+    """Histogram of the randomised PIT, flat for a calibrated model; empty without distributions."""
     if prediction.quantiles is None:
         return ""
     u = distributions.pit(y, prediction.quantiles, seed)
@@ -121,11 +125,13 @@ def pit(name: str, y: ArrayLike, prediction: Prediction, seed: int, bins: int = 
     figure.add_hrect(y0=100 * even - band, y1=100 * even + band, fillcolor="#9ca3af", opacity=0.3, line_width=0)
     figure.add_hline(y=100 * even, line={"color": "#6b7280", "dash": "dash", "width": 1})
     figure.update_layout(showlegend=False)
-    return _html(figure, name, "where the outcome fell in the prediction", "customers (%)", height=300)
+    return _html(
+        figure, name, "position of the actual value in the predicted distribution", "customers (%)", height=300
+    )
 
 
-def chosen(model: str, scores: Mapping[str, float], always: Sequence[str], most: int = 4) -> list[str]:
-    """Models worth a line in a chart: ours, the well-known ones, then the best by score."""
+def charted_models(model: str, scores: Mapping[str, float], always: Sequence[str], most: int = 4) -> list[str]:
+    """Models of a chart: ours, then those of `always`, then the best by score; at most `most` of them."""
     baselines = sorted((p for p in scores if p != model), key=lambda p: -scores[p])
     ranked = [p for p in always if p in baselines] + [p for p in baselines if p not in always]
     return [model, *ranked[: most - 1]]

@@ -1,4 +1,4 @@
-"""All that card, report and details say of one panel, computed once."""
+"""Findings of one panel: metrics, comparisons and coverage, computed once for card, report and details."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from clv.evaluate.report.verdict import MetricComparison, Replicates, Sufficienc
 from clv.forecast import distributions, portfolio
 from clv.forecast.distributions import Array, Prediction
 
-SURE = 0.9  # only above this chance of a purchase is plain coverage of a central band to be 80 %
+NEAR_CERTAIN = 0.9  # purchase probability above which the plain coverage of the 80 % interval should be 80 %
 PINBALL_LEVELS = (0.1, 0.5, 0.9)
-MIN_GROUP = 30  # fewer customers or visitors are not judged apart
+MIN_GROUP = 30  # customers or visitors, below which a group is not evaluated separately
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisitorFindings:
-    """Visitors: numbers per model, and what is said of ours against the conversion baseline."""
+    """Visitors: metrics per model, and a sentence that compares our model with the conversion baseline."""
 
     visitors: int
     buyers: int
@@ -33,7 +33,7 @@ class VisitorFindings:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Judgement of `model` at one panel; `replicates` are the paired bootstrap's."""
+    """Evaluation of `model` on one panel; `replicates` are those of the paired bootstrap."""
 
     panel: Panel
     model: str
@@ -50,24 +50,24 @@ class Findings:
     visitors: VisitorFindings | None
 
     def to_json(self) -> dict[str, Any]:
-        """What metrics.json has no place for: plain JSON values."""
+        """The content of details.json for this panel, plain JSON values: all that metrics.json does not hold."""
         return {
             "advice": self.advice,
             "sufficiency": asdict(self.sufficiency),
-            "against": {c.baseline: _plain(c) for c in self.comparisons},
+            "against": {c.baseline: _comparison_json(c) for c in self.comparisons},
             "uncertainty": {name: dict(found) for name, found in self.uncertainty.items()},
             "uncertainty_by_cell": {name: _finite(found) for name, found in self.cells.items()},
             "one_order": {
-                "customers": int(self.panel.once().sum()),
+                "customers": int(self.panel.one_order().sum()),
                 "models": {name: dict(found) for name, found in self.one_order.items()},
-                "against": {c.baseline: _plain(c) for c in self.one_order_comparisons},
+                "against": {c.baseline: _comparison_json(c) for c in self.one_order_comparisons},
             },
             "visitors": None if self.visitors is None else asdict(self.visitors),
         }
 
 
-def find(panel: Panel, *, model: str = "clv", draws: int = 1000, seed: int = 0) -> Findings:
-    """Judge one panel. Raises ValueError where `model` did not run."""
+def evaluate_panel(panel: Panel, *, model: str = "clv", draws: int = 1000, seed: int = 0) -> Findings:
+    """Findings of `model` on one panel, with `draws` bootstrap draws. Raises ValueError where `model` did not run."""
     models = panel.models()
     if model not in models:
         raise ValueError(f"origin {panel.origin}, horizon {panel.horizon_days}: no prediction of model {model!r}")
@@ -78,7 +78,7 @@ def find(panel: Panel, *, model: str = "clv", draws: int = 1000, seed: int = 0) 
         name: dict(metrics.evaluate(y, orders, p, seed)) if isinstance(p, Prediction) else dict(p)
         for name, p in panel.predictions.items()
     }
-    once = panel.once()
+    once = panel.one_order()
     few, few_models = once.sum() < MIN_GROUP, {name: p.take(once) for name, p in models.items()}
     again = None if panel.orders_past is None else int(np.sum(np.asarray(panel.orders_past) > 1))
     ranking = interval(replicates[model]["ngini"])
@@ -101,8 +101,8 @@ def find(panel: Panel, *, model: str = "clv", draws: int = 1000, seed: int = 0) 
     )
 
 
-def over_origins(found: Sequence[Findings]) -> tuple[MetricComparison, ...]:
-    """Ours against every baseline that ran at every origin, mean over the origins."""
+def compare_over_origins(found: Sequence[Findings]) -> tuple[MetricComparison, ...]:
+    """Comparison of our model with every baseline that ran at all origins, by the mean over the origins."""
     names = [n for n in found[0].replicates if n != found[0].model and all(n in f.replicates for f in found)]
     return tuple(verdict.compare(n, [(f.replicates[f.model], f.replicates[n]) for f in found]) for n in names)
 
@@ -112,19 +112,22 @@ def _comparisons(model: str, replicates: Mapping[str, Replicates]) -> tuple[Metr
 
 
 def _uncertainty(y: Array, p: Prediction, seed: int) -> dict[str, float | None]:
-    """CRPS, pinball losses and width in currency; shares that should be .8, of so many; None where undefined."""
+    """CRPS, pinball losses and width in currency, and coverages of the 80 % interval with their numbers of cases.
+
+    None where undefined.
+    """
     assert p.quantiles is not None
     q = p.quantiles
-    sure = np.zeros(len(y), bool) if p.p_purchase is None else p.p_purchase > SURE
+    certain = np.zeros(len(y), bool) if p.p_purchase is None else p.p_purchase > NEAR_CERTAIN
     out = {"crps": float(probabilistic.crps(y, q).mean()) if len(y) else float("nan")}
     for level in PINBALL_LEVELS:
-        out[f"pinball_{level:g}"] = float(probabilistic.pinball(y, q.at(level)[:, 0], level).mean())
+        out[f"pinball_{level:g}"] = float(probabilistic.pinball(y, q.quantile(level)[:, 0], level).mean())
     out["customers"] = float(len(y))
     out["pit80"] = probabilistic.pit80(distributions.pit(y, q, seed))
     out["width"] = probabilistic.coverage_and_width(y, q)[1]
-    out["sure_customers"] = float(sure.sum())
-    out["sure_coverage"] = probabilistic.coverage_and_width(y[sure], q.take(sure))[0]
-    out["sums_coverage"] = portfolio.covered(y, p, seed=seed)
+    out["near_certain_customers"] = float(certain.sum())
+    out["near_certain_coverage"] = probabilistic.coverage_and_width(y[certain], q.take(certain))[0]
+    out["sums_coverage"] = portfolio.group_coverage(y, p, seed=seed)
     out["sums_groups"] = float(len(y) // portfolio.GROUP)
     return {name: value if np.isfinite(value) else None for name, value in out.items()}
 
@@ -143,7 +146,7 @@ def _visitors(v: Visitors, model: str, draws: int, seed: int) -> VisitorFindings
     replicates = bootstrap(v.y, v.orders, v.predictions, draws, seed)
     numbers = {}
     for name, p in v.predictions.items():
-        chance = metrics.score_of(p)
+        chance = metrics.purchase_score(p)
         numbers[name] = _finite(
             {
                 "auc": metrics.auc(hit, chance),
@@ -153,7 +156,7 @@ def _visitors(v: Visitors, model: str, draws: int, seed: int) -> VisitorFindings
                 "bias": metrics.bias(v.y, p.value),
             }
         )
-    sentence = f"{int(hit.sum())} of {len(hit):,} visitors bought: too few to tell the models apart."
+    sentence = f"{int(hit.sum())} of {len(hit):,} visitors bought: too few to compare the models."
     if len(hit) >= MIN_GROUP and 10 <= hit.sum() < len(hit) and "conversion" in replicates:
         sentence = _against_conversion(verdict.gain("auc", [(replicates[model], replicates["conversion"])]))
     return VisitorFindings(visitors=len(hit), buyers=int(hit.sum()), models=numbers, sentence=sentence)
@@ -162,13 +165,13 @@ def _visitors(v: Visitors, model: str, draws: int, seed: int) -> VisitorFindings
 def _against_conversion(ahead: Interval) -> str:
     facts = f"{ahead.estimate:+.3f} AUC (95 % interval {ahead.low:+.3f} to {ahead.high:+.3f})"
     if ahead.low > 0:
-        return f"Who of the visitors will buy is told better by this model than by the conversion baseline: {facts}."
+        return f"This model ranks the visitors who will buy significantly better than the conversion baseline: {facts}."
     if ahead.high < 0:
-        return f"Who of the visitors will buy is told better by the conversion baseline: {facts}."
-    return f"Who of the visitors will buy is told equally well by the conversion baseline: {facts}, too close to call."
+        return f"The conversion baseline ranks the visitors who will buy significantly better than this model: {facts}."
+    return f"This model and the conversion baseline rank the visitors equally well: {facts}, not significant."
 
 
-def _plain(c: MetricComparison) -> dict[str, Any]:
+def _comparison_json(c: MetricComparison) -> dict[str, Any]:
     lead = _finite({"estimate": c.lead.estimate, "low": c.lead.low, "high": c.lead.high})
     return {"outcome": c.outcome, "gains": c.gains, "losses": c.losses, "lead": lead, "sentence": c.sentence}
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page that tells a marketing person how good the model is, against what, and how sure."""
+"""HTML report: one self-contained page with the quality of the forecasts, compared with the baselines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from clv.evaluate import metrics
 from clv.evaluate.bootstrap import interval
 from clv.evaluate.report import charts, verdict
-from clv.evaluate.report.findings import Findings, over_origins
+from clv.evaluate.report.findings import Findings, compare_over_origins
 from clv.forecast.distributions import Prediction
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -23,35 +23,40 @@ COLUMNS = {
     "ngini": ("nGini", "ranking by value, 1 = perfect"),
     "spearman": ("Spearman", "rank correlation"),
     "auc": ("AUC", "who buys again, 1 = perfect"),
-    "mae_over_mean": ("MAE", "mean error ÷ mean spend, 0 = perfect"),
-    "rmse_over_mean": ("RMSE", "like MAE, big misses count more"),
-    "bias": ("Total", "predicted ÷ realised, 1 = right"),
-    "decile_mape": ("Decile MAPE", "level by tenth, 0 = perfect; – where a tenth spent nothing"),
-    "top_decile_capture": ("Top 10 %", "share of spend in the best tenth"),
-    "crps": ("CRPS", "error of the whole forecast, in currency"),
-    "pit80": ("PIT 80 %", "should be 0.80"),
+    "mae_over_mean": ("MAE", "mean error / mean spend, 0 = perfect"),
+    "rmse_over_mean": ("RMSE", "as MAE, with more weight on large errors"),
+    "bias": ("Total", "predicted / actual, 1 = right"),
+    "decile_mape": ("Decile MAPE", "relative error by tenth, 0 = perfect; – where a tenth spent nothing"),
+    "top_decile_capture": ("Top 10 %", "share of spend by the best tenth"),
+    "crps": ("CRPS", "error of the distribution, in currency"),
+    "pit80": ("Coverage", "of the 80 % interval, should be 0.80"),
 }
-SURENESS = {
-    "crps": ("CRPS", "error of the whole forecast"),
-    "pinball_0.1": ("Pinball 10 %", "error of the lower end"),
-    "pinball_0.5": ("Pinball 50 %", "of the median"),
-    "pinball_0.9": ("Pinball 90 %", "of the upper end"),
-    "pit80": ("PIT 80 %", "should be 0.80"),
-    "sure_coverage": ("80 % band, sure buyers", "chance of a purchase above .9; should be 0.80"),
-    "sums_coverage": ("80 % band, sums of 100", "should be 0.80"),
-    "width": ("Width", "of the 80 % band, mean"),
+UNCERTAINTY = {
+    "crps": ("CRPS", "error of the distribution"),
+    "pinball_0.1": ("Pinball 10 %", "error of the lower bound"),
+    "pinball_0.5": ("Pinball 50 %", "error of the median"),
+    "pinball_0.9": ("Pinball 90 %", "error of the upper bound"),
+    "pit80": ("Coverage of the 80 % interval", "all customers, should be 0.80"),
+    "near_certain_coverage": ("Coverage of the 80 % interval", "near-certain buyers, should be 0.80"),
+    "sums_coverage": ("Coverage of the 80 % interval", "sums of 100 customers, should be 0.80"),
+    "width": ("Width", "of the 80 % interval, mean"),
 }
-CELLS = {"customers": "customers", "pit80": "PIT 80 %", "coverage": "in the band", "width": "width of the band"}
+CELLS = {
+    "customers": "customers",
+    "pit80": "coverage of the 80 % interval",
+    "coverage": "coverage with zeros in full",
+    "width": "width of the 80 % interval",
+}
 VISITORS = {
     "auc": ("AUC", "who buys, 1 = perfect"),
-    "conversion_bias": ("Buyers", "predicted ÷ realised, 1 = right"),
-    "calibration_error": ("Calibration error", "of the chance to buy, 0 = perfect"),
-    "ngini": ("nGini", "ranking by value"),
-    "bias": ("Total", "predicted ÷ realised, 1 = right"),
+    "conversion_bias": ("Buyers", "predicted / actual, 1 = right"),
+    "calibration_error": ("Calibration error", "of the purchase probability, 0 = perfect"),
+    "ngini": ("nGini", "ranking by value, 1 = perfect"),
+    "bias": ("Total", "predicted / actual, 1 = right"),
 }
 
 
-def metrics_of(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+def metrics_json(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """The content of metrics.json: origin -> horizon -> model -> metric -> number, or {"not_run": reason}."""
     out: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for f in found:
@@ -60,7 +65,7 @@ def metrics_of(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, dict[
     return out
 
 
-def details_of(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, Any]]]:
+def details_json(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, Any]]]:
     """The content of details.json: origin -> horizon -> advice, sufficiency, uncertainty, one-order customers, ..."""
     out: dict[str, dict[str, dict[str, Any]]] = {}
     for f in found:
@@ -68,8 +73,8 @@ def details_of(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, Any]]
     return out
 
 
-def money(amount: float, currency: str | None) -> str:
-    """An amount for people: £1,234, 12.5 after the point only under 100; without a currency a plain number."""
+def format_amount(amount: float, currency: str | None) -> str:
+    """Text of an amount: £1,234 or £12.50, with decimals only below 100; a plain number without a currency."""
     text = f"{amount:,.2f}" if abs(amount) < 100 else f"{amount:,.0f}"
     if not currency:
         return text
@@ -85,15 +90,17 @@ def render(
     seed: int = 0,
     churn_threshold: float = 0.5,
 ) -> str:
-    """The page as text. It loads nothing from anywhere; its size is mostly plotly's script, about 5 MB.
+    """The page as text. It loads nothing from the network; most of its 5 MB is plotly's script.
 
-    Without findings (nothing could be held out) the page holds the notices alone.
+    `currency` is an ISO code, `notices` are shown at the top, `seed` is that of the randomised PIT, and customers count
+    as leaving where the probability of no purchase is at least `churn_threshold`. Without findings the page holds the
+    notices alone.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["money"] = lambda amount: money(float(amount), currency)
+    environment.filters["amount"] = lambda amount: format_amount(float(amount), currency)
     environment.filters["number"] = _number
     sections = [_section(i, f, currency, seed, churn_threshold) for i, f in enumerate(found)]
-    together = over_origins(found) if len(found) > 1 and len({f.panel.horizon_days for f in found}) == 1 else ()
+    together = compare_over_origins(found) if len(found) > 1 and len({f.panel.horizon_days for f in found}) == 1 else ()
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return page.render(
         title=title,
@@ -102,7 +109,7 @@ def render(
         advice=verdict.recommendation(together) if together else "",
         notices=notices,
         columns=COLUMNS,
-        sureness=SURENESS,
+        uncertainty_columns=UNCERTAINTY,
         cells=CELLS,
         visitors=VISITORS,
         model=found[0].model if found else "",
@@ -110,50 +117,44 @@ def render(
     )
 
 
-def write(path: Path, found: Sequence[Findings], **options: Any) -> Path:
-    """Write `render(found, **options)` to a file, UTF-8; returns the path."""
-    path.write_text(render(found, **options), encoding="utf-8")
-    return path
-
-
 def _section(number: int, f: Findings, currency: str | None, seed: int, threshold: float) -> dict[str, Any]:
     panel, model, models = f.panel, f.model, f.panel.models()
     y, orders, ours = np.asarray(panel.y, float), np.asarray(panel.orders, float), models[model]
     scores = {name: float(np.nan_to_num(r["ngini"][0], nan=-1.0)) for name, r in f.replicates.items()}
     unit = currency or "shop currency"
-    shown = charts.chosen(model, scores, ("bgnbd_gg", "past_spend"))
+    shown = charts.charted_models(model, scores, ("bgnbd_gg", "past_spend"))
     cohort = np.repeat("all customers", len(y)) if panel.cohort is None else panel.cohort
-    names = {name: verdict.label(name) for name in panel.predictions}
-    once = panel.once()
+    names = {name: verdict.model_label(name) for name in panel.predictions}
+    one_order = panel.one_order()
     return {
         "id": f"s{number}",
         "origin": panel.origin,
         "horizon": panel.horizon_days,
         "customers": len(y),
         "buyers": int(np.sum(orders > 0)),
-        "realised": float(y.sum()),
+        "actual": float(y.sum()),
         "predicted": float(ours.value.sum()),
         "bias": f.metrics[model]["bias"],
         "capture": f.metrics[model]["top_decile_capture"],
         "sufficiency": f.sufficiency,
         "comparisons": f.comparisons,
-        "best": f.advice,
-        "ladder": _ladder(f, scores, names),
+        "advice": f.advice,
+        "metric_rows": _metric_rows(f, scores, names),
         "leak": f.leak,
         "churn": metrics.churn_report(orders, ours.p_purchase, threshold) if ours.p_purchase is not None else None,
-        "uncertainty": [(verdict.label(n), n == model, values) for n, values in f.uncertainty.items()],
-        "coverages": verdict.coverages(f.uncertainty[model]) if model in f.uncertainty else "",
+        "uncertainty": [(verdict.model_label(n), n == model, values) for n, values in f.uncertainty.items()],
+        "coverage": verdict.coverage_sentence(f.uncertainty[model]) if model in f.uncertainty else "",
         "cells": f.cells,
-        "once": {
-            "customers": int(once.sum()),
-            "buyers": int(np.sum(orders[once] > 0)),
-            "rows": [(verdict.label(n), n == model, values) for n, values in f.one_order.items()],
+        "one_order": {
+            "customers": int(one_order.sum()),
+            "buyers": int(np.sum(orders[one_order] > 0)),
+            "rows": [(verdict.model_label(n), n == model, values) for n, values in f.one_order.items()],
             "comparisons": f.one_order_comparisons,
         },
         "visitors": f.visitors,
         "visitor_rows": []
         if f.visitors is None
-        else [(verdict.label(n), n == model, values) for n, values in f.visitors.models.items()],
+        else [(verdict.model_label(n), n == model, values) for n, values in f.visitors.models.items()],
         "lift": Markup(charts.lift(f"lift{number}", y, {n: models[n] for n in shown}, names)),
         "deciles": Markup(charts.deciles(f"deciles{number}", y, ours, unit)),
         "cohorts": Markup(charts.cohorts(f"cohorts{number}", y, ours, cohort, unit)),
@@ -164,7 +165,7 @@ def _section(number: int, f: Findings, currency: str | None, seed: int, threshol
 
 
 def cohort_rows(cohort: Any, y: Any, orders: Any, ours: Prediction) -> list[dict[str, Any]]:
-    """Per acquisition cohort, oldest first: customers, and what each was worth and bought again, predicted and real."""
+    """Per acquisition cohort, oldest first: customers, mean value and share of buyers, predicted and actual."""
     rows = []
     for name in np.unique(cohort):
         some = np.asarray(cohort) == name
@@ -174,7 +175,7 @@ def cohort_rows(cohort: Any, y: Any, orders: Any, ours: Prediction) -> list[dict
                 "name": str(name),
                 "customers": int(some.sum()),
                 "predicted": float(np.mean(ours.value[some])),
-                "realised": float(np.mean(y[some])),
+                "actual": float(np.mean(y[some])),
                 "chance": chance,
                 "bought": float(np.mean(orders[some] > 0)),
             }
@@ -188,8 +189,11 @@ def _number(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def _ladder(f: Findings, scores: Mapping[str, float], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Rows of the table, best nGini first: value, interval and whether it differs from ours; not-run models last."""
+def _metric_rows(f: Findings, scores: Mapping[str, float], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of the metrics table, best nGini first, baselines that did not run last.
+
+    A cell has the interval, `best` (best of its column) and `mark`: significantly "better" or "worse" than our model.
+    """
     replicates, model = f.replicates, f.model
     best: dict[str, str] = {}
     for metric in COLUMNS:

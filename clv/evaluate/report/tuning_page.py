@@ -1,4 +1,4 @@
-"""What a search for settings found: a table of trials, and a page with a plot per setting."""
+"""Report of a search for settings (hyperparameter tuning): a table of trials, and a page with a chart per setting."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ OWN = ("trial", "scores", "best", "failed")
 
 
 def write(folder: Path, trials: Sequence[Row], title: str) -> None:
-    """trials.csv and report.html. A trial: `trial`, its settings, `scores` after each epoch, `best`, `failed`."""
+    """Write trials.csv and report.html into `folder`.
+
+    A trial holds `trial` (its name), its settings, `scores` after each epoch, `best` and `failed`.
+    """
     table = pd.DataFrame([{**row, "epochs_run": len(row["scores"])} for row in trials]).drop(columns="scores")
     table.to_csv(folder / "trials.csv", index=False)
     (folder / "report.html").write_text(page(trials, title), encoding="utf-8")
 
 
 def page(trials: Sequence[Row], title: str) -> str:
-    """One self-contained HTML page: the best score against each setting, and the score of each trial by epoch."""
-    told = [row for row in trials if row["scores"]]
+    """One self-contained HTML page: the score of each trial by epoch, and the best score against each setting."""
+    scored = [row for row in trials if row["scores"]]
     names = [name for name in trials[0] if name not in OWN]
     figure = make_subplots(rows=len(names) + 1, cols=1, vertical_spacing=0.25 / (len(names) + 1))
-    for row in told:
+    for row in scored:
         epochs = list(range(1, len(row["scores"]) + 1))
         figure.add_scatter(x=epochs, y=list(row["scores"]), name=row["trial"], mode="lines+markers", row=1, col=1)
     figure.update_xaxes(title_text="epoch", row=1, col=1)
-    for place, name in enumerate(names, start=2):
-        values = [row[name] for row in told]
+    for number, name in enumerate(names, start=2):
+        values = [row[name] for row in scored]
         numbers = all(isinstance(value, float) for value in values)
-        text = [row["trial"] for row in told]
+        text = [row["trial"] for row in scored]
         dots = go.Scatter(
             x=values if numbers else [str(value) for value in values],
-            y=[row["best"] for row in told],
+            y=[row["best"] for row in scored],
             text=text,
             mode="markers",
             marker={"color": "#1f6feb"},
             showlegend=False,
         )
-        figure.add_trace(dots, row=place, col=1)
+        figure.add_trace(dots, row=number, col=1)
         log = numbers and min(values) > 0 and max(values) > 10 * min(values)
-        figure.update_xaxes(title_text=name, type="log" if log else None if numbers else "category", row=place, col=1)
+        figure.update_xaxes(title_text=name, type="log" if log else None if numbers else "category", row=number, col=1)
     figure.update_yaxes(title_text="held-out score")
     figure.update_layout(template="plotly_white", title=title, height=320 * (len(names) + 1))
     return str(figure.to_html(include_plotlyjs=True, config={"displaylogo": False}))

@@ -6,7 +6,7 @@ import pytest
 
 from clv.evaluate.panel import Panel, Visitors
 from clv.evaluate.report import html_page
-from clv.evaluate.report.findings import Findings, find
+from clv.evaluate.report.findings import Findings, evaluate_panel
 from clv.forecast.distributions import Prediction, hurdle_lognormal
 
 
@@ -45,7 +45,7 @@ def panel(n: int = 1200, noise: float = 0.0, seed: int = 0, origin: str = "2011-
 
 
 def found(*panels: Panel, draws: int = 100) -> list[Findings]:
-    return [find(p, draws=draws) for p in panels]
+    return [evaluate_panel(p, draws=draws) for p in panels]
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,9 @@ def test_cohorts_stand_in_a_table_with_what_a_customer_was_worth(page: str) -> N
     for row in rows:
         some = shop.cohort == row["name"]
         assert row["customers"] == some.sum()
-        assert row["realised"] == pytest.approx(shop.y[some].sum() / some.sum())
+        assert row["actual"] == pytest.approx(shop.y[some].sum() / some.sum())
         assert row["bought"] == pytest.approx((shop.y[some] > 0).mean())
-        predicted = html_page.money(row["predicted"], "GBP")
+        predicted = html_page.format_amount(row["predicted"], "GBP")
         shown = f"<tr><td>{row['name']}</td><td>{row['customers']:,}</td><td>{predicted}</td>"
         assert shown in page
 
@@ -116,7 +116,7 @@ def test_a_shop_without_buyers_still_gets_a_page() -> None:
 
 
 def test_metrics_json_has_the_shape_of_the_contract() -> None:
-    models = json.loads(json.dumps(html_page.metrics_of(found(panel())), allow_nan=False))["2011-06-12"]["90"]
+    models = json.loads(json.dumps(html_page.metrics_json(found(panel())), allow_nan=False))["2011-06-12"]["90"]
     assert models["seasonal_naive"] == {"not_run": "the log <reaches> back 90 days"}
     assert models["bgnbd_gg"]["crps"] is None
     assert models["clv"]["pit80"] == pytest.approx(0.8, abs=0.05)
@@ -124,7 +124,7 @@ def test_metrics_json_has_the_shape_of_the_contract() -> None:
 
 def test_details_hold_bands_visitors_and_customers_with_one_order() -> None:
     one = panel()
-    details = json.loads(json.dumps(html_page.details_of(found(one)), allow_nan=False))["2011-06-12"]["90"]
+    details = json.loads(json.dumps(html_page.details_json(found(one)), allow_nan=False))["2011-06-12"]["90"]
     sure = details["uncertainty"]["clv"]
     assert set(details["uncertainty"]) == {"clv"}
     assert sure["pit80"] == pytest.approx(0.8, abs=0.05)
@@ -153,11 +153,11 @@ def test_a_page_without_findings_holds_the_notices_alone() -> None:
 
 def test_a_panel_without_our_model_is_refused() -> None:
     with pytest.raises(ValueError, match="no prediction of model 'other'"):
-        find(panel(), model="other")
+        evaluate_panel(panel(), model="other")
 
 
 def test_money_is_written_for_people() -> None:
-    assert html_page.money(1234.5, "GBP") == "£1,234"
-    assert html_page.money(12.5, "EUR") == "€12.50"
-    assert html_page.money(1e6, "CHF") == "1,000,000 CHF"
-    assert html_page.money(3, None) == "3.00"
+    assert html_page.format_amount(1234.5, "GBP") == "£1,234"
+    assert html_page.format_amount(12.5, "EUR") == "€12.50"
+    assert html_page.format_amount(1e6, "CHF") == "1,000,000 CHF"
+    assert html_page.format_amount(3, None) == "3.00"

@@ -9,8 +9,8 @@ import pytest
 from clv.evaluate.bootstrap import Interval, bootstrap
 from clv.evaluate.panel import Panel
 from clv.evaluate.report import html_page, verdict
-from clv.evaluate.report.card import judgement
-from clv.evaluate.report.findings import find
+from clv.evaluate.report.card import evaluation_lines
+from clv.evaluate.report.findings import evaluate_panel
 from clv.forecast.distributions import Prediction, hurdle_lognormal
 
 
@@ -138,37 +138,37 @@ def test_undefined_measures_are_not_counted() -> None:
 def test_coverage_is_held_against_its_nominal_value_and_the_error_of_its_count(
     share: float, count: float, words: str
 ) -> None:
-    assert verdict.coverage(share, count) == words
+    assert verdict.coverage_verdict(share, count) == words
 
 
 def test_card_and_report_show_the_coverage_of_customers_and_sums_with_their_numbers() -> None:
-    found = find(panel(0.0, 1.0), draws=50)
+    found = evaluate_panel(panel(0.0, 1.0), draws=50)
     ours = found.uncertainty["clv"]
     assert (ours["customers"], ours["sums_groups"]) == (1500, 15)
-    text = verdict.coverages({**ours, "sums_coverage": 1.0})
+    text = verdict.coverage_sentence({**ours, "sums_coverage": 1.0})
     assert "; 100% of 15 sums of 100 customers (expected 80% ± 20.2%: within the sampling error)." in text
     assert "of 1,500 customers by the randomised PIT (expected 80% ± 2.0%: " in text
-    text = verdict.coverages({**ours, "sums_coverage": 1.0, "sums_groups": 150.0})
+    text = verdict.coverage_sentence({**ours, "sums_coverage": 1.0, "sums_groups": 150.0})
     assert "100% of 150 sums of 100 customers (expected 80% ± 6.4%: over-coverage, too wide)" in text
-    assert verdict.coverages(ours) in "\n".join(judgement([found]))
-    assert verdict.coverages(ours) in html_page.render([found], title="t")
+    assert verdict.coverage_sentence(ours) in "\n".join(evaluation_lines([found]))
+    assert verdict.coverage_sentence(ours) in html_page.render([found], title="t")
     none = {"pit80": None, "sure_coverage": None, "sums_coverage": None, "customers": 0.0}
     none |= {"sure_customers": 0.0, "sums_groups": 0.0}
-    assert verdict.coverages(none).startswith("Too few customers")
+    assert verdict.coverage_sentence(none).startswith("Too few customers")
 
 
 def test_the_card_names_the_reason_of_an_undefined_decile_mape() -> None:
     """A perfect order puts all buyers first, so its last tenth of the customers spent nothing."""
     shop = panel(0.0, 1.0)
     shop = replace(shop, predictions={**shop.predictions, "perfect": Prediction(value=shop.y + 0.01)})
-    text = "\n".join(judgement([find(shop, draws=20)]))
+    text = "\n".join(evaluation_lines([evaluate_panel(shop, draws=20)]))
     assert "No decile MAPE of perfect: a tenth of the customers by prediction spent nothing." in text
     row = next(line for line in text.splitlines() if line.startswith("| perfect "))
     assert row.split(" | ")[7] == "–"
 
 
 def test_a_baseline_that_is_beaten_gets_a_sentence_with_the_gain_and_its_interval() -> None:
-    (comparison,) = find(panel(0.0, 1.0)).comparisons
+    (comparison,) = evaluate_panel(panel(0.0, 1.0)).comparisons
     assert comparison.outcome == "better"
     assert comparison.lead.low > 0
     text = comparison.sentence
@@ -180,14 +180,14 @@ def test_a_baseline_that_is_beaten_gets_a_sentence_with_the_gain_and_its_interva
 
 @pytest.mark.parametrize(("name", "advice"), [("bgnbd_gg", "BG/NBD"), ("btyd", "BG/NBD with its seasonal level")])
 def test_where_bgnbd_is_better_the_card_says_to_use_it(name: str, advice: str) -> None:
-    found = find(panel(1.0, 0.0, name=name))
+    found = evaluate_panel(panel(1.0, 0.0, name=name))
     assert found.comparisons[0].sentence.endswith(f"; use {advice} here.")
     assert found.advice.startswith(f"Use {advice} here: significantly better")
-    assert f"**Use {advice} here" in "\n".join(judgement([found]))
+    assert f"**Use {advice} here" in "\n".join(evaluation_lines([found]))
 
 
 def test_where_the_model_is_no_better_than_bgnbd_the_simpler_one_is_advised() -> None:
-    found = find(panel(0.02, 0.02))
+    found = evaluate_panel(panel(0.02, 0.02))
     assert found.comparisons[0].outcome == "even"
     assert "differ significantly on none of" in found.comparisons[0].sentence
     assert found.advice.startswith("Use BG/NBD here: this model is significantly better than it on no measure")
@@ -195,18 +195,19 @@ def test_where_the_model_is_no_better_than_bgnbd_the_simpler_one_is_advised() ->
 
 def test_where_the_model_is_better_than_all_it_is_advised() -> None:
     assert (
-        find(panel(0.0, 1.0)).advice == "Use this model: on balance better than 1 of 1 alternatives, worse than none."
+        evaluate_panel(panel(0.0, 1.0)).advice
+        == "Use this model: on balance better than 1 of 1 alternatives, worse than none."
     )
 
 
 def test_several_origins_are_told_together() -> None:
     """Small gains that no origin alone can prove are proven by four."""
-    found = [find(panel(0.0, 0.17, seed, f"2024-0{seed + 1}-01"), draws=400) for seed in range(4)]
+    found = [evaluate_panel(panel(0.0, 0.17, seed, f"2024-0{seed + 1}-01"), draws=400) for seed in range(4)]
     together = verdict.compare("bgnbd_gg", [(f.replicates["clv"], f.replicates["bgnbd_gg"]) for f in found])
     assert together.lead.estimate == pytest.approx(np.mean([f.comparisons[0].lead.estimate for f in found]))
     widths = [f.comparisons[0].lead.high - f.comparisons[0].lead.low for f in found]
     assert together.lead.high - together.lead.low < 0.7 * np.mean(widths)
-    text = "\n".join(judgement(found))
+    text = "\n".join(evaluation_lines(found))
     assert together.sentence in text
     assert text.count("not run: no features") == 4
     assert text.count("Data: **") == 4
