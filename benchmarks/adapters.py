@@ -29,7 +29,7 @@ from benchmarks.pretraining import ROWS
 from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_dataset
 from clv.models.adapters import methods
-from clv.models.adapters.methods import OPTIONS, AdapterConfig
+from clv.models.config import ADAPTER_OPTIONS, AdapterConfig
 from clv.train import fitting, loop
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
@@ -60,7 +60,7 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     shop, (origin, horizon) = read_dataset(histories(options.shop, options.cache)), ROWS[options.shop]
     config = replace(
-        TrainConfig.preset("tiny").with_engine(kind="torch"), samples_per_epoch=options.samples, epochs=options.epochs
+        TrainConfig().with_engine(kind="torch"), samples_per_epoch=options.samples, epochs=options.epochs
     )
     setup = fitting.prepare(shop, shop.clock.parse(origin), config, horizon)
     rows: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
@@ -94,7 +94,7 @@ def variants(config: TrainConfig, encoder: str) -> dict[str, TrainConfig]:
     whole = replace(config, model=model)
     # A rate of nothing leaves the backbone as it is.
     heads = replace(whole, optimizer=replace(whole.optimizer, backbone_share=0.0))
-    kinds = {m: replace(whole, model=replace(model, adapters=AdapterConfig(method=m))) for m in OPTIONS}
+    kinds = {m: replace(whole, model=replace(model, adapters=AdapterConfig(method=m))) for m in ADAPTER_OPTIONS}
     return {WHOLE: whole, HEADS: heads, **kinds}
 
 

@@ -20,7 +20,7 @@ from clv.data.clock import Clock
 from clv.data.histories import Histories, build
 from clv.evaluate import probabilistic
 from clv.forecast import distributions, portfolio
-from clv.models.backbones.encoders import BackboneConfig
+from clv.models.config import BackboneConfig
 from clv.models.inputs.feature_space import Items
 from clv.simulate.small import simulate
 from clv.train import backtest
@@ -78,10 +78,10 @@ def judged(shop: Dataset, origin: str, seed: int) -> tuple[float, float, float]:
     config = replace(config, model=replace(config.model, backbone=backbone))
     at = shop.clock.parse(origin)
     real = backtest.outcomes(shop, at, HORIZON).value
-    ours = backtest.refit(shop, at, HORIZON, config)[0].customers
+    ours = backtest.predict(shop, at, HORIZON, config).customers
     assert ours.quantiles is not None
     persons = probabilistic.pit80(distributions.pit(real, ours.quantiles, seed))
-    return float(ours.value.sum() / real.sum()), persons, portfolio.covered(real, ours, seed=seed)
+    return float(ours.value.sum() / real.sum()), persons, portfolio.group_coverage(real, ours, seed=seed)
 
 
 if __name__ == "__main__":

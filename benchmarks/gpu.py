@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from benchmarks.output import reserve
 from clv.models.backbones import encoders
+from ray_jobs.options import read_preset
 
 NOT = "not measured"
 LENGTHS = (128, 512)
@@ -103,7 +104,7 @@ class Objective(nn.Module):
 
 def measure(case: Case, device: torch.device, budget: int, steps: int, peak: float) -> Measured:
     """Raises torch.OutOfMemoryError where the case does not fit."""
-    config = replace(encoders.resolve_preset(case.preset), max_tokens=case.tokens, pretrained=None)
+    config = replace(read_preset(case.preset).model.backbone, max_tokens=case.tokens, pretrained=None)
     torch.manual_seed(0)
     model = Objective(config).to(device).train()
     if case.recompute:

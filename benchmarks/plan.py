@@ -17,10 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from clv.data.clock import Clock
 from clv.data.histories import Histories, build
-from clv.models.backbones.encoders import BackboneConfig
+from clv.models.config import BackboneConfig, ModelConfig
 from clv.models.inputs.batch import Batch
 from clv.models.inputs.feature_space import Items
-from clv.models.model import ModelConfig
 from clv.simulate.small import simulate
 from clv.train import estimate
 from clv.train.config import TrainConfig

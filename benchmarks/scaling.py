@@ -21,11 +21,11 @@ import torch.multiprocessing as mp
 import tyro
 
 from benchmarks.train_step import example
-from clv.models.backbones import encoders
 from clv.train import estimate
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
 from clv.train.loop import sum_loss
+from ray_jobs.options import read_preset
 
 OVERLAP = 2 / 3  # gradients are exchanged during the backward pass, two thirds of the work
 
@@ -78,7 +78,7 @@ def main() -> None:
     print("GPUs, by the model alone (constants: see --help)\n")
     print("| preset | gradients | 8 | 64 | 512 |\n|---|---|---|---|---|")
     for preset in ("base", "large"):
-        backbone = encoders.resolve_preset(preset)
+        backbone = read_preset(preset).model.backbone
         layers = backbone.num_layers * (4 * backbone.width**2 + 2 * backbone.width * backbone.intermediate)
         compute = options.tokens * estimate.flops_per_token(backbone) / (options.peak_tflops * 1e12 * options.mfu)
         gpu = Machine(compute, options.bandwidth_gb_s * 1e9, options.latency_us * 1e-6)
@@ -107,7 +107,7 @@ def here(options: Options) -> None:
 def _worker(rank: int, workers: int, steps: int, found: dict[object, float]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=workers)
-    config = replace(TrainConfig.preset("tiny").with_engine(kind="torch"), batch_size=32, token_dropout=0.0)
+    config = replace(TrainConfig().with_engine(kind="torch"), batch_size=32, token_dropout=0.0)
     setup, batch = example(config)
     engine = make_engine(setup.model(config), sum_loss(config, True), config, torch.device("cpu"))
     engine.module.train()

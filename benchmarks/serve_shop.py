@@ -32,7 +32,7 @@ def make_shop(folder: Path, num_customers: int, bundles_too: int = 0) -> list[st
     store.put_histories(histories)
     store.close()
     h = Histories.from_table(histories)
-    config = dataclasses.replace(TrainConfig.preset("tiny"), num_origins=4)
+    config = dataclasses.replace(TrainConfig(), num_origins=4)
     setup = prepare(Dataset(h, clock, "gross", HORIZONS, Items.empty(), end), end, config, HORIZONS[0])
     vocab, items = setup.assembler.space.to_arrays()
     facts = {"currency": "EUR", "timezone": "UTC", "horizons": list(HORIZONS), "value": "gross"}
@@ -42,14 +42,14 @@ def make_shop(folder: Path, num_customers: int, bundles_too: int = 0) -> list[st
             config={
                 "cut_us": end,
                 "data_through_us": int(h.time.max()),
-                "model": bundles.as_json(config.model),
+                "model": bundles.plain_json(config.model),
                 "value_scale": setup.assembler.value_scale,
                 "population_average": setup.assembler.population_average.tolist(),
                 "dataset_facts": {**facts, "discount_rate_annual": 0.1},
             },
             vocab=vocab,
             btyd=setup.assembler.btyd.to_json(),
-            calibration=Adjustment.none(len(HORIZONS)).to_json(),
+            calibration=Adjustment.identity(len(HORIZONS)).to_json(),
             metrics={},
             weights={
                 name: tensor.numpy() + (number > 0) * rng.normal(0, 0.02, tensor.shape).astype(np.float32)

@@ -33,6 +33,7 @@ from clv.train.engines.factory import make_engine
 from clv.train.fitting import Dataset, Setup, prepare
 from clv.train.loop import sum_loss
 from clv.train.optimizers import make_optimizer
+from ray_jobs.options import read_preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def main() -> None:
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"}
     dist.init_process_group("gloo")
-    config = replace(TrainConfig.preset(options.preset), batch_size=options.batch_size, token_dropout=0.0)
+    config = replace(read_preset(options.preset), batch_size=options.batch_size, token_dropout=0.0)
     setup, batch = example(config)
     steppers = {"plain loop": plain(setup, config, batch), "engine, torch": engine(setup, config, batch, "torch", 0)}
     name = f"engine, DeepSpeed ZeRO-{options.zero_stage}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ ERASURES = "erasures.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Writes the customers of an online store to a folder."""
 
     store: str

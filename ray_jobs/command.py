@@ -1,4 +1,4 @@
-"""What the jobs share on the command line: options, logging, exit codes 0, 1 (failed) and 2 (usage or spec)."""
+"""Running a job from the command line: logging, errors and exit codes 0, 1 (failed), 2 (usage or dataset spec)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-import tyro
-
 from clv.data.spec.models import SpecError
+from ray_jobs.options import JobOptions, parse_options
 
-T = TypeVar("T")
+T = TypeVar("T", bound=JobOptions)
 LOG = logging.getLogger(__name__)
 FORMATS = ("text", "json")
 
@@ -28,10 +27,9 @@ def execute(
     failures: tuple[type[Exception], ...] = (ValueError, OSError, RuntimeError),
 ) -> None:
     """Runs a job with the options of the command line; an expected failure is one line on stderr and its exit code."""
-    given = tyro.cli(options, description=description)
     try:
         configure_logging(os.environ.get("CLV_LOG_FORMAT", "text"))
-        run(given)
+        run(parse_options(options, description=description))
     except SpecError as error:
         sys.exit(_fail(name, error, 2))
     except failures as error:

@@ -12,12 +12,13 @@ from typing import Any
 from tyro.conf import Positional
 
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Prints what differs: settings that are not the same in all runs, then metrics at the held-out origin."""
 
     runs: Positional[tuple[Path, ...]]

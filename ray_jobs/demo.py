@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.backtest import ladder
+from ray_jobs.backtest import metric_tables
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ LOAD_DEADLINE_S = 240
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Everything goes under --out; the last screen says how to keep the service running."""
 
     out: Path = Path("out/demo")
@@ -106,7 +107,7 @@ def job(name: str, *arguments: str) -> str:
 def check(histories: Path) -> None:
     """The dataset is whole, or what follows means nothing."""
     manifest = json.loads((histories / "manifest.json").read_text())
-    found = manifest["accounting"]["events"]["read"], manifest["num_customers"]
+    found = manifest["row_accounting"]["events"]["read"], manifest["num_customers"]
     if found != (EXPECTED_LINES, EXPECTED_CUSTOMERS):
         raise RuntimeError(f"read {found[0]:,} lines of {found[1]:,} customers, expected {EXPECTED_LINES:,} of "
                            f"{EXPECTED_CUSTOMERS:,}")  # fmt: skip
@@ -114,7 +115,7 @@ def check(histories: Path) -> None:
 
 def comparison(backtest: Path) -> list[str]:
     """The table of a back-test's folder: a title, the header, and a line for each model."""
-    return ladder(json.loads((backtest / "metrics.json").read_text(encoding="utf-8")))
+    return metric_tables(json.loads((backtest / "metrics.json").read_text(encoding="utf-8")))
 
 
 def best_customers(scores: Path, count: int) -> list[str]:

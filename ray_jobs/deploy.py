@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Rolls out a bundle."""
 
     registry: Path
@@ -37,10 +38,10 @@ class Options:
     smoke_test: Path | None = None
     """JSON of a prediction request with as_of and the events of its customers; by default invented customers."""
     canary_share: float = 0.0
-    """Share of requests that the new bundle answers first, for --trial-s."""
+    """Share of requests that the new bundle answers first, for --candidate-s."""
     shadow_share: float = 0.0
-    """Share of requests that it computes beside the bundle in production first, for --trial-s, to be compared."""
-    trial_s: float = 60.0
+    """Share of requests that it computes beside the bundle in production first, for --candidate-s, to be compared."""
+    candidate_s: float = 60.0
     watch_s: float = 30.0
     """How long failures are watched after the promotion."""
     deadline_s: float = 300.0
@@ -69,7 +70,7 @@ def run(options: Options) -> None:
         reason=options.reason,
         canary_share=options.canary_share,
         shadow_share=options.shadow_share,
-        trial_s=options.trial_s,
+        candidate_s=options.candidate_s,
         watch_s=options.watch_s,
         deadline_s=options.deadline_s,
         error_share=options.error_share,

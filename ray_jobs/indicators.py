@@ -15,12 +15,13 @@ import pandas as pd
 
 from ray_jobs import record
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Conversion, repurchase, frequency and order value of every customer, of cohorts and of all; with scores also
     what is predicted for them, and, where the horizon is over, whether that came true."""
 
@@ -117,12 +118,12 @@ def _calibrate(table: pd.DataFrame, out: Path) -> None:
             LOG.info(f"horizon {days} days is not over: nothing to hold the predictions against")
             continue
         for by in (None, "cohort"):
-            found = indicators.calibration(known, by).assign(horizon_days=days, by=by or "prediction")
+            found = indicators.calibration_table(known, by).assign(horizon_days=days, by=by or "prediction")
             parts.append(found if by is None else found[found["group"] != "all"])
         whole = parts[-2][parts[-2]["group"] == "all"].set_index("indicator")
         for name, row in whole.iterrows():
             LOG.info(
-                f"{name} in {days} days: predicted {row['predicted']:.4g}, came {row['realised']:.4g}"
+                f"{name} in {days} days: predicted {row['predicted']:.4g}, actual {row['actual']:.4g}"
                 f" (± {row['standard_error']:.2g}), {int(row['customers']):,} customers"
             )
     if parts:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from ray_jobs import record
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Puts the customers of a histories folder into the online store."""
 
     histories: Path

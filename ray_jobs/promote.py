@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Publishes a bundle and points production at it, or at a version published before."""
 
     registry: Path

@@ -1,8 +1,7 @@
-"""run.json: what a run was asked, with which versions and seed, from which commit, and how long it took."""
+"""run.json, the record of a run: arguments, seed, versions of the packages, git commit, begin and duration."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import subprocess
@@ -12,15 +11,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from clv.train.settings import flatten
+from ray_jobs.options import JobOptions
+
 PACKAGES = ("clv", "ray", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "pandas")
 
 
-def write(out: Path, options: Any, begun: datetime, *, seed: int | None = None, **more: Any) -> Path:
-    """Writes `out`/run.json for the options dataclass of a job that began at `begun` (UTC); returns its path."""
+def write(out: Path, options: JobOptions, begun: datetime, *, seed: int | None = None, **more: Any) -> Path:
+    """Writes `out`/run.json for a job with these options that began at `begun` (UTC); returns its path."""
     now = datetime.now(UTC)
     record = {
         "command": [sys.executable, *sys.argv],
-        "arguments": dataclasses.asdict(options),
+        "arguments": flatten(options),
         "seed": seed,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git_commit": git_commit(),

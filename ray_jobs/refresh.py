@@ -20,12 +20,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Prepares new events, scores everybody, loads the store."""
 
     dataset: Path

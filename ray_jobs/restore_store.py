@@ -13,12 +13,13 @@ from pathlib import Path
 
 from ray_jobs.backup_store import ERASURES, MANIFEST, digest
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Fills an online store from a backup."""
 
     backup: Path

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Points production at the version promoted before the present one."""
 
     registry: Path

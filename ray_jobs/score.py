@@ -10,12 +10,13 @@ from typing import Literal
 
 from ray_jobs import record
 from ray_jobs.command import execute
+from ray_jobs.options import JobOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(JobOptions):
     """Scores everybody known at the origin: SCORES as Parquet parts, a CSV, and the list of valuable leavers."""
 
     bundle: Path

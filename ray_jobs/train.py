@@ -1,33 +1,43 @@
-"""Train: histories in, bundle out. `python -m ray_jobs.train --histories HISTORIES --origin DATE --out BUNDLE`."""
+"""Train a model on a Ray cluster: BTYD model, seasonal factor and encoder, fitted on what was known at the origin.
+
+Reads HISTORIES, the folder that ray_jobs.prepare wrote. Writes BUNDLE, the folder that scores and serves, and
+BUNDLE.run with checkpoints, tracked metrics, adapters and run.json.
+
+    python -m ray_jobs.train --histories out/histories --origin 2011-06-12 --out out/bundle
+"""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tyro.conf import OmitArgPrefixes
+
+from clv.cluster.options import Cluster
 from ray_jobs import record
 from ray_jobs.command import execute
-from ray_jobs.settings import ClusterSettings, TrainSettings
+from ray_jobs.options import TrainingOptions
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainSettings, ClusterSettings):
-    """Fits BTYD model, level and model on what was known before the origin; the bundle holds everything to score with."""
+class Options(TrainingOptions):
+    """Options of a training run."""
 
     histories: Path
     """Folder that ray_jobs.prepare wrote."""
     out: Path
-    """Bundle folder to write; checkpoints, scalars and run.json lie beside it, in OUT.run."""
+    """Bundle folder to write; checkpoints, tracked metrics and run.json are written beside it, into OUT.run."""
     plan: bool = False
-    """Print weights, memory per worker, steps and checkpoint size, and stop before anything is started."""
+    """Only log weights, memory per worker, steps and checkpoint size; nothing is started."""
     gpu_memory_gib: float | None = None
-    """With --plan: memory of a GPU, to be told the smallest setting that fits."""
+    """With --plan: memory of a GPU in GiB; the smallest setting that fits is logged."""
     origin: str | None = None
-    """Training cut: nothing known at or after it is used (local midnight of the shop); default: the end of the log."""
+    """Training cut, local midnight of the shop: nothing known at or after it is used; by default the end of the log."""
+    cluster: OmitArgPrefixes[Cluster] = field(default_factory=Cluster)
 
 
 def run(options: Options) -> None:
@@ -42,26 +52,26 @@ def run(options: Options) -> None:
     from clv.train.engines import deepspeed_engine
 
     out = options.out.absolute()
-    aside = out.with_name(out.name + ".run")
-    cluster = options.cluster(aside)
+    run_folder = out.with_name(out.name + ".run")
+    cluster = options.cluster.with_storage(run_folder)
     if options.gpu_memory_gib is not None and not options.plan:
         raise ValueError("--gpu-memory-gib belongs to --plan: a run takes what it needs")
     tracking.check(options.track)
     prepared = PreparedDataset.open(options.histories)
     cutoff = prepared.origin(options.origin)
-    config = options.settings()
-    # Everything that a wrong argument can cause is found before Ray starts.
-    deepspeed_engine.deepspeed_config(config, "fp32", options.workers)
+    config = options.training.with_checkpoint_shape()
+    # Wrong arguments are refused before Ray starts.
+    deepspeed_engine.deepspeed_config(config, "fp32", cluster.workers)
     bundle.check_target(out)
     dataset = training.read_dataset(options.histories, config=config)
     LOG.info(f"{prepared.spec.name}: {len(dataset.histories):,} customers, cut at {prepared.clock.format(cutoff)}")
     if dataset.shards:
         LOG.info(
-            f"notice: {prepared.manifest['num_customers']:,} customers stay on storage: the network is fed from "
-            f"{len(dataset.shards)} shards in turn; BTYD model, features and the held-out judgement rest on those above"
+            f"notice: {prepared.manifest['num_customers']:,} customers stay on storage: the encoder reads "
+            f"{len(dataset.shards)} shards in turn; BTYD model, features and evaluation use the customers above"
         )
     phases = fitting.plan(dataset, cutoff, config)
-    training.check_loader(phases.final.source(dataset, config), config, options.workers)
+    training.check_loader(phases.final.source(dataset, config), config, cluster.workers)
     for notice in phases.notices:
         LOG.info(f"notice: {notice}")
     if source := config.model.backbone.pretrained:
@@ -72,22 +82,22 @@ def run(options: Options) -> None:
             config,
             phases.final.assembler.space,
             len(dataset.horizons),
-            options.workers,
-            gpu=options.gpu or options.gpu_memory_gib is not None,
+            cluster.workers,
+            gpu=cluster.gpu or options.gpu_memory_gib is not None,
             gpu_gib=options.gpu_memory_gib,
         ):
             LOG.info(line)
         return
-    board = options.tracking(aside, begun, config)
-    with session.ray_session(num_cpus=options.workers + 1, object_store_mb=options.object_store_mb):
-        fitted = training.train(options.histories.absolute(), phases, config, cluster, board)
+    tracked = options.tracking(run_folder, begun, config)
+    with session.ray_session(num_cpus=cluster.workers + 1, object_store_mb=cluster.object_store_mb):
+        fitted = training.train(options.histories.absolute(), phases, config, cluster, tracked)
     facts = training.dataset_facts(prepared)
     result = export.to_bundle(dataset, phases, config, fitted, facts, list(phases.notices))
     version = bundle.save(result, out)
-    aside.mkdir(parents=True, exist_ok=True)
+    run_folder.mkdir(parents=True, exist_ok=True)
     if fitted.adapters:
-        methods.save(aside / "adapters", config.model.adapters, config.model.backbone, fitted.adapters)
-    record.write(aside, options, begun, seed=options.seed, bundle=version)
+        methods.save(run_folder / "adapters", config.model.adapters, config.model.backbone, fitted.adapters)
+    record.write(run_folder, options, begun, seed=config.seed, bundle=version)
     LOG.info(result.texts["card.md"])
     LOG.info(f"wrote bundle {version} to {options.out} in {(datetime.now(UTC) - begun).total_seconds():.0f} s")
 

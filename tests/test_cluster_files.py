@@ -224,19 +224,18 @@ def test_a_job_of_its_own_starts_the_standing_clusters_machines() -> None:
 
 
 def test_the_entrypoint_of_the_manifest_is_a_command_that_train_takes() -> None:
-    import tyro
-
     from ray_jobs import train
+    from ray_jobs.options import parse_options
 
     python, dash, module, *arguments = shlex.split(read("ray_jobs/rayjob.yaml")["spec"]["entrypoint"])
     assert (python, dash, module) == ("python", "-m", "ray_jobs.train")
-    options = tyro.cli(train.Options, args=arguments)
-    assert options.cluster(Path("aside")).min_workers == 4
+    options = parse_options(train.Options, arguments)
+    assert options.cluster.min_workers == 4
     gpus = [
         group for group in cluster_of(read("ray_jobs/rayjob.yaml"))["workerGroupSpecs"] if group["groupName"] == "gpu"
     ]
-    assert options.workers <= gpus[0]["maxReplicas"]
-    assert options.settings().engine.stage == 2
+    assert options.cluster.workers <= gpus[0]["maxReplicas"]
+    assert options.training.engine.stage == 2
 
 
 def test_pods_of_jobs_share_a_volume_and_take_secrets_by_reference() -> None:

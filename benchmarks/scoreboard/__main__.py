@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from benchmarks.scoreboard.table import markdown, row_of
-from clv.cluster import preparing, session
+from clv.cluster import preparing, session, work_units
 from clv.cluster.training import read_dataset
 from clv.data.dataset import PreparedDataset
 from clv.data.spec.models import DatasetSpec
@@ -54,7 +54,7 @@ def main() -> None:
     begun = time.monotonic()
     options.cache.mkdir(parents=True, exist_ok=True)
     wanted = options.rows.split(",")
-    config = TrainConfig.preset("tiny")
+    config = TrainConfig()
     with session.ray_session(num_cpus=options.workers, object_store_mb=1024):
         baselines, ours = ray.remote(cached("baselines")), ray.remote(cached("ours"))
         jobs: list[tuple[str, int, str, Any, list[Any]]] = []
@@ -91,7 +91,7 @@ def histories(name: str, cache: Path) -> Path:
     folder = cache / f"{name}-{source_hash()}"
     if not folder.exists():
         path = DATASETS / f"{name}.yaml"
-        preparing.prepare(DatasetSpec.load(path), str(path), folder, run=preparing.run_here)
+        preparing.prepare(DatasetSpec.load(path), str(path), folder, run=work_units.run_here)
     return folder.absolute()
 
 

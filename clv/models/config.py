@@ -114,7 +114,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The customer model: input, backbone and heads. Raises ValueError for a model without heads or without input."""
+    """The customer model: input, backbone and heads. A model without heads or without input is refused."""
 
     encoder: Literal["events", "text"] = "events"
     """events: events are embedded as vectors. text: a customer's past is written as a text for a pretrained text

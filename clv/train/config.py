@@ -1,25 +1,32 @@
-"""Settings of a training run. A preset is a value of them, a YAML file can set each of them (see `overlaid`), and the
-command line names the common ones (`ray_jobs.settings`).
+"""Settings of a training run: optimizer, engine, batches, samples, and the model's. This module imports no torch.
+
+Every field is an option of the training jobs (`--learning-rate`) and a key of their YAML files (`learning_rate`); the
+text below a field is its help. `read_config` reads such a file; those in ray_jobs/presets are there to be copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
-from typing import Any, Literal, Self, TypeVar, get_type_hints
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import TypeAdapter, ValidationError
+from tyro.conf import OmitArgPrefixes, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
-from clv.models.adapters import methods
-from clv.models.backbones import encoders, text_backbone
-from clv.models.backbones.text_encoder import DEFAULT_ENCODER
-from clv.models.losses import LossConfig
-from clv.models.model import ModelConfig
+from clv.models.config import BackboneConfig, LossConfig, ModelConfig
+from clv.train.settings import overlay, read_json, read_yaml
 
 OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-T = TypeVar("T")
+# On the command line the name of a JSON file, in a YAML file its content.
+JsonFile = PrimitiveConstructorSpec[dict[str, Any]](
+    nargs=1,
+    metavar="FILE.json",
+    instance_from_str=lambda names: read_json(Path(names[0])),
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,21 +36,25 @@ class OptimizerConfig:
     The rate rises linearly to `learning_rate` over the share `warmup` of the planned steps, at least one, and then
     falls along a cosine towards 5 % of it. Planned are all epochs with all their samples: a run that stops early, or
     whose epochs have fewer samples, ends higher on the cosine.
-
-    The backbone learns at `backbone_share` of the rate: its top layer at exactly this share, every other layer at
-    `layer_decay` of the one above. unfreeze_epochs: all layers of the backbone are frozen at first and join in from the
-    top over so many epochs; 0: they learn from the first step.
-    clip_norm: largest norm of the gradient of all weights together; 0: gradients are not clipped.
     """
 
-    name: OptimizerName = "adamw"
+    name: Annotated[OptimizerName, arg(name="optimizer")] = "adamw"
+    """Optimizer."""
     learning_rate: float = 2e-3
+    """Largest learning rate."""
     backbone_share: float = 0.3
+    """Share of the learning rate at which the top layer of the backbone learns."""
     weight_decay: float = 0.02
+    """Decoupled weight decay."""
     warmup: float = 0.1
+    """Share of the steps over which the rate rises."""
     clip_norm: float = 1.0
+    """Largest norm of the gradient of all weights together; 0: gradients are not clipped."""
     layer_decay: float = 1.0
+    """Each layer of the backbone learns at this share of the rate of the layer above; 1: all layers learn alike."""
     unfreeze_epochs: float = 0.0
+    """The layers of the backbone are frozen at first and unfrozen from the top over so many epochs; 0: all layers learn
+    from the first step."""
 
     def __post_init__(self) -> None:
         if not 0 < self.layer_decay <= 1:
@@ -59,27 +70,27 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How a step is computed. An option that would do nothing is refused.
+    """How a training step is computed. An option that would do nothing is refused."""
 
-    kind: torch needs nothing but torch, and every worker holds everything; deepspeed shards the optimizer from stage 1
-    on, gradients from 2 and parameters at 3, and nothing at 0.
-    zero_stage: with deepspeed, None is the stage of the DeepSpeed JSON, or 1.
-    precision: auto is the fastest that the device has (see `clv.train.engines.precision.choose_precision`).
-    accumulation: micro-batches that each worker cuts its part of a step into.
-    offload_optimizer, offload_parameters: these are kept in the host's memory, which needs a GPU.
-    activation_checkpointing: layers run again in the backward pass instead of keeping what they computed.
-    compile: the backbone through `torch.compile`. deepspeed: a DeepSpeed JSON that is merged with these settings.
-    """
-
-    kind: Literal["torch", "deepspeed"] = "deepspeed"
+    kind: Annotated[Literal["torch", "deepspeed"], arg(name="engine")] = "deepspeed"
+    """torch: every worker holds the whole model and optimizer. deepspeed: the optimizer is sharded from ZeRO stage 1
+    on, gradients from stage 2 on, parameters at stage 3."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
+    """DeepSpeed ZeRO stage; by default that of the DeepSpeed JSON, or 1."""
     precision: Precision = "auto"
+    """auto: the fastest precision of the device, bf16 or fp16 on a GPU, fp32 on a CPU."""
     accumulation: int = 1
+    """Micro-batches into which each worker cuts its part of a step."""
     activation_checkpointing: bool = False
+    """Compute the layers again in the backward pass instead of keeping their activations: less memory, more time."""
     offload_optimizer: bool = False
+    """Keep the optimizer in the host's memory; needs a GPU and ZeRO."""
     offload_parameters: bool = False
+    """Keep the parameters in the host's memory; needs a GPU and ZeRO stage 3."""
     compile: bool = False
-    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Compile the backbone with torch.compile; needs a C++ compiler."""
+    deepspeed: Annotated[dict[str, Any], JsonFile] = field(default_factory=dict)
+    """A DeepSpeed configuration that is merged with these settings; conflicts are refused."""
 
     def __post_init__(self) -> None:
         if self.accumulation < 1:
@@ -109,43 +120,44 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. A sample is a customer at a past origin; in pretraining, a customer's past.
+    """One training run. A sample is a customer at a past origin; in pretraining, a customer's past."""
 
-    epochs: of the trial, which may stop earlier; the final fit has as many as the best epoch of the trial, or all
-    where the log is too short for a trial. The learning rates of both are planned for all.
-    samples_per_epoch: samples drawn per epoch. Where histories are in memory, a pair of customer and origin that is
-    drawn twice is used once, so an epoch of a small dataset has fewer samples and steps.
-    batch_size: samples per step over all workers and micro-batches; batch_tokens: tokens instead, padding included,
-    where it is not 0, which needs histories in memory.
-    prefetch: steps whose batches a thread of the worker makes ahead; 0: each is made when its step begins.
-    feed: where samples are made. memory: every worker holds all histories; shards: each worker reads its shards of the
-    histories on storage in turn; ray: the same, made by Ray Data on any node; auto: memory where the histories have no
-    more tokens than memory_events, else shards.
-    memory_events: with feed shards or ray, a process holds as many of the first shards as have about so many tokens,
-    at least one; BTYD model, features and the evaluation at the held-out origin rest on their customers, a random share
-    of all. With feed shards a worker holds up to two more, which it is reading. With feed memory it limits nothing.
-    token_dropout: probability that an event of a sample is left out in training, the newest excepted.
-    ema_decay: decay per step of the moving average of the weights, which starts as their plain mean; the average is
-    what is evaluated and kept. 0: the weights of the last step are.
-    num_origins: past origins to draw from at most, whole weeks apart; min_history_days: log before the first of them.
-    """
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    model: OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
+    loss: OmitArgPrefixes[LossConfig] = field(default_factory=LossConfig)
+    optimizer: OmitArgPrefixes[OptimizerConfig] = field(default_factory=OptimizerConfig)
+    engine: OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
     epochs: int = 6
+    """Epochs of the holdout fit, which may stop earlier; the final fit has as many as the best epoch of the holdout
+    fit, or all where the log is too short for one. The learning rates of both are planned for all."""
     samples_per_epoch: int = 16_000
+    """Samples drawn per epoch. Where histories are in memory, a pair of customer and origin that is drawn twice is used
+    once, so an epoch of a small dataset has fewer samples and steps."""
     batch_size: int = 128
+    """Samples per step over all workers and micro-batches."""
     batch_tokens: int = 0
+    """Tokens per step over all workers, padding included, in place of the batch size; 0: the batch size counts. Needs
+    histories in memory."""
     prefetch: int = 2
+    """Steps whose batches a thread of the worker prepares ahead; 0: each batch is prepared when its step begins."""
     loader: Literal["auto", "memory", "shards", "ray"] = "auto"
+    """memory: every worker holds all histories. shards: each worker reads its shards of the histories on storage in
+    turn. ray: the same, read by Ray Data on any node. auto: memory where the histories have no more tokens than
+    memory_events, else shards."""
     memory_events: int = 50_000_000
+    """Tokens of the histories that a process holds with loader shards or ray, in whole shards, at least one. BTYD
+    model, features and the evaluation at the held-out origin use these customers, a random share of all. A worker that
+    reads shards holds up to two more. Loader memory is not limited."""
     token_dropout: float = 0.1
+    """Probability that an event of a sample is left out in training; the newest event always stays."""
     ema_decay: float = 0.99
+    """Decay per step of the moving average of the weights, which starts as their plain mean and is evaluated and saved;
+    0: the weights of the last step are used."""
     num_origins: int = 40
+    """Largest number of past origins, whole weeks apart, from which samples are drawn."""
     min_history_days: int = 28
+    """Days of the log before the first origin."""
     seed: int = 0
+    """Seed of the initial weights, of the samples and of dropout."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "samples_per_epoch", "batch_size", "num_origins", "memory_events"):
@@ -156,7 +168,11 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if 0 < self.batch_tokens < (longest := self.model.backbone.max_tokens):
             raise ValueError(f"batch_tokens {self.batch_tokens} is less than one customer's max_tokens {longest}")
-        methods.check(self.model.adapters, self.model.backbone)
+        if self.model.encoder == "text" and self.model.backbone.pretrained is None:
+            raise ValueError(
+                "model.encoder text needs a pretrained text encoder: choose --preset text, or --pretrained"
+            )
+        self.model.adapters.check_backbone(self.model.backbone)
         if self.model.adapters.method and not self.model.use_sequence:
             raise ValueError(
                 f"adapters.method {self.model.adapters.method} would do nothing without model.use_sequence"
@@ -173,52 +189,32 @@ class TrainConfig:
 
     @property
     def prunes(self) -> bool:
-        """Whether ranks of the adapters are given up during training (see `clv.models.adapters.adalora`)."""
+        """Whether adapter ranks are pruned during training (see `clv.models.adapters.adalora`)."""
         return self.model.adapters.method == "adalora"
 
-    @classmethod
-    def preset(cls, name: str) -> Self:
-        """Settings for a backbone of `clv.models.backbones.encoders.PRESETS`."""
-        backbone = encoders.resolve_preset(name)
-        rate = {"tiny": 2e-3, "minilm": 5e-4, "base": 3e-4, "large": 2e-4}[name]
-        return cls(model=ModelConfig(backbone=backbone), optimizer=OptimizerConfig(learning_rate=rate))
-
-    @classmethod
-    def for_text(cls, source: str = DEFAULT_ENCODER, max_tokens: int = 128) -> Self:
-        """Settings for pasts read as text by the encoder `source` (a folder, `pkg://PACKAGE` or a hub id).
-
-        It knows language already: it learns slowly and briefly, by the rates, batches and epochs that BERT was
-        fine-tuned with (Devlin et al. 2019, appendix A.3), the heads faster. Raises ValueError for a checkpoint that is
-        no text encoder.
-        """
-        backbone = text_backbone.shape_of(source, max_tokens)
-        rates = OptimizerConfig(learning_rate=1e-3, backbone_share=0.05)
-        return cls(model=ModelConfig(encoder="text", backbone=backbone), optimizer=rates, batch_size=32, epochs=3)
-
     def with_engine(self, **changes: object) -> Self:
+        """The same settings with other fields of `engine`."""
         return replace(self, engine=replace(self.engine, **changes))  # type: ignore[arg-type]
 
+    def with_checkpoint_shape(self) -> Self:
+        """The same settings with the shape of the text encoder's checkpoint in place of default values; those of an
+        event encoder are returned unchanged. Raises ValueError for a checkpoint that is no text encoder.
+        """
+        if self.model.encoder == "events":
+            return self
+        from clv.models.backbones.text_backbone import backbone_config
 
-def overlaid(config: T, given: Mapping[str, Any], source: str, where: str = "") -> T:
-    """`config` with what `given`, nested alike, sets of it. ValueError names source, key and remedy."""
-    kinds, changes = get_type_hints(type(config)), {}
-    for key, value in given.items():
-        place = f"{where}{key}"
-        if key not in (known := [f.name for f in fields(config)]):  # type: ignore[arg-type]
-            near = get_close_matches(str(key), known, n=1)
-            meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"{source}: {place}: unknown setting ({meant})")
-        current = getattr(config, key)
-        if is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{source}: {place} holds settings of its own, not {value!r}")
-            changes[key] = overlaid(current, value, source, f"{place}.")
-            continue
-        try:
-            changes[key] = TypeAdapter(kinds[key]).validate_python(value)
-        except ValidationError as error:
-            raise ValueError(f"{source}: {place} {value!r}: {error.errors()[0]['msg']}") from None
-    try:
-        return replace(config, **changes)  # type: ignore[type-var]
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        given, default = self.model.backbone, BackboneConfig()
+        assert given.pretrained is not None, "checked above"
+        shape = backbone_config(given.pretrained, given.max_tokens)
+        names = ("width", "num_layers", "num_heads", "intermediate")
+        unset = {name: getattr(shape, name) for name in names if getattr(given, name) == getattr(default, name)}
+        return replace(self, model=replace(self.model, backbone=replace(given, **unset)))
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The settings of a YAML file; what the file leaves out has its default. Raises ValueError for a wrong setting.
+
+    config = read_config(Path("ray_jobs/presets/base.yaml"))
+    """
+    return overlay(TrainConfig(), read_yaml(path), str(path)).with_checkpoint_shape()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from clv.models.backbones.encoders import BackboneConfig
+from clv.models.config import BackboneConfig
 from clv.models.inputs.feature_space import FeatureSpace
 from clv.models.model import CustomerModel
 from clv.train.config import TrainConfig

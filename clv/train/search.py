@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-from clv.train.config import TrainConfig, overlaid
+from clv.train.config import TrainConfig
+from clv.train.settings import overlay
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Choice:
 
 
 SIZES = {"2x64": (64, 2, 2), "2x128": (128, 2, 4), "4x128": (128, 4, 4), "4x256": (256, 4, 4), "6x384": (384, 6, 12)}
-NAMES = ("learning_rate", "batch_size", "epochs", "weight_decay", "dropout", "size")
+SearchName = Literal["learning_rate", "batch_size", "epochs", "weight_decay", "dropout", "size"]
+NAMES: tuple[SearchName, ...] = get_args(SearchName)
 
 
 def space(names: Sequence[str], config: TrainConfig) -> dict[str, SearchRange | Choice]:
@@ -50,11 +52,8 @@ def space(names: Sequence[str], config: TrainConfig) -> dict[str, SearchRange | 
 
 def chosen(config: TrainConfig, setting: Mapping[str, Any]) -> TrainConfig:
     """`config` with a trial's choice; `dropout` is that of the features' part and of the heads."""
-    given: dict[str, Any] = {name: setting[name] for name in ("batch_size", "epochs") if name in setting}
-    given["optimizer"] = {name: setting[name] for name in ("learning_rate", "weight_decay") if name in setting}
-    given["model"] = {"dropout": setting["dropout"]} if "dropout" in setting else {}
+    given = {name: value for name, value in setting.items() if name != "size"}
     if "size" in setting:
         width, layers, heads = SIZES[setting["size"]]
-        shape = {"width": width, "num_layers": layers, "num_heads": heads, "intermediate": 4 * width}
-        given["model"]["backbone"] = shape
-    return overlaid(config, given, "holdout")
+        given |= {"width": width, "num_layers": layers, "num_heads": heads, "intermediate": 4 * width}
+    return overlay(config, given, "trial")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from clv.models.backbones import encoders
+from clv.models.config import BackboneConfig
 
 ROOT = Path(__file__).parents[2]
 ABSENT = "import sys\nfor name in ('ray', 'deepspeed', 'pandas', 'pyarrow'): sys.modules[name] = None\n"
@@ -31,7 +31,7 @@ def test_it_needs_torch_and_transformers_alone_and_invents_no_number(tmp_path: P
 def test_flops_are_those_that_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = encoders.resolve_preset("tiny")
+    config = BackboneConfig()
     model = gpu.Objective(config)
     x, mask = torch.randn(2, 48, config.width, requires_grad=True), torch.ones(2, 48)
     with FlopCounterMode(display=False) as counter:

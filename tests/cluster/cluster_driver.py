@@ -14,7 +14,7 @@ from pathlib import Path
 from ray.cluster_utils import Cluster as Nodes
 
 from clv.cluster import training
-from clv.cluster.workers import Cluster
+from clv.cluster.options import Cluster
 from clv.train.tracking import Tracking
 from tests.cluster.two_nodes import two_nodes
 from tests.log_lines import each_line
@@ -60,7 +60,7 @@ def main() -> None:
     histories, phases, config = pickle.loads(Path(task).read_bytes())
     with two_nodes() as (nodes, victim):
         cluster = Cluster(
-            num_workers=2, min_workers=1, max_failures=1, storage=storage, checkpoint_steps=5, checkpoint_minutes=0
+            workers=2, min_workers=1, max_failures=1, storage=storage, checkpoint_steps=5, checkpoint_minutes=0
         )
         tracking = Tracking(folder=f"{storage}/scalars", run="run")
         with each_line(Mishap(nodes, victim, how)):

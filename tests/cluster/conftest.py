@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clv.cluster import training
-from clv.cluster.workers import Cluster
+from clv.cluster.options import Cluster
 from clv.data.dataset import PreparedDataset
 from clv.train import fitting
 from clv.train.config import TrainConfig
@@ -37,7 +37,7 @@ class Task:
         **changes: Any,
     ) -> Any:
         cluster = Cluster(
-            num_workers=workers, max_failures=1, storage=str(storage), checkpoint_steps=steps, checkpoint_minutes=0
+            workers=workers, max_failures=1, storage=str(storage), checkpoint_steps=steps, checkpoint_minutes=0
         )
         tracking = Tracking(folder=str(scalars or Path(storage) / "scalars"), run="run")
         config = replace(self.config, **changes)
@@ -48,7 +48,7 @@ class Task:
 @pytest.fixture(scope="session")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     out = prepared_shop(tmp_path_factory.mktemp("shop"), 2, 150, "2023-01-01", "2024-01-01", seed=1)
-    config = TrainConfig.preset("tiny")
+    config = TrainConfig()
     backbone = replace(config.model.backbone, architecture="gru")
     config = replace(config, model=replace(config.model, backbone=backbone), num_origins=4)
     config = replace(config, epochs=3, samples_per_epoch=480, batch_size=32, seed=11)

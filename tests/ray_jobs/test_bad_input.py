@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clv.cluster import preparing, session, training
+from clv.cluster import preparing, session, training, work_units
 from clv.data.dataset import PreparedDataset
 from clv.data.histories import Histories, concat
 from clv.data.spec.models import DatasetSpec
@@ -155,7 +155,7 @@ BAD_ROWS = {
 
 def prepare_here(spec: Path, out: Path, partitions: int = 1) -> tuple[dict[str, Any], Histories]:
     loaded = DatasetSpec.load(spec)
-    manifest = preparing.prepare(loaded, str(spec), out, run=preparing.run_here, partitions=partitions)
+    manifest = preparing.prepare(loaded, str(spec), out, run=work_units.run_here, partitions=partitions)
     shards = [pq.read_table(out / part["file"]) for part in manifest["shards"]]
     return manifest, Histories.from_table(concat(shards))
 
@@ -258,7 +258,7 @@ OUTSIDE = "lies before the log"
             ["engine.offload_parameters needs engine.zero_stage 3"],
         ),
         ("train", ["--deepspeed", "none.json"], ["none.json"]),
-        ("train", ["--workers", "0"], ["--workers 0 must be at least 1"]),
+        ("train", ["--workers", "0"], ["workers must be at least 1, not 0"]),
         ("train", ["--accumulation", "0"], ["engine.accumulation must be at least 1, not 0"]),
         ("train", ["--epochs", "0"], ["epochs must be at least 1, not 0"]),
         ("score", ["--origin", "2020-01-01"], [OUTSIDE, "choose one inside it"]),

@@ -8,7 +8,7 @@ import numpy as np
 from clv.evaluate.baselines.run import BASELINES
 from clv.evaluate.panel import Panel
 from clv.evaluate.report import html_page
-from clv.evaluate.report.findings import find
+from clv.evaluate.report.findings import evaluate_panel
 from clv.forecast.distributions import Prediction
 from ray_jobs import demo
 
@@ -26,7 +26,7 @@ def test_the_last_screen_compares_all_models_and_ours_first(tmp_path: Path) -> N
         cohort=np.full(200, "2017Q1"),
         log_days=276,
     )
-    (tmp_path / "metrics.json").write_text(json.dumps(html_page.metrics_of([find(panel, draws=20)])))
+    (tmp_path / "metrics.json").write_text(json.dumps(html_page.metrics_json([evaluate_panel(panel, draws=20)])))
     _, title, header, *rows = demo.comparison(tmp_path)
     assert title == "origin 2017-10-04, 90 days"
     assert header.split() == [

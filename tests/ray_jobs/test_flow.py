@@ -26,6 +26,7 @@ from clv.evaluate.report import verdict
 from clv.forecast.predictor import Predictor
 from clv.forecast.scores import SCORES
 from ray_jobs import backtest, load_store, prepare, train
+from tests.ray_jobs.flags import options_of
 
 pytestmark = pytest.mark.ray
 
@@ -85,7 +86,8 @@ def prepared(shop: Any, out: Path, ray_cluster: None) -> Step:
 
 @pytest.fixture(scope="module")
 def trained(prepared: Step, out: Path) -> Step:
-    options = train.Options(
+    options = options_of(
+        train.Options,
         histories=prepared.folder,
         out=out / "bundle",
         origin=CUT,
@@ -131,7 +133,7 @@ def check_record(path: Path, **arguments: object) -> dict[str, Any]:
 def test_prepare_keeps_every_event_and_balances_its_row_accounting(prepared: Step, shop: Any) -> None:
     events = shop.simulation.events
     manifest = json.loads((prepared.folder / "manifest.json").read_text())
-    accounting = manifest["accounting"]["events"]
+    accounting = manifest["row_accounting"]["events"]
     assert (accounting["read"], accounting["accepted"], accounting["rejected"]) == (len(events), len(events), {})
     assert manifest["num_customers"] == 300
     assert f"events: {len(events):,} rows read, {len(events):,} accepted, 0 rejected" in prepared.said
@@ -143,7 +145,7 @@ def test_prepare_keeps_every_event_and_balances_its_row_accounting(prepared: Ste
         found = pq.read_table(path, columns=["customer_id"])["customer_id"].to_pylist()
         assert len(found) == shard["customers"] > 50
         ids += found
-    assert sorted(ids) == sorted(shop.simulation.outcomes.customer_id)
+    assert sorted(ids) == sorted(shop.simulation.truth.customer_id)
     check_record(prepared.folder / "run.json", partitions=3, dataset=str(shop.spec))
 
 
@@ -152,7 +154,7 @@ def test_training_says_who_works_on_what_and_leaves_a_verified_bundle(prepared: 
     assert {(rank, world) for rank, world, _ in workers} == {("0", "2"), ("1", "2")}
     for _, _, rest in workers:
         assert re.fullmatch(r"3 shards, 300 customers, engine deepspeed, ZeRO stage 1, pid \d+", rest)
-    for phase in ("trial", "final"):
+    for phase in ("holdout", "final"):
         assert re.search(rf"^{phase}, epoch 1: loss -?\d+\.\d{{4}}, \d+ s", trained.said, re.MULTILINE)
     manifest = bundles.verify(trained.folder)
     assert f"wrote bundle {manifest['version']}" in trained.said
@@ -195,7 +197,7 @@ def test_the_backtest_judges_twelve_models_by_ten_metrics(prepared: Step, traine
         assert models["clv"]["auc"] > 0.6
         assert f"origin {origin}, 90 days" in lines
     page = (folder / "report.html").read_text()
-    assert all(verdict.label(name) in page for name in MODELS)
+    assert all(verdict.model_label(name) in page for name in MODELS)
     assert "http://" not in re.sub(r"http://www\.w3\.org", "", page.split("<body", 1)[1].split("<script", 1)[0])
     check_record(folder / "run.json", horizon_days=90)
 

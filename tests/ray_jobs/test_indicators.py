@@ -59,11 +59,11 @@ def test_with_scores_predictions_stand_beside_what_came(
     assert set(found["by"]) == {"prediction", "cohort"}
     whole = found[(found["group"] == "all") & (found["horizon_days"] == 90)].set_index("indicator")
     buyers = table[(table["horizon_days"] == 90) & (table["orders"] > 0)]
-    assert whole.loc["repurchase", "realised"] == pytest.approx((buyers["orders_real"] > 0).mean())
+    assert whole.loc["repurchase", "actual"] == pytest.approx((buyers["orders_real"] > 0).mean())
     assert whole.loc["frequency", "predicted"] == pytest.approx(buyers["orders_mean"].mean())
     again = buyers[buyers["orders_real"] > 0]
-    assert whole.loc["aov", "realised"] == pytest.approx(again["value_real"].sum() / again["orders_real"].sum())
-    assert np.isfinite(whole[["predicted", "realised"]].to_numpy()).all()
+    assert whole.loc["aov", "actual"] == pytest.approx(again["value_real"].sum() / again["orders_real"].sum())
+    assert np.isfinite(whole[["predicted", "actual"]].to_numpy()).all()
     assert "repurchase in 90 days: predicted" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"--origin 2024-02-01 is not that of"):
         run(Options(histories=histories, out=out, scores=tmp_path / "scores", origin="2024-02-01"))

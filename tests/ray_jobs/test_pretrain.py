@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from clv import bundle as bundles
 from clv.models.pretraining import transfer
 from ray_jobs import pretrain, train
+from tests.ray_jobs.flags import options_of
 
 pytestmark = pytest.mark.ray
 
@@ -26,8 +27,8 @@ def test_an_encoder_is_pretrained_and_training_starts_from_it(
 ) -> None:
     out, text = tmp_path / "encoder", StringIO()
     with redirect_stdout(text):
-        pretrain.run(pretrain.Options(histories=(histories,), out=out, origin=CUT, workers=2, **SMALL))
-    facts = transfer.facts_of(out)
+        pretrain.run(options_of(pretrain.Options, histories=histories, out=out, origin=CUT, workers=2, **SMALL))
+    facts = transfer.read_config(out)
     assert [one["dataset"] for one in facts["seen"]] == ["simulated"]
     assert f"wrote encoder {facts['sha256'][:12]}" in text.getvalue()
     (row,) = facts["history"]
@@ -36,8 +37,8 @@ def test_an_encoder_is_pretrained_and_training_starts_from_it(
 
     with redirect_stdout(text := StringIO()):
         # At a rate of nothing the weights of the bundle are those that training started from.
-        options = train.Options(
-            histories=histories, out=tmp_path / "bundle", origin=CUT, workers=1, pretrained=str(out),
+        options = options_of(
+            train.Options, histories=histories, out=tmp_path / "bundle", origin=CUT, workers=1, pretrained=str(out),
             learning_rate=1e-30, **SMALL,
         )  # fmt: skip
         train.run(options)
@@ -56,16 +57,20 @@ def test_an_encoder_that_has_seen_the_held_out_window_is_refused(histories: Path
     from clv.models.pretraining.pretrainer import Objectives
     from clv.train import pretraining
 
-    options = pretrain.Options(histories=(histories,), out=tmp_path / "encoder", **SMALL)
-    config = options.settings()
+    config = options_of(pretrain.Options, histories=histories, out=tmp_path / "encoder", **SMALL).training
     plan = pretraining.plan(
         [read_dataset(histories)], [PreparedDataset.open(histories).origin(None)], Objectives(), config
     )
-    seen = [transfer.Seen("simulated", plan.grounds[0].cutoff)]
+    seen = [transfer.SeenDataset("simulated", plan.grounds[0].cutoff)]
     transfer.save(tmp_path / "encoder", config.model.backbone, plan.space, plan.model(config).state_dict(), seen, {})
     with pytest.raises(ValueError, match=r"has seen simulated until 2024-04-01, after .*run ray_jobs.pretrain with"):
         train.run(
-            train.Options(
-                histories=histories, out=tmp_path / "b", origin=CUT, pretrained=str(tmp_path / "encoder"), **SMALL
+            options_of(
+                train.Options,
+                histories=histories,
+                out=tmp_path / "b",
+                origin=CUT,
+                pretrained=str(tmp_path / "encoder"),
+                **SMALL,
             )
         )

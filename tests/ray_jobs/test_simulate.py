@@ -72,15 +72,15 @@ def test_every_kind_of_defect_of_a_parquet_log_is_planted(shop: Path) -> None:
 
 
 def test_truth_holds_everybody_who_came_before_each_origin(shop: Path) -> None:
-    outcomes = pq.read_table(shop / "outcomes").to_pandas()
-    assert (outcomes["horizon_days"] == 30).all()
-    assert outcomes["origin"].unique() == [pd.Timestamp("2024-03-02", tz="UTC")]
+    truth = pq.read_table(shop / "truth").to_pandas()
+    assert (truth["horizon_days"] == 30).all()
+    assert truth["origin"].unique() == [pd.Timestamp("2024-03-02", tz="UTC")]
     events = pq.read_table(shop / "events", columns=["customer_id", "event_time", "event_type", "amount"]).to_pandas()
     events = events[(events["event_time"] >= "2024-01-01") & (events["event_time"] < "2024-04-01")]
     before = events[events["event_time"] < "2024-03-02"]
-    assert set(before.loc[before["event_type"] == "purchase", "customer_id"].dropna()) <= set(outcomes["customer_id"])
-    assert outcomes["orders"].sum() > 50
-    assert np.all(outcomes["value"] >= 0)
+    assert set(before.loc[before["event_type"] == "purchase", "customer_id"].dropna()) <= set(truth["customer_id"])
+    assert truth["orders"].sum() > 50
+    assert np.all(truth["value"] >= 0)
 
 
 def test_what_a_killed_run_has_made_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ import uvicorn
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import EVENTS, US
 from clv.data.histories import Histories, build
-from clv.serve.http.routes import routes
+from clv.serve.http.routes import create_app
 from clv.serve.rollout.follower import Follower
 from clv.serve.scoring.backend import LiveBackend
 from clv.serve.scoring.batching import Batching
@@ -235,7 +235,7 @@ class Replicas:
 def replicas(
     backends: Sequence[LiveBackend],
     followers: Sequence[Follower] = (),
-    make_app: Callable[[LiveBackend], Any] = lambda backend: routes(backend, metrics=backend.metrics),
+    make_app: Callable[[LiveBackend], Any] = lambda backend: create_app(backend, metrics=backend.metrics),
 ) -> Iterator[Replicas]:
     """Serves them with uvicorn in a thread, in whose loop the followers run; one more request goes to the next."""
     with closing(socket.socket()) as listener:
@@ -303,7 +303,7 @@ def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPath
     h = Histories.from_table(shop_histories)
     clock = Clock("Europe/London")
     end = clock.parse("2011-06-12")
-    config = dataclasses.replace(TrainConfig.preset("tiny"), num_origins=4)
+    config = dataclasses.replace(TrainConfig(), num_origins=4)
     setup = prepare(Dataset(h, clock, "gross", (30, 90), Items.empty(), end), end, config, 30)
     vocab, items = setup.assembler.space.to_arrays()
     facts = {"currency": "GBP", "timezone": "Europe/London", "horizons": [30, 90], "value": "gross"}

@@ -18,11 +18,11 @@ from clv.data.clock import Clock
 from clv.data.cutoff import Value
 from clv.data.histories import Histories
 from clv.models.backbones import encoders
-from clv.models.backbones.encoders import BackboneConfig
+from clv.models.config import BackboneConfig, ModelConfig
 from clv.models.inputs.feature_space import Items
-from clv.models.model import ModelConfig
 from clv.simulate import small
 from clv.train.config import EngineConfig, TrainConfig
+from clv.train.examples.in_memory import RandomOrigins
 from clv.train.fitting import Dataset, Setup, prepare
 
 MakeShop = Callable[..., Dataset]
@@ -76,6 +76,11 @@ def tiny() -> TrainConfig:
 @pytest.fixture(scope="module")
 def setup(shop: Dataset, cutoff: int, tiny: TrainConfig) -> Setup:
     return prepare(shop, cutoff, tiny, 30)
+
+
+@pytest.fixture(scope="module")
+def source(setup: Setup, shop: Dataset, tiny: TrainConfig) -> RandomOrigins:
+    return setup.source(shop, tiny)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from clv.train import estimate
 from clv.train.config import TrainConfig
 from clv.train.estimate import GIB
 from clv.train.fitting import Setup
+from ray_jobs.options import read_preset
 
 
 def test_weights_are_those_of_the_model(setup: Setup, tiny: TrainConfig) -> None:
@@ -20,7 +21,7 @@ def test_weights_are_those_of_the_model(setup: Setup, tiny: TrainConfig) -> None
 
 
 def test_the_large_preset_has_the_weights_of_bert_large(setup: Setup) -> None:
-    size = estimate.size_of(TrainConfig.preset("large"), setup.assembler.space, 2)
+    size = estimate.size_of(read_preset("large"), setup.assembler.space, 2)
     # 24 layers of 12.6 million; BERT-large's 335 million less its words.
     assert 302e6 < size.total < 312e6
 
@@ -33,7 +34,7 @@ def test_predicted_bytes_are_near_the_counted(case: counted.Case) -> None:
 
 
 def test_stages_share_what_they_say_and_precision_halves_what_it_can(setup: Setup) -> None:
-    config = TrainConfig.preset("large")
+    config = read_preset("large")
     size = estimate.size_of(config, setup.assembler.space, 2)
 
     def of(stage: int, precision: str) -> estimate.Memory:
@@ -51,7 +52,7 @@ def test_stages_share_what_they_say_and_precision_halves_what_it_can(setup: Setu
 
 
 def test_the_smallest_setting_fits_and_the_next_larger_does_not(setup: Setup) -> None:
-    config = replace(TrainConfig.preset("large"), batch_size=64)
+    config = replace(read_preset("large"), batch_size=64)
     size = estimate.size_of(config, setup.assembler.space, 2)
     chosen = {gib: estimate.fitting(size, config, 8, "bf16", gib * GIB) for gib in (80, 6, 4, 0.5)}
     assert chosen[80] == config.with_engine(zero_stage=1)

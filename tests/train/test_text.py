@@ -16,17 +16,17 @@ from clv.data.events import stable_hash
 from clv.evaluate.leakage import scramble_future
 from clv.forecast.predictor import Predictor
 from clv.models.adapters import methods
-from clv.models.config import ADAPTER_OPTIONS
+from clv.models.config import ADAPTER_OPTIONS, BackboneConfig, ModelConfig
 from clv.models.inputs.feature_space import Items
 from clv.simulate import small
 from clv.train import estimate, fitting, loop
-from clv.train.config import TrainConfig, overlaid
+from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
 from clv.train.export import to_bundle
 from clv.train.fitting import Dataset, Setup, prepare
+from clv.train.settings import overlay
 from clv.train.trainer import train
 from ray_jobs import pretrain
-from ray_jobs.settings import TrainSettings
 
 NUMBERS = ["p_purchase", "orders_mean", "value_mean", "value_p10", "value_p90", "clv_mean"]
 
@@ -51,7 +51,14 @@ def source(text_checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def config(tiny: TrainConfig, text_checkpoint: str) -> TrainConfig:
-    given = TrainConfig.for_text(text_checkpoint, 48)
+    text = {
+        "encoder": "text",
+        "pretrained": text_checkpoint,
+        "max_tokens": 48,
+        "learning_rate": 1e-3,
+        "backbone_share": 0.05,
+    }
+    given = overlay(TrainConfig(), text, "test").with_checkpoint_shape()
     backbone = replace(given.model.backbone, dropout=0.0)
     model = replace(given.model, backbone=backbone, hidden=32, dropout=0.0)
     return replace(tiny, model=model, batch_size=32, epochs=1, samples_per_epoch=128, ema_decay=0.9, token_dropout=0.1)
@@ -161,50 +168,15 @@ def test_the_plan_counts_the_text_encoder(setup: Setup, config: TrainConfig) -> 
 @pytest.mark.parametrize("method", ADAPTER_OPTIONS)
 def test_adapters_fit_into_a_text_encoder(method: str, setup: Setup, config: TrainConfig) -> None:
     pytest.importorskip("peft")
-    chosen = overlaid(config, {"model": {"adapters": {"method": method}}}, "test")
+    chosen = overlay(config, {"peft": method}, "test")
     model = setup.model(chosen)
     trained = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
     assert trained
     assert all(methods.is_adapter(f".{name}") for name in trained)
 
 
-def test_the_job_takes_the_encoder_and_its_length(text_checkpoint: str) -> None:
-    config = TrainSettings(encoder="text", text_encoder=text_checkpoint, text_tokens=40, epochs=2).settings()
-    assert (config.model.encoder, config.model.backbone.pretrained, config.epochs) == ("text", text_checkpoint, 2)
-    assert (config.model.backbone.width, config.model.backbone.max_tokens) == (16, 40)
-    assert TrainSettings().settings().model.encoder == "events"
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"preset": "base"}, "--preset base shapes the event encoder: with --encoder text leave it out"),
-        ({"architecture": "gru"}, "--architecture gru shapes the event encoder"),
-        ({"pretrained": "somewhere"}, "--pretrained somewhere shapes the event encoder"),
-        ({"encoder": "events", "text_tokens": 40}, "--text-tokens 40 needs --encoder text"),
-        ({"encoder": "events", "text_encoder": "x"}, "--text-encoder x needs --encoder text"),
-        ({"text_tokens": 4000}, "takes texts of 16 to 96 word pieces, not 4000"),
-        ({"batch_tokens": 20}, "batch_tokens 20 is less than one customer's max_tokens 48"),
-    ],
-)
-def test_options_that_make_no_sense_together_are_refused_by_name(
-    given: dict[str, Any], message: str, text_checkpoint: str
-) -> None:
-    text = {"encoder": "text", "text_encoder": text_checkpoint, "text_tokens": 48}
-    if given.get("encoder") == "events":
-        text = {}
-    with pytest.raises(ValueError, match=message):
-        TrainSettings(**(text | given)).settings()
-
-
-def test_a_file_that_names_the_other_encoder_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "settings.yaml"
-    path.write_text("model:\n  encoder: text\n")
-    with pytest.raises(ValueError, match=r"settings.yaml: model.encoder text needs --encoder text"):
-        TrainSettings(config=path).settings()
-
-
 def test_pretraining_is_for_the_event_encoder(tmp_path: Path) -> None:
-    options = pretrain.Options(histories=(tmp_path,), out=tmp_path / "out", encoder="text")
+    training = replace(TrainConfig(), model=ModelConfig(encoder="text", backbone=BackboneConfig(pretrained="x")))
+    options = pretrain.Options(histories=(tmp_path,), out=tmp_path / "out", training=training)
     with pytest.raises(ValueError, match="--encoder text: a text encoder is pretrained already"):
         pretrain.run(options)

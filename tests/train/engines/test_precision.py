@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,9 @@ import pytest
 import torch
 
 from clv.models.model import CustomerModel
-from clv.train import loop
 from clv.train.config import EngineConfig, TrainConfig
-from clv.train.engines.deepspeed_engine import deepspeed_config
-from clv.train.engines.factory import make_engine
 from clv.train.engines.precision import check_options, choose_precision, slow_precision
 from clv.train.fitting import Setup
-from ray_jobs.settings import TrainSettings
 
 Results = dict[str, dict[str, Any]]
 RunWorkers = Callable[[Path, int, list[dict[str, Any]]], list[Results]]
@@ -201,14 +195,6 @@ def test_an_option_that_does_nothing_on_a_cpu_is_refused_there(
         check_options(EngineConfig(**options), CPU)
 
 
-def test_recomputing_is_refused_where_there_are_no_transformer_layers(setup: Setup, config: TrainConfig) -> None:
-    backbone = replace(config.model.backbone, architecture="gru")
-    changed = replace(config, model=replace(config.model, backbone=backbone)).with_engine(activation_checkpointing=True)
-    model = CustomerModel(changed.model, setup.assembler.space, 2)
-    with pytest.raises(ValueError, match=r"engine\.activation_checkpointing needs a transformer backbone"):
-        make_engine(model, loop.sum_loss(changed, True), changed, CPU)
-
-
 class FakeGpu:
     """What a device says of itself; no kernel runs."""
 
@@ -240,44 +226,3 @@ def test_a_slow_precision_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = slow_precision(EngineConfig(precision="bf16"), CPU)
     assert told == "precision bf16 is emulated on a CPU: fp32 is 5 to 8 times faster"
     assert "bf16 is several times faster" in str(slow_precision(EngineConfig(precision="fp32"), gpu))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"zero_optimization": {"stage": 3}}, r"zero_optimization\.stage 3 conflicts with zero_stage 2"),
-        ({"gradient_clipping": 0.5}, r"gradient_clipping 0\.5 conflicts with optimizer\.clip_norm 1\.0"),
-        ({"gradient_accumulation_steps": 4}, r"gradient_accumulation_steps 4 conflicts with accumulation 1"),
-        ({"train_batch_size": 64}, r"train_batch_size 64 conflicts with batch_size 32"),
-        ({"train_micro_batch_size_per_gpu": 64}, r"train_micro_batch_size_per_gpu 64 conflicts with batch_size 32"),
-        ({"bf16": {"enabled": True}}, r"bf16\.enabled True conflicts with precision auto, which is fp32 here"),
-        ({"optimizer": {"type": "Adam"}}, r"optimizer would be ignored; use optimizer, learning_rate and weight_decay"),
-        ({"scheduler": {}}, r"scheduler would be ignored; use learning_rate and warmup"),
-        ({"zero_optimisation": {}}, r"zero_optimisation is unknown .* \(did you mean 'zero_optimization'\?\)"),
-    ],
-)
-def test_a_json_that_conflicts_is_refused_by_name(given: dict[str, Any], message: str, config: TrainConfig) -> None:
-    chosen = replace(config, engine=EngineConfig(zero_stage=2, deepspeed=given))
-    with pytest.raises(ValueError, match="DeepSpeed JSON: " + message):
-        deepspeed_config(chosen, "fp32", 1)
-
-
-def test_a_json_alone_may_set_the_stage_and_agree_with_the_rest(config: TrainConfig) -> None:
-    given = {"zero_optimization": {"stage": 3, "contiguous_gradients": False}, "train_batch_size": 32}
-    chosen = replace(config, engine=EngineConfig(deepspeed=given))
-    assert chosen.engine.stage == 3
-    found = deepspeed_config(chosen, "fp32", 2)
-    assert found["zero_optimization"] == {"stage": 3, "contiguous_gradients": False}
-    assert found["train_batch_size"] == 32
-
-
-def test_the_command_line_reads_the_json(tmp_path: Path) -> None:
-    path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
-    assert TrainSettings(deepspeed=path).settings().engine.stage == 2
-    path.write_text("{stage: 2}")
-    with pytest.raises(ValueError, match=r"--deepspeed .*ds\.json is not JSON"):
-        TrainSettings(deepspeed=path).settings()
-    path.write_text("[2]")
-    with pytest.raises(ValueError, match="must hold a JSON object, not list"):
-        TrainSettings(deepspeed=path).settings()
