@@ -1,1 +1,1 @@
-"""A shop that never was: seeded events at any size, and what each of its customers was expected to do."""
+"""Simulate shops of any size from a seed, with the orders and value that were expected of each customer."""

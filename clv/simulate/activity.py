@@ -1,6 +1,6 @@
-"""What customers do beside ordering: baskets, sessions, returns, ratings, advertisements and coupons.
+"""Simulated activity around orders: baskets, browsing sessions, returns, ratings, advertisements and coupons.
 
-Every function returns rows with the columns ROWS; `kind` indexes KINDS, days are floats since the start of the shop.
+Every function returns rows with the columns ROWS; `kind` is an index into KINDS, days are floats since the start.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ from clv.simulate.truth import Floats, Ints, Truth
 KINDS = ("cart", "click", "impression", "message", "purchase", "rating", "return", "review", "view")
 ROWS = ("customer", "day", "kind", "order", "item", "quantity", "amount", "text")
 TEXTS = ("arrived broken and late", "not what I hoped for", "does what it should", "lovely, will buy again", "a coupon")
-_TURN = 0.8  # share of lines from the category of a life change, once it is announced
+_TURN = 0.8  # share of order lines from the category of a life change, once it is announced
 _MINUTE = 1 / 1440
-_STROLL = 0.03  # sessions of a customer who has left, against before
-_VISIT_DAYS = 6.0  # between sessions of a visitor who has not bought yet
+_STROLL = 0.03  # sessions of a customer who has left, relative to before
+_VISIT_DAYS = 6.0  # mean days between sessions of a visitor who has not bought yet
 
 
 def kind_code(kind: str) -> int:
+    """Returns the index of an event type in KINDS."""
     return KINDS.index(kind)
 
 
 def rows(customer: Ints, day: Floats, kind: Ints | int, **columns: Ints | Floats) -> pd.DataFrame:
-    """Rows of ROWS; what is not given is missing (-1, or NaN for the amount) or one piece."""
+    """Builds rows with the columns ROWS; by default ids are missing (-1), the amount is NaN and the quantity 1."""
     count = len(customer)
-    plain = {"order": np.full(count, -1), "item": np.full(count, -1), "quantity": np.ones(count)}
-    plain |= {"amount": np.full(count, np.nan), "text": np.full(count, -1)}
+    defaults = {"order": np.full(count, -1), "item": np.full(count, -1), "quantity": np.ones(count)}
+    defaults |= {"amount": np.full(count, np.nan), "text": np.full(count, -1)}
     given = {"customer": customer, "day": day, "kind": np.broadcast_to(np.asarray(kind, np.int8), count)}
-    table = pd.DataFrame(given | plain | columns)
+    table = pd.DataFrame(given | defaults | columns)
     return table[list(ROWS)]
 
 
 def order_lines(
     rng: np.random.Generator, shop: ShopSettings, truth: Truth, orders: pd.DataFrame, catalogue: Catalogue
 ) -> pd.DataFrame:
-    """Split each order into one to four lines; from shortly before a life change, most lines come from its category."""
+    """Splits each order into one to four lines; from shortly before a life change on, most are of its category."""
     customer, day = orders["customer"].to_numpy(), orders["day"].to_numpy()
     count = 1 + rng.binomial(3, 0.4, len(orders))
     order = np.repeat(np.arange(len(orders)), count)
@@ -65,7 +66,7 @@ def order_lines(
 def views_before_purchases(
     rng: np.random.Generator, shop: ShopSettings, bought: pd.DataFrame, num_customers: int, catalogue: Catalogue
 ) -> pd.DataFrame:
-    """Single views in the days before a purchase, some of them carts, and idle ones that say nothing."""
+    """Views and carts of items in the days before their purchase, and views that precede no purchase."""
     times = rng.poisson(shop.views_per_purchase, len(bought))
     seen = bought.loc[np.repeat(np.arange(len(bought)), times), ["customer", "day", "item"]].reset_index(drop=True)
     day = seen["day"].to_numpy() - rng.exponential(2.0, len(seen))
@@ -84,20 +85,21 @@ def views_before_purchases(
 def sessions(
     rng: np.random.Generator, shop: ShopSettings, truth: Truth, bought: pd.DataFrame, catalogue: Catalogue
 ) -> pd.DataFrame:
-    """View → cart → purchase: who may still buy keeps browsing, at a rate that follows the rate of purchases.
+    """Browsing sessions of views and carts, at a rate that follows each customer's rate of purchases.
 
-    Each order ends a session in which its items were seen and laid into the cart; every seventh other session leaves
-    something in the cart. Customers who have left hardly look in; visitors come until they buy or lose interest.
+    Each order ends a session in which its items were viewed and put into the cart; every seventh other session ends
+    with an item in the cart. Customers who have left have few sessions; visitors have them until they buy or lose
+    interest.
     """
     n, end = len(truth.first), float(shop.num_days)
     until = truth.operational(end)
-    left = np.minimum(leaving_time(truth), until)
-    mean = shop.sessions * (left + _STROLL * (until - left))
+    stayed = np.minimum(leaving_time(truth), until)
+    mean = shop.sessions * (stayed + _STROLL * (until - stayed))
     count = rng.poisson(mean)
     owner = np.repeat(np.arange(n), count)
     within = rng.random(len(owner)) * mean[owner] / shop.sessions
-    beyond = np.maximum(within - left[owner], 0) / _STROLL
-    day = calendar(truth, owner, np.minimum(within, left[owner]) + beyond)
+    beyond = np.maximum(within - stayed[owner], 0) / _STROLL
+    day = calendar(truth, owner, np.minimum(within, stayed[owner]) + beyond)
     looking = np.maximum(np.minimum(np.minimum(truth.first, truth.lost), end) - truth.arrival, 0)
     visits = np.where(looking > 0, rng.poisson(looking / _VISIT_DAYS) + 1, 0)
     visitor = np.repeat(np.arange(n), visits)
@@ -126,7 +128,7 @@ def sessions(
 
 
 def returns(rng: np.random.Generator, shop: ShopSettings, bought: pd.DataFrame) -> pd.DataFrame:
-    """Single lines sent back about two weeks later."""
+    """Single order lines that are sent back about two weeks later."""
     back = bought[rng.random(len(bought)) < shop.return_share].copy()
     back["day"] += 3 + rng.exponential(11.0, len(back))
     back["kind"] = np.int8(kind_code("return"))
@@ -135,7 +137,7 @@ def returns(rng: np.random.Generator, shop: ShopSettings, bought: pd.DataFrame) 
 
 
 def ratings(rng: np.random.Generator, shop: ShopSettings, truth: Truth, bought: pd.DataFrame) -> pd.DataFrame:
-    """Stars (the quantity of a rating) days after a purchase, few from those who leave easily; some put it in words."""
+    """Ratings days after a purchase; the stars (quantity) are fewer where customers leave easily; some with text."""
     rated = bought[rng.random(len(bought)) < shop.review_share]
     who = rated["customer"].to_numpy()
     content = 1.2 - 3 * truth.leave[who] + rng.normal(0, 0.8, len(who))
@@ -151,7 +153,7 @@ def ratings(rng: np.random.Generator, shop: ShopSettings, truth: Truth, bought: 
 
 
 def advertisements(rng: np.random.Generator, shop: ShopSettings, truth: Truth, catalogue: Catalogue) -> pd.DataFrame:
-    """Impressions at random from the arrival on; clicks mostly by those who have not left."""
+    """Impressions at random times after the arrival; clicks mostly by customers who have not left."""
     span = shop.num_days - truth.arrival
     count = rng.poisson(shop.ads_per_month * span / 30)
     who = np.repeat(np.arange(len(span)), count)
@@ -166,8 +168,11 @@ def advertisements(rng: np.random.Generator, shop: ShopSettings, truth: Truth, c
 
 
 def treatments(rng: np.random.Generator, shop: ShopSettings, truth: Truth) -> pd.DataFrame:
-    """Every campaign's customers (who have bought before): day, propensity, treated, effect (the expected number of
-    extra orders that a coupon brings), `extra`: whether it brought one. Effect 0 for those who have left."""
+    """Returns the customers of each campaign, who have all bought before, one row each.
+
+    Columns: day, propensity, treated, effect (expected number of extra orders that a coupon causes; 0 for customers who
+    have left), extra (whether it caused one).
+    """
     found = []
     for day in truth.campaigns:
         who = np.flatnonzero(truth.first < day)
@@ -181,7 +186,7 @@ def treatments(rng: np.random.Generator, shop: ShopSettings, truth: Truth) -> pd
 
 
 def is_active(truth: Truth, who: Ints, day: Floats) -> Ints:
-    """Whether customer who[i], at day[i], has not left: visitors while they are interested, buyers until they leave."""
+    """Whether customer who[i] is active at day[i]: visitors until they lose interest, buyers until they leave."""
     spent = np.zeros(len(who))
     for part in np.array_split(np.arange(len(who)), max(1, len(who) // 200_000)):
         spent[part] = truth.operational_of(who[part], day[part])

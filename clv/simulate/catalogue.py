@@ -1,4 +1,4 @@
-"""What the shop sells: items with a text, a category path and a price, popular by Zipf's law."""
+"""Item catalogue of a simulated shop: text, category path and price; popularity follows Zipf's law."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CATEGORIES = (
     "Clearance / Last chance",
     "Club / Refill",
 )
-PLAIN = FADING = 4  # the first four are anybody's; fading and growing customers turn to the other two
+PLAIN = FADING = 4  # every customer buys from the first four; customers whose rate falls or rises turn to the others
 GROWING = 5
 _LOOKS = ("red", "blue", "green", "white", "paper", "glass", "wooden", "small")
 
@@ -33,6 +33,7 @@ class Catalogue:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, num_items: int, zipf: float) -> Catalogue:
+        """Draws texts and prices of about `num_items` items; `zipf` is the exponent of popularity, 0 for uniform."""
         each = num_items // len(CATEGORIES)
         code = np.arange(len(CATEGORIES) * each)
         category = np.array(CATEGORIES, dtype=object)[code // each]
@@ -45,17 +46,20 @@ class Catalogue:
         return cls(pd.DataFrame({"item_id": ids, "text": text, "category": category, "price": price}), each, zipf)
 
     def pick(self, rng: np.random.Generator, category: Ints) -> Ints:
-        """An item of each given category."""
+        """Draws an item of each given category."""
         if self.zipf <= 0:
             return category * self.per_category + rng.integers(0, self.per_category, len(category))
         share = np.cumsum(np.arange(1, self.per_category + 1) ** -self.zipf)
         return category * self.per_category + np.searchsorted(share / share[-1], rng.random(len(category)))
 
     def by_taste(self, rng: np.random.Generator, favourite: Ints) -> Ints:
-        """An item for each line or view: two in three of the favourite category, if there is one (else -1)."""
-        anything = rng.integers(0, PLAIN, len(favourite))
-        return self.pick(rng, np.where((favourite >= 0) & (rng.random(len(favourite)) < 2 / 3), favourite, anything))
+        """Draws an item per row, with probability 2/3 of the `favourite` category, where that is not -1."""
+        any_category = rng.integers(0, PLAIN, len(favourite))
+        return self.pick(
+            rng, np.where((favourite >= 0) & (rng.random(len(favourite)) < 2 / 3), favourite, any_category)
+        )
 
     @property
     def ids(self) -> NDArray[np.object_]:
+        """Item ids by item number."""
         return self.table["item_id"].to_numpy(object)

@@ -1,4 +1,4 @@
-"""Who the customers are: latent rates, spend, changes and leaving, and what they therefore buy and when."""
+"""Draw simulated customers, with latent rates, spend, life changes and dropout, and from these their orders."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from clv.simulate.catalogue import PLAIN
 from clv.simulate.settings import YEAR, ShopSettings
 from clv.simulate.truth import Floats, Ints, Truth
 
-NOTICE_DAYS = 60.0  # how long before a life change the baskets tell of it
-INTEREST_DAYS = 45.0  # mean time until a visitor who has not bought stops coming
+NOTICE_DAYS = 60.0  # how long before a life change the baskets show it
+INTEREST_DAYS = 45.0  # mean time until a visitor who has not bought loses interest
 CONVERSION = (1.5, 90.0)  # Gamma shape and scale in days of a visitor's conversion rate
 SEGMENTS = ("search", "shop", "friend")
-# By segment: how much more likely a coupon is sent, and how much more it does.
+# By segment: factors of the propensity of a coupon and of its effect.
 _SENT = np.array([0.6, 1.0, 1.4])
 _HELPS = np.array([1.4, 1.0, 0.6])
 
 
 def draw(rng: np.random.Generator, shop: ShopSettings, n: int, first_number: int = 0) -> Truth:
-    """n customers with ids from `first_number` on."""
+    """Draws n customers with ids from `first_number` on."""
     lam = rng.gamma(shop.rate[0], 1 / shop.rate[1], n)
     first = np.sort(rng.uniform(0, shop.acquired_over * shop.num_days, n))
     leave = rng.beta(*shop.dropout, n) if shop.dropout else np.zeros(n)
@@ -49,7 +49,7 @@ def draw(rng: np.random.Generator, shop: ShopSettings, n: int, first_number: int
         change, factor = np.where(looks, np.inf, change), np.where(looks, 1.0, factor)
     segment, treated = np.zeros(n, np.int64), np.zeros(n)
     if shop.coupons:
-        # Who buys more is more often a friend's friend: treated and untreated customers differ to begin with.
+        # Segments depend on the purchase rate, so that treated and untreated customers differ before any treatment.
         rank = np.argsort(np.argsort(lam + rng.exponential(lam.mean(), n)))
         segment = rank * len(SEGMENTS) // n
         treated = np.minimum(shop.coupons[1] * _SENT[segment], 0.95)
@@ -89,7 +89,7 @@ def draw(rng: np.random.Generator, shop: ShopSettings, n: int, first_number: int
 
 
 def orders(rng: np.random.Generator, shop: ShopSettings, truth: Truth) -> pd.DataFrame:
-    """One row per purchase of the process: customer, day (float since start), value; the first purchase included."""
+    """Returns one row per order, the first of each customer included: customer, day (float since start), value."""
     n, k = len(truth.first), truth.regularity
     owner = np.repeat(np.arange(n), np.diff(truth.phase_offsets))
     ordinal = np.arange(len(owner)) - truth.phase_offsets[owner] + 1
@@ -105,17 +105,17 @@ def orders(rng: np.random.Generator, shop: ShopSettings, truth: Truth) -> pd.Dat
 
 
 def calendar(truth: Truth, owner: Ints, u: Floats) -> Floats:
-    """The day on which the operational time of customer owner[i] is u[i]; the inverse of `Truth.operational`."""
+    """Returns the day at which customer owner[i] has operational time u[i]: the inverse of `Truth.operational`."""
     num_days = len(truth.season_time) - 1
     at_change = truth.operational(np.minimum(truth.change, num_days))[owner]
-    level = truth.rate[owner]
-    s = truth.season_at(truth.first)[owner] + np.minimum(u, at_change) / level
-    s += np.maximum(u - at_change, 0) / (level * truth.factor[owner])
+    rate = truth.rate[owner]
+    s = truth.season_at(truth.first)[owner] + np.minimum(u, at_change) / rate
+    s += np.maximum(u - at_change, 0) / (rate * truth.factor[owner])
     return np.asarray(np.interp(s, truth.season_time, np.arange(num_days + 1)))
 
 
 def leaving_time(truth: Truth) -> Floats:
-    """Operational time at which each customer leaves, inf for those who are still there at the end."""
+    """Returns the operational time at which each customer leaves, inf for those who stay to the end."""
     n = len(truth.first)
     hit = np.minimum(truth.last_order, 1 << 40) * truth.regularity - 1
     leaves = hit < np.diff(truth.phase_offsets)

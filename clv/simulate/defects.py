@@ -1,4 +1,4 @@
-"""Rows that a real log should not have: each kind planted in known numbers, named by the reason to reject it."""
+"""Plant defective rows in a simulated log, in known numbers by the reason for which prepare rejects them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from clv.simulate.truth import Ints
 MAX_AMOUNT = 100_000
 IGNORED_ITEM, IGNORED_ORDERS = "gift-wrap", "TEST*"
 _FAR_US = 60_000 * DAY_US  # 2134
-_Break = Callable[[pa.Table], pa.Table]
+MakeDefect = Callable[[pa.Table], pa.Table]
 
 
-def kinds(shop: ShopSettings) -> dict[str, _Break]:
-    """What makes a good purchase line a bad one, by the reason that prepare gives. Each copy has one fault."""
+def defect_kinds(shop: ShopSettings) -> dict[str, MakeDefect]:
+    """Returns functions that give copies of purchase rows one defect, by the reason for which prepare rejects it."""
     start, end = shop.start_us, shop.clock.parse(shop.end)
     return {
         "customer_id is missing (anonymous)": _set_column("customer_id", None),
@@ -45,31 +45,32 @@ def kinds(shop: ShopSettings) -> dict[str, _Break]:
 
 
 def plant(rng: np.random.Generator, shop: ShopSettings, events: pa.Table, each: int) -> tuple[pa.Table, Counter[str]]:
-    """The events with `each` rows of every kind of defect, and lines of as many duplicated orders, among them.
+    """Inserts `each` rows of every kind of defect and `each` duplicated orders among the events.
 
-    Also the number of rows per reason. Nothing good is lost: what is bad are copies of good purchase lines.
+    Returns the rows and the number of planted rows by reason. All planted rows are copies of good purchase rows, which
+    stay in the log.
     """
     bought = np.flatnonzero(pc.equal(events["event_type"], "purchase").to_numpy())
     planted: Counter[str] = Counter()
-    parts, places = [events], [np.arange(len(events)) * 1.0]
+    parts, positions = [events], [np.arange(len(events)) * 1.0]
     if not len(bought) or each < 1:
         return events, planted
-    for reason, make_defect in kinds(shop).items():
-        # No line twice: the second exact duplicate of one row would be a third copy, and counted as such all the same.
+    for reason, make_defect in defect_kinds(shop).items():
+        # Without replacement, so that every planted exact duplicate is the second copy of its row.
         rows = rng.choice(bought, min(each, len(bought)), replace=False)
         parts.append(make_defect(events.take(pa.array(rows))))
-        places.append(rows + 0.5)
+        positions.append(rows + 0.5)
         planted[reason] += len(rows)
-    copies, rows = _orders_again(rng, events, bought, each)
+    copies, rows = _duplicate_orders(rng, events, bought, each)
     parts.append(copies)
-    places.append(rows + 0.5)
+    positions.append(rows + 0.5)
     planted["duplicate of another order"] += len(rows)
-    order = np.argsort(np.concatenate(places), kind="stable")
+    order = np.argsort(np.concatenate(positions), kind="stable")
     return pa.concat_tables(parts).combine_chunks().take(pa.array(order)), planted
 
 
 def plant_items(items: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
-    """An item without id, one whose price is no number, and one that stands there twice."""
+    """Adds an item without id, one whose price is no number, and one that has the id of another; returns the counts."""
     bad = items.iloc[[0, 1, 2]].copy()
     bad["item_id"] = [None, "I-unpriced", items["item_id"].iloc[2]]
     bad["price"] = [1.0, np.inf, 1.0]
@@ -77,7 +78,7 @@ def plant_items(items: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
     return pd.concat([items, bad], ignore_index=True), Counter(reasons)
 
 
-def _set_column(name: str, value: object) -> _Break:
+def _set_column(name: str, value: object) -> MakeDefect:
     def make_defect(rows: pa.Table) -> pa.Table:
         kind = rows.schema.field(name).type
         fill = pa.scalar(value, pa.int64()).cast(US) if kind == US and value is not None else pa.scalar(value, kind)
@@ -86,8 +87,8 @@ def _set_column(name: str, value: object) -> _Break:
     return make_defect
 
 
-def _orders_again(rng: np.random.Generator, events: pa.Table, bought: Ints, each: int) -> tuple[pa.Table, Ints]:
-    """Whole orders once more, under ids of their own."""
+def _duplicate_orders(rng: np.random.Generator, events: pa.Table, bought: Ints, each: int) -> tuple[pa.Table, Ints]:
+    """Returns copies of all rows of `each` orders, with ids of their own, and the rows they copy."""
     names = events["order_id"].take(pa.array(bought)).combine_chunks().dictionary_encode()
     codes = names.indices.to_numpy(zero_copy_only=False)
     count = len(names.dictionary)

@@ -1,4 +1,4 @@
-"""A simulated shop as files: a log to prepare, with a spec that fits, and beside it what only a simulation knows."""
+"""Write a simulated shop as files: the log with its spec, and beside it truth, treatments and planted defects."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ TRUTH = pa.schema(
 
 @dataclass(frozen=True)
 class SimulationPlan:
-    """What is made: the shop, its truth at `origins` (local dates) over `horizons_days`, rows with defects (so many
-    of every kind per block), and the format of the events."""
+    """What to write: a shop, its truth at `origins` (local dates) over `horizons_days`, the number of rows with each
+    kind of defect per block, and the format of the events."""
 
     shop: ShopSettings
     origins: tuple[str, ...]
@@ -48,7 +48,7 @@ class SimulationPlan:
     form: Literal["parquet", "csv", "jsonl"] = "parquet"
 
     def check(self) -> None:
-        """ValueError for an origin and horizon outside the log."""
+        """Raises ValueError for an origin and horizon outside the log."""
         for origin in self.origins:
             day = self.shop.day_of(self.shop.clock.parse(origin))
             if day <= 0 or day + max(self.horizons_days) > self.shop.num_days:
@@ -59,16 +59,16 @@ class SimulationPlan:
 
 
 def write_block(plan: SimulationPlan, folder: Path, number: int) -> dict[str, Any]:
-    """Files of one block; returns what was written: rows, rows by type, planted rows by reason."""
+    """Writes the files of a block of customers; returns the counts of rows by type and of planted rows by reason."""
     shop = plan.shop
-    made = log.draw_block(shop, number, log.catalogue(shop))
-    by_type = {entry["values"]: entry["counts"] for entry in made.events["event_type"].value_counts().to_pylist()}
-    good = made.events.drop_columns("amount_filled").cast(_nullable(made.events.schema))
+    block = log.draw_block(shop, number, log.catalogue(shop))
+    by_type = {entry["values"]: entry["counts"] for entry in block.events["event_type"].value_counts().to_pylist()}
+    good = block.events.drop_columns("amount_filled").cast(_nullable(block.events.schema))
     rng = np.random.default_rng([shop.seed, 2, number])
     events, planted = defects.plant(rng, shop, good, plan.defects)
-    truth = pa.concat_tables([TRUTH.empty_table(), *_truth(made, plan)])
-    tables = {"customers": pa.Table.from_pandas(made.customers, preserve_index=False)}
-    tables |= {"truth": truth, "treatments": made.treatments}
+    truth = pa.concat_tables([TRUTH.empty_table(), *_truth(block, plan)])
+    tables = {"customers": pa.Table.from_pandas(block.customers, preserve_index=False)}
+    tables |= {"truth": truth, "treatments": block.treatments}
     rows = len(events)
     if plan.form == "parquet":
         tables["events"] = events
@@ -77,15 +77,15 @@ def write_block(plan: SimulationPlan, folder: Path, number: int) -> dict[str, An
         content, broken = texts.render(rng, events, bought, plan.form, plan.defects)
         planted.update(broken)
         rows += broken.total()
-        with replacing(folder / "events" / f"part-{number:05d}.{plan.form}") as aside:
-            aside.write_bytes(content)
+        with replacing(folder / "events" / f"part-{number:05d}.{plan.form}") as staged:
+            staged.write_bytes(content)
     for name, table in tables.items():
-        with replacing(folder / name / f"part-{number:05d}.parquet") as aside:
-            pq.write_table(table, aside, compression="zstd")
-    amount = pc.sum(made.events["amount"].filter(pc.equal(made.events["event_type"], "purchase"))).as_py()
+        with replacing(folder / name / f"part-{number:05d}.parquet") as staged:
+            pq.write_table(table, staged, compression="zstd")
+    amount = pc.sum(block.events["amount"].filter(pc.equal(block.events["event_type"], "purchase"))).as_py()
     return {
         "block": number,
-        "customers": len(made.customers),
+        "customers": len(block.customers),
         "rows": rows,
         "by_type": by_type,
         "purchases": amount or 0.0,
@@ -99,7 +99,10 @@ def write_shop(
     blocks: Iterable[dict[str, Any]],
     published: Path,
 ) -> dict[str, Any]:
-    """Writes items, spec.yaml and manifest.json beside the `blocks` (of `write_block`) as they come."""
+    """Writes items, spec.yaml and manifest.json once all `blocks` (results of `write_block`) are done.
+
+    `published` is the final path of `folder`, which the spec names. Returns the manifest.
+    """
     count = log.num_blocks(plan.shop)
     done = []
     for block in blocks:
@@ -108,9 +111,9 @@ def write_shop(
     items, planted_items = log.catalogue(plan.shop).table, Counter[str]()
     if plan.defects:
         items, planted_items = defects.plant_items(items)
-    with replacing(folder / "items.parquet") as aside:
-        pq.write_table(pa.Table.from_pandas(items, preserve_index=False), aside, compression="zstd")
-    write_text(folder / "spec.yaml", spec(plan, published).to_yaml())
+    with replacing(folder / "items.parquet") as staged:
+        pq.write_table(pa.Table.from_pandas(items, preserve_index=False), staged, compression="zstd")
+    write_text(folder / "spec.yaml", dataset_spec(plan, published).to_yaml())
     planted, by_type = Counter[str](), Counter[str]()
     for block in done:
         planted.update(block["planted"])
@@ -131,8 +134,8 @@ def write_shop(
     return manifest
 
 
-def spec(plan: SimulationPlan, folder: Path) -> DatasetSpec:
-    """How the log in `folder` is read: every planted defect has its rule."""
+def dataset_spec(plan: SimulationPlan, folder: Path) -> DatasetSpec:
+    """Returns the spec of the log in `folder`, with a cleaning rule for every kind of planted defect."""
     shop = plan.shop
     columns = ("customer_id", "event_time", "known_at", "event_id", "order_id", "item_id", "quantity", "amount", "text")
     return DatasetSpec.model_validate(
@@ -175,10 +178,10 @@ def _tables(folder: Path) -> Iterable[Path]:
     return (path for form in ("parquet", "csv", "jsonl") for path in folder.rglob(f"*.{form}"))
 
 
-def _truth(made: log.EventBlock, plan: SimulationPlan) -> Iterable[pa.Table]:
+def _truth(block: log.EventBlock, plan: SimulationPlan) -> Iterable[pa.Table]:
     for origin in plan.origins:
         for days in plan.horizons_days:
-            table: pd.DataFrame = made.truth.expected(origin, days)
+            table: pd.DataFrame = block.truth.expected(origin, days)
             instant = pa.scalar(plan.shop.clock.parse(origin), pa.int64()).cast(US)
             columns = {
                 "origin": pa.repeat(instant, len(table)),
@@ -190,5 +193,5 @@ def _truth(made: log.EventBlock, plan: SimulationPlan) -> Iterable[pa.Table]:
 
 
 def _nullable(schema: pa.Schema) -> pa.Schema:
-    """Without the promise that anything is there: defects break it."""
+    """Makes all columns nullable, since defective rows lack values."""
     return pa.schema([field.with_nullable(True) for field in schema if field.name != "amount_filled"])

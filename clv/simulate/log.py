@@ -1,4 +1,4 @@
-"""The event table of a block of customers, and the coupons it was sent."""
+"""Draw the event table of a block of customers, with the coupons that were sent to them."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ COUPONS = pa.schema(
 
 
 def num_blocks(shop: ShopSettings) -> int:
+    """Returns the number of blocks of BLOCK_CUSTOMERS customers."""
     return -(-shop.num_customers // BLOCK_CUSTOMERS)
 
 
 def catalogue(shop: ShopSettings) -> Catalogue:
-    """The items of all blocks."""
+    """Draws the items, which all blocks share."""
     return Catalogue.draw(np.random.default_rng([shop.seed, 0]), shop.num_items, shop.zipf)
 
 
 def draw_block(shop: ShopSettings, number: int, items: Catalogue) -> EventBlock:
-    """Customers number * BLOCK_CUSTOMERS and following: the same whoever makes them, and after whatever other block."""
+    """Draws block `number`, whose customers and events do not depend on which other blocks were drawn before."""
     first = number * BLOCK_CUSTOMERS
     count = min(BLOCK_CUSTOMERS, shop.num_customers - first)
     return draw(np.random.default_rng([shop.seed, 1, number]), shop, count, items, first, f"E{number}-", f"{number}-")
@@ -67,12 +68,12 @@ def draw(
     event_prefix: str = "E",
     order_prefix: str = "",
 ) -> EventBlock:
-    """Everything of `count` customers; without `items`, those of a catalogue of their own."""
+    """Draws `count` customers with their events; without `items` also a catalogue."""
     truth = customers.draw(rng, shop, count, first_number)
     orders = customers.orders(rng, shop, truth)
     coupons = activity.treatments(rng, shop, truth)
     if len(coupons):
-        orders = pd.concat([orders, _extra(rng, shop, truth, coupons)], ignore_index=True)
+        orders = pd.concat([orders, _coupon_orders(rng, shop, truth, coupons)], ignore_index=True)
     items = items or Catalogue.draw(rng, shop.num_items, shop.zipf)
     bought = activity.order_lines(rng, shop, truth, orders, items)
     parts = [bought]
@@ -96,12 +97,12 @@ def draw(
     if shop.coupons:
         channel = np.array(customers.SEGMENTS)[truth.segment]
     events = _events(rng, pd.concat(parts, ignore_index=True), shop, truth, items, event_prefix, order_prefix)
-    people = pd.DataFrame({"customer_id": truth.customer_id, "channel": channel})
-    return EventBlock(events, people, _coupons(coupons, shop, truth), truth, items)
+    table = pd.DataFrame({"customer_id": truth.customer_id, "channel": channel})
+    return EventBlock(events, table, _coupons(coupons, shop, truth), truth, items)
 
 
-def _extra(rng: np.random.Generator, shop: ShopSettings, truth: Truth, coupons: pd.DataFrame) -> pd.DataFrame:
-    """The orders that coupons brought, hours later: they neither make a customer leave nor shift a rhythm."""
+def _coupon_orders(rng: np.random.Generator, shop: ShopSettings, truth: Truth, coupons: pd.DataFrame) -> pd.DataFrame:
+    """Orders that coupons caused, hours later; they change neither dropout nor the timing of other orders."""
     used = coupons[coupons["extra"].to_numpy(bool)]
     who, day = used["customer"].to_numpy(), used["day"].to_numpy() + rng.uniform(0.01, 0.49, len(used))
     value = truth.order_value[who] * rng.gamma(shop.spend[0], 1 / shop.spend[0], len(who))
@@ -160,6 +161,6 @@ def _events(
     return pa.table(columns, schema=EVENTS)
 
 
-def _strings_by_code(words: object, codes: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pa.Array:
-    """Word of each code, null for -1."""
-    return pa.array(words, pa.string()).take(pa.array(codes, mask=codes < 0))
+def _strings_by_code(strings: object, codes: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pa.Array:
+    """Returns the string of each code, null for -1."""
+    return pa.array(strings, pa.string()).take(pa.array(codes, mask=codes < 0))

@@ -1,12 +1,13 @@
-"""A small shop in memory whose truth is known: events to test with, and what each customer was expected to do.
+"""Simulate a small shop in memory, with the orders and value that were expected of each customer.
 
 Every customer buys first at a random instant, then as a renewal process in *operational* time
     u(t) = λ [S(min(t, c)) − S(t₀) + f (S(t) − S(c))⁺],   S(t) = ∫ season · drift,
 with rate λ ~ Gamma(r, α), gaps Erlang(k) of mean 1 in u, a life change at c (exponential, factor f), and leaves after
-a repeat purchase with probability p ~ Beta(a, b). Spend per order is Gamma-Gamma, its level tied to λ. What RFM
-cannot see and a sequence model can: gaps are regular (k), baskets from 60 days before c on come from other
-categories according to f, and views come before purchases; with `sessions`, who has not left keeps browsing. With
-`exact_btyd=True` all that is off and BG/NBD + Gamma-Gamma is the truth. `clv.simulate` makes it at any size.
+a repeat purchase with probability p ~ Beta(a, b). Spend per order is Gamma-Gamma, and its
+mean depends on λ. A sequence model can learn what RFM does not contain: gaps are regular (k), baskets from 60 days
+before c on are of other categories according to f, and views precede purchases; with `sessions`, customers who have
+not left keep browsing. With `exact_btyd=True` all of this is off, and BG/NBD + Gamma-Gamma is the truth. The job
+`ray_jobs.simulate` writes such shops of any size.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ def simulate(
     exact_btyd: bool = False,
     **settings: Any,
 ) -> Simulation:
-    """Simulate a shop from `start` to before `end` (local dates); equal arguments give equal tables.
+    """Simulates a shop from `start` to before `end` (local dates); equal arguments give equal tables.
 
     `settings` are those of `ShopSettings`, which raises ValueError for impossible ones; `exact_btyd` makes BG/NBD +
     Gamma-Gamma the truth.
+
+    Example: `simulate(500, seed=1).events.to_pandas()`.
     """
     shop = ShopSettings(num_customers=num_customers, start=start, end=end, seed=seed, **settings)
     if exact_btyd:
         shop = shop.exact_btyd()
-    made = draw(np.random.default_rng(seed), shop, num_customers)
-    return Simulation(made.events, made.catalogue.table, made.customers, made.truth)
+    block = draw(np.random.default_rng(seed), shop, num_customers)
+    return Simulation(block.events, block.catalogue.table, block.customers, block.truth)

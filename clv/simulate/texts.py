@@ -1,4 +1,4 @@
-"""The log as CSV or JSON lines, and in it what only a text can have: broken lines, values of another type."""
+"""Write a simulated log as CSV or JSON lines with defects of text files: broken lines and values of a wrong type."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pyarrow.csv as pacsv
 from clv.data.prepare.accounting import json_rows
 
 Text = Literal["csv", "jsonl"]
-_Break = Callable[[str], bytes]
+BreakLine = Callable[[str], bytes]
 
 _TIMES = ("event_time", "known_at")
-# What is written in the place of a number or a time, by column and by the reason that prepare gives.
+# (column, text written instead of a number or a time, reason for which prepare rejects it)
 _VALUES = (
     ("amount", "twelve", "amount is not a finite number"),
     ("amount", "NaN", "amount is missing"),
@@ -27,11 +27,11 @@ _VALUES = (
     ("known_at", "soon", "known_at is unreadable or outside 1970 to 2099"),
 )
 _NOT_UTF8 = b"\xe4\xff"
-_LINES: dict[Text, tuple[tuple[_Break, str], ...]] = {
+_LINES: dict[Text, tuple[tuple[BreakLine, str], ...]] = {
     "csv": (
-        (lambda line: line.rpartition(",")[0].encode(), "malformed row"),  # a field less
-        (lambda line: line.encode() + b",", "malformed row"),  # a field more
-        (lambda line: "".join(line.rsplit('"', 1)).encode(), "malformed row"),  # a quote that nobody closes
+        (lambda line: line.rpartition(",")[0].encode(), "malformed row"),  # too few fields
+        (lambda line: line.encode() + b",", "malformed row"),  # too many fields
+        (lambda line: "".join(line.rsplit('"', 1)).encode(), "malformed row"),  # an unclosed quote
         (lambda line: _NOT_UTF8 + line.encode(), "malformed row"),
     ),
     "jsonl": (
@@ -39,10 +39,10 @@ _LINES: dict[Text, tuple[tuple[_Break, str], ...]] = {
         (lambda line: f"[{line}]".encode(), "malformed row"),
         (lambda line: line.replace('"customer_id": "', '"customer_id": "\\ud800').encode(), "malformed row"),
         (lambda line: line.encode()[:-2] + _NOT_UTF8 + b'"}', "malformed row"),
-        (lambda line: _amount(line, "NaN"), "amount is missing"),
-        (lambda line: _amount(line, "-Infinity"), "amount is not a finite number"),
-        (lambda line: _amount(line, '{"eur": 1}'), "amount is not a finite number"),
-        (lambda line: _amount(line, "true"), "amount is not a finite number"),
+        (lambda line: _with_amount(line, "NaN"), "amount is missing"),
+        (lambda line: _with_amount(line, "-Infinity"), "amount is not a finite number"),
+        (lambda line: _with_amount(line, '{"eur": 1}'), "amount is not a finite number"),
+        (lambda line: _with_amount(line, "true"), "amount is not a finite number"),
     ),
 }
 
@@ -50,40 +50,38 @@ _LINES: dict[Text, tuple[tuple[_Break, str], ...]] = {
 def render(
     rng: np.random.Generator, events: pa.Table, bought: pa.Table, form: Text, each: int
 ) -> tuple[bytes, Counter[str]]:
-    """`events` as a text, and at random places in it `each` lines of every kind of defect that only a text has.
+    """Renders `events` as a text with `each` lines of every kind of text defect at random positions.
 
-    What is bad are copies of the purchase lines `bought`. Also the number of bad lines per reason.
+    The defective lines are copies of rows of `bought`. Returns the text and the number of defective lines by reason.
     """
     lines = [line.encode() for line in _lines(events, form)]
     bad: list[bytes] = []
     planted: Counter[str] = Counter()
-    for make_defect, reason in [
-        *_values(form),
-        *((_each(make_defect, form), reason) for make_defect, reason in _LINES[form]),
-    ]:
+    broken_lines = [(_break_each(break_line, form), reason) for break_line, reason in _LINES[form]]
+    for make_defect, reason in [*_wrong_values(form), *broken_lines]:
         rows = rng.choice(len(bought), min(each, len(bought)), replace=False)
         defective = make_defect(bought.take(pa.array(rows)))
         bad += defective
         planted[reason] += len(defective)
-    places = np.sort(rng.integers(0, len(lines) + 1, len(bad)))
-    mixed = np.insert(np.array(lines, object), places, np.array(bad, object)[rng.permutation(len(bad))])
+    positions = np.sort(rng.integers(0, len(lines) + 1, len(bad)))
+    mixed = np.insert(np.array(lines, object), positions, np.array(bad, object)[rng.permutation(len(bad))])
     header = [",".join(events.column_names).encode()] if form == "csv" else []
     return b"\n".join([*header, *mixed, b""]), +planted
 
 
-def _values(form: Text) -> list[tuple[Callable[[pa.Table], list[bytes]], str]]:
-    def put(name: str, value: str) -> Callable[[pa.Table], list[bytes]]:
+def _wrong_values(form: Text) -> list[tuple[Callable[[pa.Table], list[bytes]], str]]:
+    def write(name: str, value: str) -> Callable[[pa.Table], list[bytes]]:
         def make_defect(rows: pa.Table) -> list[bytes]:
             rows = rows.set_column(rows.column_names.index(name), name, pa.repeat(value, len(rows)))
             return [line.encode() for line in _lines(rows, form)]
 
         return make_defect
 
-    return [(put(name, value), reason) for name, value, reason in _VALUES]
+    return [(write(name, value), reason) for name, value, reason in _VALUES]
 
 
-def _each(make_defect: _Break, form: Text) -> Callable[[pa.Table], list[bytes]]:
-    return lambda rows: [make_defect(line) for line in _lines(rows, form)]
+def _break_each(break_line: BreakLine, form: Text) -> Callable[[pa.Table], list[bytes]]:
+    return lambda rows: [break_line(line) for line in _lines(rows, form)]
 
 
 def _lines(events: pa.Table, form: Text) -> list[str]:
@@ -98,5 +96,5 @@ def _lines(events: pa.Table, form: Text) -> list[str]:
     return sink.getvalue().to_pybytes().decode().split("\n")[:-1]
 
 
-def _amount(line: str, value: str) -> bytes:
+def _with_amount(line: str, value: str) -> bytes:
     return re.sub(r'"amount": [^,}]+', f'"amount": {value}', line).encode()

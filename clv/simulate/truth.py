@@ -1,4 +1,4 @@
-"""What a simulated customer was expected to do: the closed form behind `clv.simulate`."""
+"""Expected orders and value of simulated customers, in closed form from their latent parameters."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _CHANGE_NODES = 24
 
 @dataclass(frozen=True)
 class Truth:
-    """Latent parameters per customer, (N,), and the state needed to say what was expected at any origin.
+    """Latent parameters per customer, (N,), and the state from which expectations at any origin follow.
 
     Days are float days since `start`. `phase_*` are the hits of the process that counts k per purchase, CSR by
     `phase_offsets`, in operational time.
     """
 
     customer_id: NDArray[np.object_]
-    first: Floats  # day of the first purchase, inf for who never buys
+    first: Floats  # day of the first purchase, inf for customers who never buy
     rate: Floats  # λ, purchases a day before season, drift and change
     change: Floats  # day of the life change, inf for none
-    factor: Floats  # what the change does to the rate
+    factor: Floats  # of the rate after the change
     leave: Floats  # p
     order_value: Floats  # expected value of an order, shop currency
     last_order: Ints  # number of the repeat purchase after which the customer leaves
@@ -36,26 +36,27 @@ class Truth:
     phase_time: Floats
     regularity: int
     change_per_day: float
-    notice_days: float  # how long before the change the baskets tell of it
+    notice_days: float  # how long before the change the baskets show it
     season_time: Floats  # S at the end of each day, from 0
     start_day: int
     clock: Clock
     arrival: Floats  # day of the first visit; of customers who buy at once that of the first purchase
-    convert: Floats  # a visitor's first purchases a day while interested; inf for who buys at once
+    convert: Floats  # a visitor's first purchases a day while interested; inf for customers who buy at once
     lost: Floats  # day on which a visitor loses interest, inf for none
     loss_per_day: float
     favourite: Ints  # category, -1 for none
     segment: Ints
     propensity: Floats  # chance of a coupon at each campaign
-    uplift: Floats  # extra orders that a coupon brings to who has not left, the same day
+    uplift: Floats  # extra orders that a coupon causes on the same day, of a customer who has not left
     campaigns: Floats  # days
 
     def expected(self, origin: str, horizon_days: float) -> pd.DataFrame:
-        """`customer_id`, `orders`, `value` (gross) expected in [origin, origin + horizon) of all who came before.
+        """Forecasts orders and value (gross) in [origin, origin + horizon) of all customers who arrived before.
 
         Given the latent parameters and state at the origin (alive, time since the last purchase, life changes that have
-        come or are announced; of a visitor, whether still interested) and the policy of coupons: the best anybody could
-        know, closed form up to quadrature over when a change or a first purchase will come.
+        happened or are announced; of a visitor, whether still interested) and the policy of coupons, this is the best
+        possible forecast: closed form up to quadrature over the time of a change or a first purchase. Returns the
+        columns `customer_id`, `orders`, `value`. Raises ValueError for a window outside the simulation.
         """
         day = (self.clock.parse(origin) - int(self.clock.start_of(self.start_day))) / DAY_US
         end = day + horizon_days
@@ -73,7 +74,7 @@ class Truth:
             orders[some] = repeats if ahead == self._repeats else customers + repeats
             for campaign in self.campaigns[(self.campaigns >= day) & (self.campaigns < end)]:
                 customers, repeats = ahead(who, day, campaign)
-                # Leaving is a coin thrown after each repeat purchase: so many of the customers are still there.
+                # A customer leaves with a fixed probability after each repeat purchase: so many are still active.
                 here = customers - self.leave[who] * repeats
                 orders[some] += self.propensity[who] * self.uplift[who] * here
         return pd.DataFrame(
@@ -81,18 +82,18 @@ class Truth:
         )
 
     def _repeats(self, who: Ints, day: float, end: float) -> tuple[Floats, Floats]:
-        """(1 for who has not left, purchases expected in [day, end)) of customers who have bought."""
+        """Returns (1 where not left, orders expected in [day, end)) of customers who have bought."""
         hits, k = self._hits_before(day)[who], self.regularity
         alive = hits // k < self.last_order[who]
-        told = self.change[who] <= day + self.notice_days
+        announced = self.change[who] <= day + self.notice_days
         factor, leave = self.factor[who], self.leave[who]
         steady = self.rate[who] * (self.season_at(end) - self.season_at(day))
         ahead = (self.operational(end) - self.operational(day))[who]
-        orders = mean_orders(np.where(told, ahead, steady), hits % k, leave, k)
+        orders = mean_orders(np.where(announced, ahead, steady), hits % k, leave, k)
         soonest = day + self.notice_days
-        may = np.flatnonzero(~told & alive & (factor != 1))
+        may = np.flatnonzero(~announced & alive & (factor != 1))
         if self.change_per_day > 0 and len(may) and soonest < end:
-            # Not announced yet: exponential from `soonest` on, with what lies beyond the horizon as one more node.
+            # A change not announced yet is exponential from `soonest` on; all times past the horizon are one node.
             nodes, weights = np.polynomial.legendre.leggauss(_CHANGE_NODES)
             when = soonest + (nodes + 1) / 2 * (end - soonest)
             wait = np.exp(-self.change_per_day * (when - soonest))
@@ -104,7 +105,7 @@ class Truth:
         return alive.astype(np.float64), np.where(alive, orders, 0.0)
 
     def _conversions(self, who: Ints, day: float, end: float) -> tuple[Floats, Floats]:
-        """(new customers, their later purchases) expected in [day, end) of visitors who have not bought."""
+        """Returns (new customers, their later orders) expected in [day, end) of visitors who have not bought."""
         nodes, weights = np.polynomial.legendre.leggauss(_CHANGE_NODES)
         wait = (nodes + 1) / 2 * (end - day)
         rate = self.convert[who, None]
