@@ -16,7 +16,7 @@ import uvicorn
 
 import clv
 from clv.serve.client import Client
-from clv.serve.http.routes import routes
+from clv.serve.http.routes import create_app
 from clv.serve.scoring.backend import LiveBackend
 from clv.simulate.small import simulate
 from clv.train.config import TrainConfig
@@ -65,7 +65,7 @@ def serving(model: clv.Model) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(routes(backend), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(create_app(backend), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:
