@@ -201,4 +201,4 @@ def _cleaned_rows(frame: pd.DataFrame, spec: DatasetSpec) -> pa.Table:
 def _next_midnight(table: pa.Table, clock: Clock) -> int:
     """Returns the local midnight after the last event (us UTC)."""
     last = pc.max(table["last_time"]).cast(pa.int64()).as_py()
-    return int(clock.start_of(clock.day_of([last]) + 1)[0])
+    return int(clock.day_start(clock.local_day([last]) + 1)[0])

@@ -93,7 +93,7 @@ def shard(prepared: Any, origin: int, scores: Path | None, out: Path, number: in
         predicted = pd.read_parquet(scores / f"part-{number:05d}.parquet")
         horizons = tuple(int(days) for days in sorted(predicted["horizon_days"].unique()))
     past = cut(histories, origin, horizons, spec.clock, value=spec.value, known_before=prepared.data_through)
-    table = indicators.of_customers(past)
+    table = indicators.customer_indicators(past)
     if predicted is not None and past.labels is not None:
         parts = []
         for column, days in enumerate(horizons):

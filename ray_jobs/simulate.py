@@ -45,7 +45,7 @@ def run(options: Options) -> None:
     """Raises ValueError for an impossible shop, an origin outside the log, or a folder that holds something else."""
     begun = datetime.now(UTC)
     from clv.cluster import session, work_units
-    from clv.data.workdir import JOURNAL, publish, staging_directory
+    from clv.data.workdir import JOURNAL, replace_folder, staging_directory
     from clv.simulate import files, log
 
     shop = options.shop.exact_btyd() if options.plain else options.shop
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
             with session.ray_session(num_cpus=options.workers):
                 on_ray = partial(work_units.run_on_ray, workers=options.workers)
                 manifest = files.write_shop(plan, folder, blocks(on_ray), out)
-        publish(folder, out)
+        replace_folder(folder, out)
     record.write(out, options, begun)
     seconds = (datetime.now(UTC) - begun).total_seconds()
     LOG.info(

@@ -17,7 +17,7 @@ from clv.btyd.models import NBD, BTYDModel, Kind
 from clv.btyd.seasonality import SeasonalFactorModel, log_error
 from clv.data.clock import Clock
 from clv.data.cutoff import Value, cut
-from clv.data.features import purchases
+from clv.data.features import purchase_frame
 from clv.data.histories import Histories
 
 Floats = NDArray[np.float64]
@@ -84,7 +84,7 @@ class SeasonalBTYD:
         bought before the cutoff.
         """
         horizons = tuple(horizons)
-        cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
+        cutoff_day = int(clock.local_day(np.array([cutoff]))[0])
         visible = (histories.time < cutoff) & (histories.known_at < cutoff)
         first_day = int(histories.day[visible].min(initial=cutoff_day))
         fits: dict[int, BTYDModel] = {}
@@ -93,9 +93,9 @@ class SeasonalBTYD:
         days = [int(day) for day in origin_days if day < cutoff_day] + [cutoff_day]
         newest = None
         for day in days:
-            origin = cutoff if day == cutoff_day else int(clock.start_of(day))
+            origin = cutoff if day == cutoff_day else int(clock.day_start(day))
             past = cut(histories, origin, horizons, clock, value=value, known_before=cutoff)
-            table = purchases(past)
+            table = purchase_frame(past)
             buyers = table[table["has_purchase"].to_numpy()]
             if len(buyers) == 0:
                 continue

@@ -19,7 +19,7 @@ from clv.data.prepare.publish import BuildRecord, write_manifest
 from clv.data.sources import reading
 from clv.data.sources.reading import Unit
 from clv.data.spec.models import DatasetSpec, SpecError
-from clv.data.workdir import link_tree, publish, staging_directory
+from clv.data.workdir import link_tree, replace_folder, staging_directory
 
 LOG = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def append(spec: DatasetSpec, spec_file: str, out: Path, *, run: Runner = run_on
     if not units:
         LOG.info(f"{spec.name}: no new files; {out} holds all {len(record.files)} files")
         return old
-    files = record.files + reading.fingerprint([unit.path for unit in units])
+    files = record.files + reading.file_fingerprints([unit.path for unit in units])
     paths = record.paths + [unit.path for unit in units]
     LOG.info(f"{spec.name}: {len(units)} new units of work, about {sum(unit.rows for unit in units):,} rows")
     erased = Erased.load(out)
@@ -55,7 +55,7 @@ def append(spec: DatasetSpec, spec_file: str, out: Path, *, run: Runner = run_on
         in_order = [parts[number] for number in range(record.num_partitions)]
         new = BuildRecord(record.num_partitions, paths, files, pass_1, in_order)
         manifest = write_manifest(spec, spec_file, folder, new, keeps_rows=True)
-        publish(folder, out)
+        replace_folder(folder, out)
     LOG.info(
         f"{len(changed)} of {record.num_partitions} partitions changed; wrote {out} in {time.monotonic() - begun:.1f} s"
     )
@@ -73,7 +73,7 @@ def open_appendable(spec: DatasetSpec, spec_file: str, out: Path) -> tuple[Build
         raise SpecError(
             f"{spec_file} differs from the spec that {out} was prepared with; prepare again with --overwrite"
         )
-    if any(source.sql is not None for _, _, source, _ in reading.tables_of(spec)):
+    if any(source.sql is not None for _, _, source, _ in reading.list_sources(spec)):
         raise SpecError(f"{spec_file}: which rows of an SQL source are new is unknown; prepare again with --overwrite")
     return record, prepared.manifest
 
@@ -85,7 +85,7 @@ def find_new_units(spec: DatasetSpec, spec_file: str, out: Path, record: BuildRe
     """
     units = check_sources(spec, spec_file)
     known = {file["path"]: file for file in record.files}
-    for file in reading.fingerprint([unit.path for unit in units]):
+    for file in reading.file_fingerprints([unit.path for unit in units]):
         if known.get(file["path"], file) != file:
             raise SpecError(f"{file['path']} has changed since {out} read it; prepare again with --overwrite")
     new = [unit for unit in units if unit.path not in known]

@@ -39,8 +39,8 @@ class BTYDPredictor:
         past = cut(_whole(histories), origin, wanted, self._clock, value=self._value)
         if len(past) == 0:
             return SCORES.empty_table()
-        table = features.purchases(past)
-        day = int(self._clock.day_of(np.array([origin]))[0])
+        table = features.purchase_frame(past)
+        day = int(self._clock.local_day(np.array([origin]))[0])
         last = self.horizons[-1]
         tail = tuple(last + 365 * year for year in range(1, tail_years(self._btyd) + 1))
         ends = tuple(sorted({*wanted, *self.horizons, *tail}))

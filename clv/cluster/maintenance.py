@@ -24,7 +24,7 @@ from clv.data.prepare.erasure import Erasure
 from clv.data.prepare.partition import ROWS
 from clv.data.prepare.publish import ITEMS_BUILT, BuildRecord, write_manifest
 from clv.data.spec.models import SpecError
-from clv.data.workdir import JOURNAL, link_tree, publish, staging_directory
+from clv.data.workdir import JOURNAL, link_tree, replace_folder, staging_directory
 
 LOG = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def compact(out: Path, *, run: Runner = run_on_ray, partitions: int | None = Non
             parts = build_partitions(prepared.spec, record.paths, folder, range(wanted), run)
             record = replace(record, num_partitions=wanted, parts=parts)
         manifest = write_manifest(prepared.spec, str(out), folder, record, keeps_rows=True)
-        publish(folder, out)
+        replace_folder(folder, out)
     return manifest
 
 
@@ -104,7 +104,7 @@ def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray) -> dict[st
             raise RuntimeError(f"erasing failed, {out} is unchanged: {remaining} rows of the listed customers remain")
         proof = _proof(new, prepared.manifest, manifest, removed, redacted) | {"remaining": remaining}
         erasure.write_proof(folder, new, proof)
-        publish(folder, out)
+        replace_folder(folder, out)
     LOG.info(
         f"erased {proof['found']['customers']:,} of {len(wanted):,} listed customers, {removed['events']:,} events"
     )

@@ -26,7 +26,7 @@ from clv.data.prepare.publish import BuildRecord, example_rejects, write_manifes
 from clv.data.sources import reading
 from clv.data.sources.reading import Unit
 from clv.data.spec.models import DatasetSpec, SpecError
-from clv.data.workdir import JOURNAL, link_tree, publish, staging_directory
+from clv.data.workdir import JOURNAL, link_tree, replace_folder, staging_directory
 from clv.version import __version__
 
 LOG = logging.getLogger(__name__)
@@ -58,13 +58,13 @@ def prepare(
     begun = time.monotonic()
     check_target(out, overwrite)
     units = check_sources(spec, spec_file)
-    files = reading.fingerprint([unit.path for unit in units])
+    files = reading.file_fingerprints([unit.path for unit in units])
     rows = sum(unit.rows for unit in units if unit.table == "events")
     chosen = partitions or choose_partitions(rows)
     LOG.info(f"{spec.name}: {len(units)} units of work, about {rows:,} events, {chosen} partitions")
     erased = Erased.load(out)
     plan = staging_plan(spec, files, partitions=chosen, units=len(units), erased=len(erased), keep=keep_rows)
-    if any(source.sql is not None for _, _, source, _ in reading.tables_of(spec)):
+    if any(source.sql is not None for _, _, source, _ in reading.list_sources(spec)):
         plan["begun"] = time.time()  # a query may return other rows than it did in an interrupted run
     with staging_directory(out, plan) as folder:
         link_tree(out / "erasures", folder / "erasures")
@@ -78,7 +78,7 @@ def prepare(
         manifest = write_manifest(spec, spec_file, folder, record, keeps_rows=keep_rows)
         if not keep_rows:
             shutil.rmtree(folder / ROWS)
-        publish(folder, out)
+        replace_folder(folder, out)
     LOG.info(f"wrote {out} in {time.monotonic() - begun:.1f} s")
     return manifest
 
@@ -101,7 +101,7 @@ def choose_partitions(rows: int) -> int:
 
 def fits_one_process(spec: DatasetSpec, units: list[Unit]) -> bool:
     """Whether this process reads the estimated rows of the units before a local Ray has started."""
-    if any(source.sql is not None for _, _, source, _ in reading.tables_of(spec)):
+    if any(source.sql is not None for _, _, source, _ in reading.list_sources(spec)):
         return False
     # A compressed file may hold ten times as many rows as a plain one of its size.
     return sum(unit.rows * (1 if unit.path.endswith(UNCOMPRESSED) else 10) for unit in units) <= ONE_PROCESS_ROWS

@@ -26,7 +26,7 @@ from clv.bundle import sha256_of
 from clv.cluster import session
 from clv.cluster.btyd_scores import COLUMNS, BTYDPredictor
 from clv.data.dataset import PreparedDataset
-from clv.data.workdir import JOURNAL, publish, replacing, staging_directory, write_text
+from clv.data.workdir import JOURNAL, atomic_write, replace_folder, staging_directory, write_text
 from clv.forecast.predictor import Predictor
 from clv.forecast.scores import SCORES
 
@@ -60,7 +60,7 @@ class ShardScorer:
         """Rows written; nothing is there of a shard that was not finished."""
         count = 0
         with (
-            replacing(self.folder / SCORED / f"part-{part:05d}.parquet") as aside,
+            atomic_write(self.folder / SCORED / f"part-{part:05d}.parquet") as aside,
             pq.ParquetWriter(aside, SCORES, compression="zstd") as writer,
         ):
             file = pq.ParquetFile(shard)
@@ -125,7 +125,7 @@ def score(
             "seconds": round((datetime.now(UTC) - begun).total_seconds(), 2),
         }
         write_text(folder / "manifest.json", json.dumps(written, indent=1) + "\n")
-        publish(folder, out)
+        replace_folder(folder, out)
     return written
 
 
@@ -211,7 +211,7 @@ def _rank(folder: Path, horizons: list[int]) -> None:
         for name, numbers in (("value_rank", ranks), ("value_decile", 1 + (ranks - 1) * 10 // max(count, 1))):
             place = scores.column_names.index(name)
             scores = scores.set_column(place, SCORES.field(name), pa.array(numbers).cast(SCORES.field(name).type))
-        with replacing(folder / path.name) as aside:
+        with atomic_write(folder / path.name) as aside:
             pq.write_table(scores, aside, compression="zstd")
 
 

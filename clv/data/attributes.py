@@ -1,7 +1,7 @@
 """Static attributes of customers, and since when each was known: before that a customer has none.
 
 Histories carry `attr_<name>`; where the spec names a `known_at` also `attr_<name>@known_at` (us UTC) and, with a
-`fill`, `attr_<name>@fill`. `as_known` turns these into what was known at an origin.
+`fill`, `attr_<name>@fill`. `known_attributes` turns these into what was known at an origin.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KNOWN_AT, FILL, FILLED = "@known_at", "@fill", "_filled"
 
 
 def schema(source: CustomerSource) -> pa.Schema:
-    """Columns that `values` gives for a customer table."""
+    """Columns that `read_columns` returns for a customer table."""
     fields = [("customer_id", pa.string())]
     for name, rule in source.attributes.items():
         fields.append((ATTRIBUTE_PREFIX + name, _kind(rule)))
@@ -33,7 +33,7 @@ def schema(source: CustomerSource) -> pa.Schema:
     return pa.schema(fields)
 
 
-def values(
+def read_columns(
     rows: pa.Table, source: CustomerSource, timezone: str, outcomes: RowOutcomes, accounting: RowAccounting
 ) -> dict[str, Any]:
     """attr_* columns of a block of a customer table; a value without a time from which it was known is left out."""
@@ -56,8 +56,8 @@ def values(
     return columns
 
 
-def filled(spec: DatasetSpec, table: pa.Table) -> pa.Table:
-    """Histories whose missing attributes have their fill and flag; those with a known_at get theirs in `as_known`."""
+def fill_missing(spec: DatasetSpec, table: pa.Table) -> pa.Table:
+    """Histories whose missing attributes have their fill and flag; those with a known_at get theirs in `known_attributes`."""
     for source in spec.customers:
         for name, rule in source.attributes.items():
             column = ATTRIBUTE_PREFIX + name
@@ -73,7 +73,7 @@ def filled(spec: DatasetSpec, table: pa.Table) -> pa.Table:
     return table
 
 
-def as_known(
+def known_attributes(
     attributes: Mapping[str, NDArray[Any]], customer: NDArray[np.int64], origin: NDArray[np.int64]
 ) -> dict[str, NDArray[Any]]:
     """Attributes of each row's customer as they were known before its origin (us UTC); what was not is missing."""

@@ -28,7 +28,7 @@ class Clock:
         except (ZoneInfoNotFoundError, ValueError) as error:
             raise ValueError(f"timezone {self.timezone!r} is not an IANA name such as 'Europe/London'") from error
 
-    def day_of(self, us: ArrayLike) -> Int32:
+    def local_day(self, us: ArrayLike) -> Int32:
         """Shop-local day of each instant, same shape."""
         instants = np.asarray(us, dtype=np.int64)
         if self.timezone == "UTC":
@@ -37,7 +37,7 @@ class Clock:
         local = index.tz_localize(None).to_numpy().astype("datetime64[us]").view(np.int64)
         return (local // DAY_US).astype(np.int32).reshape(instants.shape)
 
-    def start_of(self, day: ArrayLike) -> Int64:
+    def day_start(self, day: ArrayLike) -> Int64:
         """Instant at which each local day begins; where the clock skips midnight, the first instant after it."""
         days = np.asarray(day, dtype=np.int64)
         if self.timezone == "UTC":
@@ -64,5 +64,5 @@ class Clock:
         """Local wall-clock text of an instant: the date alone where its day begins, otherwise ISO with its offset."""
         stamp = pd.Timestamp(int(us), unit="us", tz="UTC").tz_convert(self.timezone)
         # Not stamp.normalize(): a day whose midnight the clock skips begins later.
-        begins = int(self.start_of(self.day_of(us))) == us
+        begins = int(self.day_start(self.local_day(us))) == us
         return str(stamp.date()) if begins else stamp.isoformat()

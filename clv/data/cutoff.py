@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clv.data.attributes import as_known
+from clv.data.attributes import known_attributes
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import PURCHASE, RETURN
 from clv.data.histories import Histories, ranges
@@ -48,13 +48,13 @@ class Cut:
     def __len__(self) -> int:
         return len(self.customer)
 
-    def worth(self) -> NDArray[np.float64]:
-        """What each token of the histories counts as value, in shop currency (see `worth`)."""
-        return worth(self.histories, self.value)
+    def token_values(self) -> NDArray[np.float64]:
+        """What each token of the histories counts as value, in shop currency (see `token_values`)."""
+        return token_values(self.histories, self.value)
 
     def attributes(self) -> dict[str, NDArray[Any]]:
         """Static attributes of each row's customer that were known before the row's origin, by name."""
-        return as_known(self.histories.attributes, self.customer, self.origin)
+        return known_attributes(self.histories.attributes, self.customer, self.origin)
 
     def newest(self, num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(offsets, places in `index`) of the newest `num_tokens` tokens of each row's past."""
@@ -86,7 +86,7 @@ class Cut:
         )
 
 
-def worth(histories: Histories, value: Value) -> NDArray[np.float64]:
+def token_values(histories: Histories, value: Value) -> NDArray[np.float64]:
     """Value of each token: purchases (`gross`), purchases and returns (`net`), nothing (`none`). Shop currency."""
     kinds = {"gross": (PURCHASE,), "net": (PURCHASE, RETURN), "none": ()}[value]
     return np.where(np.isin(histories.type, kinds), np.nan_to_num(histories.amount), 0.0)
@@ -116,7 +116,7 @@ def cut(
     else:
         who, when = np.asarray(customers, np.int64), np.broadcast_to(instants, (len(customers),))
     begin, end = histories.offsets[who], histories.offsets[who + 1]
-    split = first_not_before(histories.time, begin, end, when)
+    split = search_segments(histories.time, begin, end, when)
     index = ranges(begin, split)
     length = split - begin
     if bool(np.any(histories.known_at > histories.time)):
@@ -125,7 +125,7 @@ def cut(
         index, length = index[known], np.bincount(row[known], minlength=len(who))
     seen = length > 0
     who, when = who[seen], when[seen]
-    origin_day = clock.day_of(when)
+    origin_day = clock.local_day(when)
     labels = None
     if known_before is not None:
         labels = _labels(histories, who, when, origin_day, tuple(horizons_days), clock, value, known_before)
@@ -133,7 +133,7 @@ def cut(
     return Cut(histories, value, who, when, origin_day, offsets, index, labels)
 
 
-def first_not_before(
+def search_segments(
     values: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64], query: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """For each row the first i in [begin, end) with values[i] >= query, or end: a binary search in every segment."""
@@ -158,26 +158,26 @@ def _labels(
 ) -> Labels:
     known = histories.known_at < known_before
     bought = known & (histories.type == PURCHASE)
-    value_sum = _running(np.where(known, worth(histories, value), 0.0))
+    value_sum = _running(np.where(known, token_values(histories, value), 0.0))
     order_sum = _running(bought.astype(np.float64))
     opens_day = _first_of_day(histories, bought)
     day_sum = _running(opens_day.astype(np.float64))
 
     begin, end = histories.offsets[who], histories.offsets[who + 1]
-    start = first_not_before(histories.time, begin, end, when)
+    start = search_segments(histories.time, begin, end, when)
     buys = np.flatnonzero(bought)
     following = np.searchsorted(buys, start)
     token = np.append(buys, len(bought))[following]  # the next purchase known, of anybody
     found = token < end
     # An origin within a day can part its purchases: the first after it then does not open the day but still counts.
     parted = found & ~np.append(opens_day, True)[token]
-    past_midnight = when - clock.start_of(origin_day)
-    stops = [clock.start_of(origin_day + h) + past_midnight for h in horizons]
+    past_midnight = when - clock.day_start(origin_day)
+    stops = [clock.day_start(origin_day + h) + past_midnight for h in horizons]
     shape = (len(who), len(horizons))
     out = {name: np.full(shape, np.nan) for name in ("value", "orders", "days")}
     observed = np.zeros(shape, bool)
     for column, stop_time in enumerate(stops):
-        stop = first_not_before(histories.time, begin, end, stop_time)
+        stop = search_segments(histories.time, begin, end, stop_time)
         is_observed = stop_time <= known_before
         observed[:, column] = is_observed
         # A sum of differences of large running totals would leave 1e-9 where nothing was bought.

@@ -56,7 +56,7 @@ class PreparedDataset:
     def data_through(self) -> int:
         """us: local midnight after the last event; nothing is known of later."""
         last = self.clock.parse(self.manifest["last_time"])
-        return int(self.clock.start_of(self.clock.day_of([last]) + 1)[0])
+        return int(self.clock.day_start(self.clock.local_day([last]) + 1)[0])
 
     def histories(self, num_shards: int | None = None) -> pa.Table:
         """All customers, in the order of the shards; or those of the first few shards, a random share of all, as

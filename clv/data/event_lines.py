@@ -25,13 +25,13 @@ _SHARED = ("time", "known_at", "order", "channel", "text", "amount", "day", "typ
 Lines = NDArray[np.void]
 
 
-def of_events(events: pa.Table, clock: Clock) -> Lines:
+def encode_events(events: pa.Table, clock: Clock) -> Lines:
     """A line per row of `events` (schema EVENTS), in its order."""
     lines = np.zeros(len(events), LINE)
     lines["time"] = events["event_time"].cast(US).cast(pa.int64()).to_numpy()
     known = events["known_at"].cast(US).cast(pa.int64()).to_numpy()
     lines["known_at"] = np.maximum(known, lines["time"])
-    lines["day"] = clock.day_of(lines["time"])
+    lines["day"] = clock.local_day(lines["time"])
     lines["type"] = type_code(events["event_type"])
     grouped = (lines["type"] == PURCHASE) | (lines["type"] == RETURN)
     lines["order"] = np.where(grouped, stable_hash(events["order_id"]), 0)
@@ -122,7 +122,7 @@ def merge(base: pa.Table, names: Sequence[str], lines: Lines) -> pa.Table:
     return merged
 
 
-def covered(base: pa.Table, names: Sequence[str], lines: Lines) -> NDArray[np.bool_]:
+def already_in_histories(base: pa.Table, names: Sequence[str], lines: Lines) -> NDArray[np.bool_]:
     """Whether the histories already hold line i of customer names[i]: the same kind of event at the same place.
 
     That of a purchase or return is its order (without one its instant) with the item, that of any other event its
@@ -149,7 +149,7 @@ def covered(base: pa.Table, names: Sequence[str], lines: Lines) -> NDArray[np.bo
     return found
 
 
-def since(histories: pa.Table, times: NDArray[np.int64]) -> pa.Table:
+def drop_before(histories: pa.Table, times: NDArray[np.int64]) -> pa.Table:
     """Of customer i only the tokens from times[i] (us) on; those who have none left are gone."""
     h = Histories.from_table(histories)
     keep = h.time >= np.repeat(times, np.diff(h.offsets))

@@ -25,7 +25,7 @@ def _count_name(event_type: str, days: int) -> str:
 _COUNTS = {"f_items_distinct"} | {_count_name(name, days) for name in TYPES for days in EVENT_WINDOWS_DAYS}
 
 
-def frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
+def sample_frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
     """One row per row of `cut`: what BTYD models, baselines and the wide part of the model see.
 
     `customer_id`, `origin_day`; `frequency` (distinct purchase days - 1), `recency` and `T` (days from the first
@@ -46,7 +46,7 @@ def frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def purchases(cut: Cut) -> pd.DataFrame:
+def purchase_frame(cut: Cut) -> pd.DataFrame:
     """The sample frame without features: all that an BTYD model needs."""
     return pd.DataFrame(_base(cut, _Past(cut)))
 
@@ -66,7 +66,7 @@ def _base(cut: Cut, past: _Past) -> dict[str, object]:
     return columns
 
 
-def absent(name: str) -> float:
+def default_value(name: str) -> float:
     """What a feature that a frame has no column for is worth there: of nothing there are 0, and shares are undefined.
 
     A frame has columns only for the kinds of events and items in its pasts, so one customer's has fewer than a shop's.
@@ -88,7 +88,7 @@ class _Past:
         self.row = np.repeat(np.arange(len(cut)), np.diff(cut.offsets))
         self.age = (cut.origin_day[self.row] - h.day[cut.index]).astype(np.float64)
         self.kind = h.type[cut.index]
-        self.value = cut.worth()[cut.index]
+        self.value = cut.token_values()[cut.index]
         self.buy = self.kind == PURCHASE
         self.new_day = self._first_of_day()
 

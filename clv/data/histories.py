@@ -16,7 +16,7 @@ from clv.data.events import PURCHASE, RETURN, US, stable_hash, type_code
 
 SCHEMA_VERSION = 2
 ATTRIBUTE_PREFIX = "attr_"
-SAID = "said"  # optional column beside those of HISTORIES: the text of each token, where the log has any
+RAW_TEXT = "raw_text"  # optional column beside those of HISTORIES: the text of each token, where the log has any
 
 TOKEN_FIELDS: dict[str, pa.DataType] = {
     "time": US,
@@ -79,7 +79,7 @@ def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) ->
     token: dict[str, Any] = {
         "time": token_time,
         "known_at": np.maximum(token_known, token_time),
-        "day": clock.day_of(token_time),
+        "day": clock.local_day(token_time),
         "type": k[start],
         "order": o[start],
         "amount": np.where(_sums(priced, start) > 0, _sums(np.nan_to_num(amount[rows]), start), np.nan),
@@ -105,7 +105,7 @@ def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) ->
         offsets=offsets,
         item_offsets=item_offsets,
         items=flat_items,
-        said=_texts_of(events, rows[start][final]),
+        raw_text=_texts_of(events, rows[start][final]),
         **{name: values[final] for name, values in token.items()},
     )
     table = result.to_table()
@@ -132,7 +132,7 @@ class Histories:
     item_offsets: NDArray[np.int64]
     items: NDArray[np.int64]
     attributes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    said: pa.Array | None = None  # text of each token
+    raw_text: pa.Array | None = None  # text of each token
 
     def __len__(self) -> int:
         return len(self.customer_id)
@@ -154,7 +154,7 @@ class Histories:
             offsets=_offsets(_one_chunk(table["time"])),
             item_offsets=_offsets(nested),
             items=_numpy(nested.flatten(), pa.int64()),
-            said=_said(table) if SAID in table.column_names else None,
+            raw_text=_raw_text(table) if RAW_TEXT in table.column_names else None,
             attributes={
                 name.removeprefix(ATTRIBUTE_PREFIX): table[name].to_numpy()
                 for name in table.column_names
@@ -174,8 +174,8 @@ class Histories:
         columns["items"] = pa.ListArray.from_arrays(offsets, lines)
         columns["first_time"] = pa.array(self.time[self.offsets[:-1]], pa.int64()).cast(US)
         columns["last_time"] = pa.array(self.time[self.offsets[1:] - 1], pa.int64()).cast(US)
-        if self.said is not None:
-            columns[SAID] = pa.ListArray.from_arrays(offsets, self.said)
+        if self.raw_text is not None:
+            columns[RAW_TEXT] = pa.ListArray.from_arrays(offsets, self.raw_text)
         for name, values in self.attributes.items():
             columns[ATTRIBUTE_PREFIX + name] = pa.array(values, from_pandas=True)
         return pa.table(columns)
@@ -183,27 +183,27 @@ class Histories:
 
 def concat(tables: list[pa.Table]) -> pa.Table:
     """One histories table from those of several shards; a customer must not stand in two of them."""
-    if any(SAID in table.column_names for table in tables):
-        tables = [_with_said(table) for table in tables]
+    if any(RAW_TEXT in table.column_names for table in tables):
+        tables = [_with_raw_text(table) for table in tables]
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 
-def _with_said(table: pa.Table) -> pa.Table:
+def _with_raw_text(table: pa.Table) -> pa.Table:
     """The table with a text, or none, for every token."""
-    if SAID in table.column_names:
+    if RAW_TEXT in table.column_names:
         return table
     offsets = _offsets(_one_chunk(table["time"]))
     nothing = pa.nulls(int(offsets[-1]), pa.string())
-    return table.append_column(SAID, pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), nothing))
+    return table.append_column(RAW_TEXT, pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), nothing))
 
 
-def _said(table: pa.Table) -> pa.Array:
+def _raw_text(table: pa.Table) -> pa.Array:
     """Text of each token; ValueError where some customers have none for their tokens: `concat` fills them in."""
-    said = _one_chunk(table[SAID]).flatten()
+    texts = _one_chunk(table[RAW_TEXT]).flatten()
     tokens = int(_offsets(_one_chunk(table["time"]))[-1])
-    if len(said) != tokens:
-        raise ValueError(f"not a histories table: {len(said)} texts of {tokens} tokens in column {SAID}")
-    return said
+    if len(texts) != tokens:
+        raise ValueError(f"not a histories table: {len(texts)} texts of {tokens} tokens in column {RAW_TEXT}")
+    return texts
 
 
 def _texts_of(events: pa.Table, rows: NDArray[np.int64]) -> pa.Array | None:

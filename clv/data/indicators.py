@@ -18,7 +18,7 @@ VISITORS = "visitors"
 SUMS = ("sessions", "sessions_viewed", "sessions_carted", "sessions_bought", "orders", "value", "days")
 
 
-def of_customers(cut: Cut) -> pd.DataFrame:
+def customer_indicators(cut: Cut) -> pd.DataFrame:
     """One row per row of `cut`: customer_id, cohort (month of the first order, or "visitors"), SUMS (days: since the
     first order), conversion_rate, repurchased, purchase_frequency, aov; NaN where there is nothing to divide by."""
     h, count = cut.histories, len(cut)
@@ -31,7 +31,7 @@ def of_customers(cut: Cut) -> pd.DataFrame:
     np.minimum.at(first, row[buys], h.day[cut.index][buys])
     buyer = orders > 0
     days = np.where(buyer, cut.origin_day - first, 0)
-    value = np.bincount(row, weights=cut.worth()[cut.index], minlength=count)
+    value = np.bincount(row, weights=cut.token_values()[cut.index], minlength=count)
     table = pd.DataFrame(
         {
             "customer_id": h.customer_id.to_numpy(zero_copy_only=False)[cut.customer],
@@ -54,7 +54,7 @@ def of_customers(cut: Cut) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
-    """The indicators of groups of `of_customers` (all of them without `by`), one row each: customers, buyers, SUMS,
+    """The indicators of groups of `customer_indicators` (all of them without `by`), one row each: customers, buyers, SUMS,
     buyer_share and the four indicators."""
     keys = table[by] if by else pd.Series(np.repeat("all customers", len(table)), table.index, name="group")
     groups = table.groupby(keys)

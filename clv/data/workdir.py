@@ -48,7 +48,7 @@ def staging_directory(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A name beside `path`, whose file takes the place of `path` at the end: nobody ever meets half a file.
 
     Every call has a name of its own: a task that Ray runs twice, on two nodes, must not write into one file.
@@ -63,7 +63,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
@@ -98,7 +98,7 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        with replacing(target) as aside:
+        with atomic_write(target) as aside:
             shutil.copy2(source, aside)
 
 

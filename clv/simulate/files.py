@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from clv.data.events import US
 from clv.data.prepare.publish import file_sha256
 from clv.data.spec.models import DatasetSpec
-from clv.data.workdir import replacing, write_text
+from clv.data.workdir import atomic_write, write_text
 from clv.simulate import activity, defects, log, texts
 from clv.simulate.settings import ShopSettings
 
@@ -77,10 +77,10 @@ def write_block(plan: SimulationPlan, folder: Path, number: int) -> dict[str, An
         content, broken = texts.render(rng, events, bought, plan.form, plan.defects)
         planted.update(broken)
         rows += broken.total()
-        with replacing(folder / "events" / f"part-{number:05d}.{plan.form}") as staged:
+        with atomic_write(folder / "events" / f"part-{number:05d}.{plan.form}") as staged:
             staged.write_bytes(content)
     for name, table in tables.items():
-        with replacing(folder / name / f"part-{number:05d}.parquet") as staged:
+        with atomic_write(folder / name / f"part-{number:05d}.parquet") as staged:
             pq.write_table(table, staged, compression="zstd")
     amount = pc.sum(block.events["amount"].filter(pc.equal(block.events["event_type"], "purchase"))).as_py()
     return {
@@ -111,7 +111,7 @@ def write_shop(
     items, planted_items = log.catalogue(plan.shop).table, Counter[str]()
     if plan.defects:
         items, planted_items = defects.plant_items(items)
-    with replacing(folder / "items.parquet") as staged:
+    with atomic_write(folder / "items.parquet") as staged:
         pq.write_table(pa.Table.from_pandas(items, preserve_index=False), staged, compression="zstd")
     write_text(folder / "spec.yaml", dataset_spec(plan, published).to_yaml())
     planted, by_type = Counter[str](), Counter[str]()

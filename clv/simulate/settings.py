@@ -107,12 +107,12 @@ class ShopSettings:
     @property
     def start_day(self) -> int:
         """Local day on which the log starts, since 1970-01-01."""
-        return int(self.clock.day_of(self.start_us))
+        return int(self.clock.local_day(self.start_us))
 
     @property
     def num_days(self) -> int:
         """Length of the log in local days."""
-        return int(self.clock.day_of(self.clock.parse(self.end))) - self.start_day
+        return int(self.clock.local_day(self.clock.parse(self.end))) - self.start_day
 
     def season_time(self) -> Floats:
         """Returns S at days 0 to num_days: the cumulative season × drift × promotions, about 1 per day on average."""

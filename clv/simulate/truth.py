@@ -58,7 +58,7 @@ class Truth:
         possible forecast: closed form up to quadrature over the time of a change or a first purchase. Returns the
         columns `customer_id`, `orders`, `value`. Raises ValueError for a window outside the simulation.
         """
-        day = (self.clock.parse(origin) - int(self.clock.start_of(self.start_day))) / DAY_US
+        day = (self.clock.parse(origin) - int(self.clock.day_start(self.start_day))) / DAY_US
         end = day + horizon_days
         if day <= 0 or end > len(self.season_time) - 1:
             raise ValueError(

@@ -98,16 +98,16 @@ def outcomes(dataset: Dataset, origin: int, horizon: int) -> Outcomes:
     Raises ValueError when the horizon reaches past the end of the log or no customer has bought before the origin.
     """
     clock = dataset.clock
-    day = int(clock.day_of(np.array([origin]))[0])
-    last = int(clock.day_of(np.array([dataset.data_through]))[0])
+    day = int(clock.local_day(np.array([origin]))[0])
+    last = int(clock.local_day(np.array([dataset.data_through]))[0])
     if day + horizon > last:
         raise ValueError(
             f"a back-test at {clock.format(origin)} over {horizon} days needs the log until "
-            f"{clock.format(int(clock.start_of(day + horizon)))}, it ends at {clock.format(dataset.data_through)}; "
+            f"{clock.format(int(clock.day_start(day + horizon)))}, it ends at {clock.format(dataset.data_through)}; "
             "choose earlier --origins or a shorter --horizon-days"
         )
     past = cut(dataset.histories, origin, (horizon,), clock, value=dataset.value, known_before=dataset.data_through)
-    known = features.purchases(past)
+    known = features.purchase_frame(past)
     table, visitors = population(known), known[~known["has_purchase"].to_numpy(bool)]
     if len(table) == 0:
         raise ValueError(f"no customer has bought before {clock.format(origin)}; choose later --origins")
@@ -129,18 +129,18 @@ def outcomes(dataset: Dataset, origin: int, horizon: int) -> Outcomes:
 def baseline_frames(dataset: Dataset, origin: int, horizon: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(training frames of fully observed past origins, stacked; the frame at the origin), time-honest."""
     clock = dataset.clock
-    day = int(clock.day_of(np.array([origin]))[0])
+    day = int(clock.local_day(np.array([origin]))[0])
     for step, history in (WIDE_GRID, NARROW_GRID):
         days = np.arange(day - horizon, dataset.first_day + history - 1, -step)[::-1]
         if len(days) >= MIN_ORIGINS:
             break
-    test = features.frame(cut(dataset.histories, origin, (horizon,), clock, value=dataset.value), (horizon,))
+    test = features.sample_frame(cut(dataset.histories, origin, (horizon,), clock, value=dataset.value), (horizon,))
     if len(days) == 0:
         return test.iloc[:0].assign(
             **{f"{name}_{horizon}": 0.0 for name in ("value", "orders", "days", "observed")}
         ), test
-    past = cut(dataset.histories, clock.start_of(days), (horizon,), clock, value=dataset.value, known_before=origin)
-    return features.frame(past, (horizon,)), test
+    past = cut(dataset.histories, clock.day_start(days), (horizon,), clock, value=dataset.value, known_before=origin)
+    return features.sample_frame(past, (horizon,)), test
 
 
 def predict_baselines(dataset: Dataset, origin: int, horizon: int, seed: int, threads: int = 1) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Dataset:
         """Local day of the first event known before `cutoff` (us); that of the cutoff itself where there is none."""
         h = self.histories
         seen = (h.time < cutoff) & (h.known_at < cutoff)
-        return int(h.day[seen].min(initial=int(self.clock.day_of(cutoff))))
+        return int(h.day[seen].min(initial=int(self.clock.local_day(cutoff))))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Setup:
 def prepare(dataset: Dataset, cutoff: int, config: TrainConfig, primary: int) -> Setup:
     """Fit BTYD model, level and feature space on what was known before `cutoff` (us), for `primary` days above all."""
     h, clock = dataset.histories, dataset.clock
-    cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
+    cutoff_day = int(clock.local_day(np.array([cutoff]))[0])
     first_day = dataset.first_day_known(cutoff)
     grid = origin_grid(first_day, cutoff_day, config.num_origins, config.min_history_days)
     btyd = SeasonalBTYD.fit(h, cutoff, dataset.horizons, clock, value=dataset.value, origin_days=grid)
@@ -111,9 +111,9 @@ def prepare(dataset: Dataset, cutoff: int, config: TrainConfig, primary: int) ->
     needed = min(ENOUGH_HISTORY_DAYS, HISTORY_SHARE * (cutoff_day - primary - first_day))
     days = days[days >= first_day + needed]
     chosen = np.unique(np.linspace(0, len(grid) - 1, NUM_SPACE_ORIGINS).astype(int)) if len(grid) else grid
-    origins = [*clock.start_of(grid[chosen]).tolist(), cutoff]
+    origins = [*clock.day_start(grid[chosen]).tolist(), cutoff]
     past = cut(h, np.array(origins), dataset.horizons, clock, value=dataset.value)
-    table = features.frame(past, dataset.horizons)
+    table = features.sample_frame(past, dataset.horizons)
     space = FeatureSpace.fit(past, table, dataset.items)
     if config.model.encoder == "text":
         texts = TextSpace.fit(past, dataset.items.keys, dataset.items.texts, config.model.backbone)
@@ -158,13 +158,13 @@ class Phases:
 def plan(dataset: Dataset, cutoff: int, config: TrainConfig) -> Phases:
     """Fit BTYD models, levels and feature spaces of both phases. Raises ValueError for a cut outside the log."""
     clock = dataset.clock
-    cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
+    cutoff_day = int(clock.local_day(np.array([cutoff]))[0])
     first_day = dataset.first_day_known(cutoff)
     log_days = cutoff_day - first_day
     if log_days < 2:
         raise ValueError(
             f"origin {clock.format(cutoff)} leaves {log_days} days of log before it (it starts on "
-            f"{clock.format(int(clock.start_of(first_day)))}); choose a later --origin"
+            f"{clock.format(int(clock.day_start(first_day)))}); choose a later --origin"
         )
     if cutoff > dataset.data_through:
         raise ValueError(f"origin {clock.format(cutoff)} lies after the log ends, {clock.format(dataset.data_through)}")
@@ -183,7 +183,7 @@ def plan(dataset: Dataset, cutoff: int, config: TrainConfig) -> Phases:
     held_out = cutoff_day - primary
     holdout = None
     if held_out - primary - config.min_history_days > first_day:
-        holdout = prepare(dataset, int(clock.start_of(held_out)), config, primary)
+        holdout = prepare(dataset, int(clock.day_start(held_out)), config, primary)
         if len(holdout.days) == 0:
             holdout = None
     if holdout is None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clv.data.clock import DAY_US, Clock
-from clv.data.cutoff import Value, cut, first_not_before
+from clv.data.cutoff import Value, cut, search_segments
 from clv.data.histories import Histories
 from clv.models.backbones import encoders
 from clv.models.inputs.batch import Batch
@@ -45,20 +45,20 @@ class EncoderFit:
     def draw(self, h: Histories, rng: np.random.Generator, num: int, max_tokens: int) -> tuple[TokenArrays, NextEvents]:
         """Pasts of `num` random customers at a random day of their life before the cut, and what came next."""
         first = first_days(h, self.cutoff)
-        cutoff_day = int(self.clock.day_of(np.array([self.cutoff]))[0])
+        cutoff_day = int(self.clock.local_day(np.array([self.cutoff]))[0])
         known = np.flatnonzero(first < cutoff_day)
         if len(known) == 0:
             raise ValueError(f"nobody is known before {self.clock.format(self.cutoff)}; choose a later --origin")
         customers = np.sort(rng.choice(known, num))
         days = first[customers] + 1 + (rng.random(num) * (cutoff_day - first[customers])).astype(np.int64)
-        origins = self.clock.start_of(days.astype(np.int32))
+        origins = self.clock.day_start(days.astype(np.int32))
         past = cut(h, origins, (), self.clock, value=self.value, customers=customers)
         return self.space.event_tokens(past, max_tokens), self.following(h, past.customer, past.origin)
 
     def following(self, h: Histories, customers: NDArray[np.int64], origins: NDArray[np.int64]) -> NextEvents:
         """The first event known before the cut at or after each customer's origin (us)."""
         seen = np.flatnonzero((h.time < self.cutoff) & (h.known_at < self.cutoff))
-        start = first_not_before(h.time, h.offsets[customers], h.offsets[customers + 1], origins)
+        start = search_segments(h.time, h.offsets[customers], h.offsets[customers + 1], origins)
         token = np.append(seen, len(h.time))[np.searchsorted(seen, start)]
         known = token < h.offsets[customers + 1]
         at = np.where(known, token, 0)

@@ -35,7 +35,7 @@ def fit(
 ) -> SeasonalBTYD:
     h = Histories.from_table(table)
     # The grid is the caller's; it must not depend on what is scrambled either.
-    grid = origin_grid(int(CLOCK.day_of(CLOCK.parse("2023-01-01"))), int(CLOCK.day_of(cutoff)), 6, 28)
+    grid = origin_grid(int(CLOCK.local_day(CLOCK.parse("2023-01-01"))), int(CLOCK.local_day(cutoff)), 6, 28)
     return SeasonalBTYD.fit(h, cutoff, horizons, CLOCK, value=value, origin_days=grid)
 
 
@@ -45,7 +45,7 @@ def btyd(table: pa.Table) -> SeasonalBTYD:
 
 
 def frame_at(table: pa.Table, origin: int = CUTOFF) -> pd.DataFrame:
-    return features.frame(cut(Histories.from_table(table), origin, HORIZONS, CLOCK), HORIZONS)
+    return features.sample_frame(cut(Histories.from_table(table), origin, HORIZONS, CLOCK), HORIZONS)
 
 
 def test_json_gives_the_same_baseline_to_the_bit(btyd: SeasonalBTYD, table: pa.Table) -> None:
@@ -80,8 +80,8 @@ def test_the_actual_level_times_the_expected_total_is_the_actual_total(btyd: Sea
 def test_actual_totals_are_those_of_the_log(btyd: SeasonalBTYD, table: pa.Table) -> None:
     h = Histories.from_table(table)
     row = btyd.past.iloc[3]
-    origin = int(CLOCK.start_of(int(row["origin_day"])))
-    labelled = features.purchases(cut(h, origin, HORIZONS, CLOCK, known_before=CUTOFF))
+    origin = int(CLOCK.day_start(int(row["origin_day"])))
+    labelled = features.purchase_frame(cut(h, origin, HORIZONS, CLOCK, known_before=CUTOFF))
     buyers = labelled[labelled["has_purchase"]]
     days = int(row["horizon_days"])
     assert row["actual_orders"] == buyers[f"orders_{days}"].sum() > 0
@@ -187,7 +187,7 @@ def test_a_shop_without_prices_has_counts_and_can_be_written(table: pa.Table) ->
     text = json.dumps(fitted.to_json(), allow_nan=False)
     again = SeasonalBTYD.from_json(json.loads(text))
     assert np.isinf(again.past["error_value"]).all()
-    frame = features.frame(cut(Histories.from_table(table), CUTOFF, HORIZONS, CLOCK, value="none"), HORIZONS)
+    frame = features.sample_frame(cut(Histories.from_table(table), CUTOFF, HORIZONS, CLOCK, value="none"), HORIZONS)
     curves = again.curves(frame)
     assert (curves.value < 1e-5).all()
     assert curves.orders[:, 1].sum() > 1

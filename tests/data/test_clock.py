@@ -22,7 +22,7 @@ def local_day(us: int, zone: str) -> int:
 @given(st.sampled_from(ZONES), st.integers(-86_400 * 3_000, 86_400 * 24_000))
 def test_days_agree_with_the_standard_library(zone: str, second: int) -> None:
     clock, us = Clock(zone), second * 1_000_000
-    day = clock.day_of(us)
+    day = clock.local_day(us)
     assert day.dtype == np.int32
     assert day == local_day(us, zone)
 
@@ -32,18 +32,18 @@ def test_a_day_begins_at_the_first_instant_that_belongs_to_it(zone: str) -> None
     clock = Clock(zone)
     days = np.arange(14_900, 18_500)
     days = days[days != 15_338] if zone == "Pacific/Apia" else days  # 2011-12-30 did not happen there
-    starts = clock.start_of(days)
+    starts = clock.day_start(days)
     assert starts.dtype == np.int64
     assert (np.diff(starts) > 0).all()
-    assert np.array_equal(clock.day_of(starts), days)
-    assert np.array_equal(clock.day_of(starts - 1) < days, np.ones(len(days), bool))
+    assert np.array_equal(clock.local_day(starts), days)
+    assert np.array_equal(clock.local_day(starts - 1) < days, np.ones(len(days), bool))
 
 
 def test_the_day_is_23_hours_long_when_london_springs_forward_and_25_when_it_falls_back() -> None:
     clock = Clock("Europe/London")
     for date, hours in (("2011-03-26", 24), ("2011-03-27", 23), ("2011-10-30", 25), ("2011-10-31", 24)):
-        day = clock.day_of(clock.parse(date))
-        assert clock.start_of(day + 1) - clock.start_of(day) == hours * HOUR_US
+        day = clock.local_day(clock.parse(date))
+        assert clock.day_start(day + 1) - clock.day_start(day) == hours * HOUR_US
     assert clock.parse("2011-06-12") == clock.parse("2011-06-11T23:00:00Z")
     assert clock.parse("2011-12-12") == clock.parse("2011-12-12T00:00:00Z")
 
@@ -58,10 +58,10 @@ def test_a_midnight_that_the_clock_skips_is_replaced_by_the_first_instant_after_
     clock = Clock("America/Sao_Paulo")
     begin = clock.parse("2017-10-15")
     assert begin == clock.parse("2017-10-15T03:00:00Z")  # 01:00 summer time; 00:00 did not exist
-    day = clock.day_of(begin)
-    assert clock.start_of(day) == begin
-    assert clock.day_of(begin - 1) == day - 1
-    assert clock.start_of(day + 1) - begin == 23 * HOUR_US
+    day = clock.local_day(begin)
+    assert clock.day_start(day) == begin
+    assert clock.local_day(begin - 1) == day - 1
+    assert clock.day_start(day + 1) - begin == 23 * HOUR_US
     assert clock.format(begin) == "2017-10-15"
 
 
@@ -73,12 +73,12 @@ def test_shanghai_is_eight_hours_ahead_all_year() -> None:
 
 def test_shapes_are_kept() -> None:
     clock = Clock("Europe/London")
-    grid = clock.start_of([[15_000, 15_100, 15_200], [15_200, 15_000, 15_001]])
+    grid = clock.day_start([[15_000, 15_100, 15_200], [15_200, 15_000, 15_001]])
     assert grid.shape == (2, 3)
     assert grid[0, 0] == grid[1, 1]
-    assert clock.day_of(grid).tolist() == [[15_000, 15_100, 15_200], [15_200, 15_000, 15_001]]
-    assert clock.day_of(grid[0, 0]).shape == ()
-    assert clock.start_of(np.zeros(0, int)).shape == (0,)
+    assert clock.local_day(grid).tolist() == [[15_000, 15_100, 15_200], [15_200, 15_000, 15_001]]
+    assert clock.local_day(grid[0, 0]).shape == ()
+    assert clock.day_start(np.zeros(0, int)).shape == (0,)
 
 
 @pytest.mark.parametrize("zone", ZONES)

@@ -36,10 +36,10 @@ def naive_rows(
         if not past:
             continue
         row: dict[str, Any] = {"customer": customer, "origin": origin, "past": past}
-        day = int(clock.day_of(origin))
-        into_day = origin - int(clock.start_of(day))
+        day = int(clock.local_day(origin))
+        into_day = origin - int(clock.day_start(day))
         for horizon in HORIZONS:
-            stop = int(clock.start_of(day + horizon)) + into_day
+            stop = int(clock.day_start(day + horizon)) + into_day
             if stop > known_before:
                 row[f"value_{horizon}"] = row[f"orders_{horizon}"] = row[f"days_{horizon}"] = None
                 continue
@@ -89,11 +89,11 @@ def test_cut_agrees_with_a_plain_loop(
     clock = Clock(zone)
     h = history(random_events(seed, late=late, timezone=zone), clock)
     rng = np.random.default_rng(seed)
-    first_day = int(clock.day_of(clock.parse("2011-02-20")))
+    first_day = int(clock.local_day(clock.parse("2011-02-20")))
     # London's clocks change on 2011-03-27, in the middle.
     days = np.sort(rng.choice(np.arange(first_day, first_day + 75), 4, replace=False))
-    origins = clock.start_of(days) + (0 if midnight else rng.integers(0, 20, 4) * HOUR_US)
-    known_before = int(clock.start_of(first_day + int(rng.integers(30, 80))))
+    origins = clock.day_start(days) + (0 if midnight else rng.integers(0, 20, 4) * HOUR_US)
+    known_before = int(clock.day_start(first_day + int(rng.integers(30, 80))))
     customers = None
     pairs = [(c, int(o)) for o in origins for c in range(len(h))]
     if pairwise:
@@ -101,7 +101,7 @@ def test_cut_agrees_with_a_plain_loop(
         pairs = list(zip(customers.tolist(), origins.tolist(), strict=True))
     found = cutoff.cut(h, origins, HORIZONS, clock, value=value, customers=customers, known_before=known_before)
     assert_same(found, naive_rows(h, pairs, clock, value, known_before))
-    assert np.array_equal(found.origin_day, clock.day_of(found.origin))
+    assert np.array_equal(found.origin_day, clock.local_day(found.origin))
 
 
 def test_an_event_that_arrives_late_is_in_no_past_before_it_arrived(make_events: MakeEvents) -> None:
@@ -186,7 +186,7 @@ def test_values_of_nobody_buying_are_exactly_zero_after_large_totals(make_events
 @given(seed=st.integers(0, 2**32 - 1), num=st.integers(1, 9))
 def test_newest_and_take_agree_with_slices(seed: int, num: int, random_events: RandomEvents) -> None:
     h = history(random_events(seed))
-    origins = LONDON.start_of(LONDON.day_of(LONDON.parse("2011-04-01")) + np.array([0, 20]))
+    origins = LONDON.day_start(LONDON.local_day(LONDON.parse("2011-04-01")) + np.array([0, 20]))
     cut = cutoff.cut(h, origins, HORIZONS, LONDON, known_before=int(origins[1]))
     offsets, place = cut.newest(num)
     slices = [cut.index[a:b] for a, b in zip(cut.offsets[:-1], cut.offsets[1:], strict=True)]
@@ -208,7 +208,7 @@ def test_first_not_before_is_a_binary_search_in_every_segment(segments: list[lis
     values = np.array([v for segment in segments for v in sorted(segment)], np.int64)
     offsets = np.append(0, np.cumsum([len(s) for s in segments]))
     queries = np.full(len(segments), query)
-    found = cutoff.first_not_before(values, offsets[:-1], offsets[1:], queries)
+    found = cutoff.search_segments(values, offsets[:-1], offsets[1:], queries)
     expected = [offsets[i] + np.searchsorted(sorted(s), query) for i, s in enumerate(segments)]
     assert found.tolist() == [int(e) for e in expected]
 

@@ -11,7 +11,7 @@ import pytest
 from clv.data import event_lines
 from clv.data.clock import Clock
 from clv.data.events import EVENTS, US
-from clv.data.histories import HISTORIES, SAID, Histories, build
+from clv.data.histories import HISTORIES, RAW_TEXT, Histories, build
 
 CLOCK = Clock("Europe/London")
 BEGIN = 1_300_000_000_000_000
@@ -45,7 +45,7 @@ def log(rng: np.random.Generator, rows: int = 400, customers: int = 25) -> pa.Ta
 def assert_same(found: pa.Table, expected: pa.Table) -> None:
     """Equal in every column; the items of an order as a set, sums to rounding."""
     # A line holds the hash of its text alone.
-    assert found.column_names == [name for name in expected.column_names if name != SAID]
+    assert found.column_names == [name for name in expected.column_names if name != RAW_TEXT]
     left, right = Histories.from_table(found), Histories.from_table(expected)
     assert left.customer_id.equals(right.customer_id)
     for name in ("offsets", "item_offsets", "time", "known_at", "day", "type", "order", "lines", "filled"):
@@ -65,7 +65,7 @@ def test_lines_beside_a_base_in_whatever_order_equal_a_build_of_all(rng: np.rand
     first = int(len(events) * share)
     base = build(events.slice(0, first), CLOCK) if first else HISTORIES.empty_table()
     rest = events.slice(first)
-    found = event_lines.merge(base, rest["customer_id"].to_pylist(), event_lines.of_events(rest, CLOCK))
+    found = event_lines.merge(base, rest["customer_id"].to_pylist(), event_lines.encode_events(rest, CLOCK))
     assert_same(found, build(events, CLOCK))
 
 
@@ -73,7 +73,7 @@ def test_attributes_stay_with_their_customers(rng: np.random.Generator) -> None:
     events = log(rng)
     named = pa.table({"customer_id": ["c003", "c004"], "attr_town": ["Leeds", "York"]})
     base = build(events.filter(pa.compute.less(events["customer_id"], "c005")), CLOCK, named)
-    found = event_lines.merge(base, ["new", "c003"], event_lines.of_events(events.slice(0, 2), CLOCK))
+    found = event_lines.merge(base, ["new", "c003"], event_lines.encode_events(events.slice(0, 2), CLOCK))
     assert dict(zip(found["customer_id"].to_pylist(), found["attr_town"].to_pylist(), strict=True)) == {
         **dict.fromkeys(["c000", "c001", "c002", "new"]),
         "c003": "Leeds",
@@ -85,13 +85,13 @@ def test_what_a_base_already_holds_is_recognised(rng: np.random.Generator) -> No
     events = log(rng)
     owners: list[Any] = events["customer_id"].to_pylist()
     known = build(events.slice(0, 300), CLOCK)
-    found = event_lines.covered(known, owners, event_lines.of_events(events, CLOCK))
+    found = event_lines.already_in_histories(known, owners, event_lines.encode_events(events, CLOCK))
     assert found[:300].all()
     orders = set(zip(owners[:300], events["order_id"].to_pylist()[:300], strict=True))
     fresh = [i for i in range(300, 400) if (owners[i], events["order_id"].to_pylist()[i]) not in orders]
     assert len(fresh) > 5
     assert not found[fresh].any()
-    assert not event_lines.covered(known, ["nobody"] * 400, event_lines.of_events(events, CLOCK)).any()
+    assert not event_lines.already_in_histories(known, ["nobody"] * 400, event_lines.encode_events(events, CLOCK)).any()
 
 
 def test_a_history_can_be_kept_from_a_time_on(rng: np.random.Generator) -> None:
@@ -100,7 +100,7 @@ def test_a_history_can_be_kept_from_a_time_on(rng: np.random.Generator) -> None:
     middle = table["time"][3].as_py()[4]
     times[3] = pa.scalar(middle, US).cast(pa.int64()).as_py()
     times[7] = 2**62
-    found = event_lines.since(table, times)
+    found = event_lines.drop_before(table, times)
     names = table["customer_id"].to_pylist()
     assert found["customer_id"].to_pylist() == names[:7] + names[8:]
     rows = {row["customer_id"]: row for row in table.to_pylist()}

@@ -89,11 +89,11 @@ def naive(cut: Cut) -> pd.DataFrame:
 def test_features_agree_with_pandas(seed: int, value: Value, year_ago: bool, random_events: RandomEvents) -> None:
     origin = CLOCK.parse("2012-03-15") if year_ago else ORIGIN
     cut = cut_at(histories.build(random_events(seed), CLOCK), origin, value)
-    expected, found = naive(cut), features.frame(cut, HORIZONS)
+    expected, found = naive(cut), features.sample_frame(cut, HORIZONS)
     assert len(found) == len(cut)
     for name in expected:
         # No column means that nobody has any.
-        actual = found[name].to_numpy() if name in found else np.full(len(found), features.absent(name))
+        actual = found[name].to_numpy() if name in found else np.full(len(found), features.default_value(name))
         if name in ("customer_id", "has_purchase"):
             assert actual.tolist() == expected[name].tolist()
         else:
@@ -105,7 +105,7 @@ def test_recency_and_frequency_count_distinct_local_days(make_events: MakeEvents
     times = ["2011-05-09T23:30Z", "2011-05-10T20:00Z", "2011-05-20T12:00Z", "2011-05-20T22:59Z", "2011-05-20T23:00Z"]
     amounts = [5.0, 6.0, 10.0, 20.0, 40.0]
     rows = [{"event_time": CLOCK.parse(t), "amount": a} for t, a in zip(times, amounts, strict=True)]
-    (row,) = features.frame(cut_at(histories.build(make_events(rows), CLOCK), CLOCK.parse("2011-06-12"))).to_dict(
+    (row,) = features.sample_frame(cut_at(histories.build(make_events(rows), CLOCK), CLOCK.parse("2011-06-12"))).to_dict(
         "records"
     )
     assert (row["frequency"], row["recency"], row["T"]) == (2, 11, 33)
@@ -119,7 +119,7 @@ def test_the_frame_holds_the_labels_of_a_labelled_cut(random_events: RandomEvent
     end = ORIGIN + 20 * DAY_US
     cut = cutoff.cut(h, ORIGIN, HORIZONS, CLOCK, known_before=end)
     assert cut.labels is not None
-    table = features.frame(cut, HORIZONS)
+    table = features.sample_frame(cut, HORIZONS)
     for i, horizon in enumerate(HORIZONS):
         for name in ("value", "orders", "days", "observed"):
             assert np.array_equal(
@@ -128,14 +128,14 @@ def test_the_frame_holds_the_labels_of_a_labelled_cut(random_events: RandomEvent
     assert table["observed_7"].all()
     assert not table["observed_30"].any()
     assert table["value_30"].isna().all()
-    slim = features.purchases(cut)
+    slim = features.purchase_frame(cut)
     pd.testing.assert_frame_equal(slim, table[slim.columns])
 
 
 def test_attributes_come_with_their_customer(make_events: MakeEvents) -> None:
     events = make_events([{"customer_id": c, "event_time": ORIGIN - i * DAY_US + 1} for i, c in enumerate("ABC")])
     attributes = pa.table({"customer_id": list("ABC"), "attr_town": ["x", "y", None], "attr_age": [1.0, 2.0, 3.0]})
-    table = features.frame(cut_at(histories.build(events, CLOCK, attributes)))
+    table = features.sample_frame(cut_at(histories.build(events, CLOCK, attributes)))
     assert table["customer_id"].tolist() == ["B", "C"]  # A comes after the origin
     assert table["attr_age"].tolist() == [2.0, 3.0]
     assert table["attr_town"].iloc[0] == "y"
@@ -155,20 +155,20 @@ def test_no_feature_sees_the_future(seed: int, source: str, random_events: Rando
         built = histories.build(events, CLOCK)
         tables = [built, scramble_future(built, ORIGIN, seed)]
     assert not tables[0].drop_columns("amount").equals(tables[1].drop_columns("amount"))
-    first, second = (features.frame(cut_at(table), HORIZONS) for table in tables)
+    first, second = (features.sample_frame(cut_at(table), HORIZONS) for table in tables)
     pd.testing.assert_frame_equal(first, second, check_exact=True)
 
 
 def test_a_kind_of_event_that_comes_later_gives_no_column(make_events: MakeEvents) -> None:
     rows = [{"event_time": ORIGIN - 1}, {"event_time": ORIGIN, "event_type": "view"}]
-    assert "f_views_7" not in features.frame(cut_at(histories.build(make_events(rows), CLOCK)))
+    assert "f_views_7" not in features.sample_frame(cut_at(histories.build(make_events(rows), CLOCK)))
 
 
 def test_one_customer_alone_has_the_features_of_the_same_in_a_table(random_events: RandomEvents) -> None:
     table = histories.build(random_events(11, num=40), CLOCK)
-    together = features.frame(cut_at(table, CLOCK.parse("2011-06-12")), HORIZONS)
+    together = features.sample_frame(cut_at(table, CLOCK.parse("2011-06-12")), HORIZONS)
     for i in range(len(table)):
-        alone = features.frame(cut_at(table.slice(i, 1), CLOCK.parse("2011-06-12")), HORIZONS)
+        alone = features.sample_frame(cut_at(table.slice(i, 1), CLOCK.parse("2011-06-12")), HORIZONS)
         for name in features.feature_names(together):
-            value = alone[name].iloc[0] if name in alone else features.absent(name)
+            value = alone[name].iloc[0] if name in alone else features.default_value(name)
             np.testing.assert_equal(value, together[name].iloc[i], err_msg=name)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clv.data import histories
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import EVENTS, stable_hash, type_code
-from clv.data.histories import HISTORIES, SAID, Histories
+from clv.data.histories import HISTORIES, RAW_TEXT, Histories
 
 CLOCK = Clock("Europe/London")
 NOON = CLOCK.parse("2011-06-12T12:00")
@@ -44,21 +44,21 @@ def test_the_text_of_an_event_stands_beside_its_token(make_events: MakeEvents) -
         {"customer_id": "B", "event_time": NOON},
     ]
     table = histories.build(make_events(rows), CLOCK)
-    assert table[SAID].to_pylist() == [[None, "hello", "where is it?"], [None]]
+    assert table[RAW_TEXT].to_pylist() == [[None, "hello", "where is it?"], [None]]
     found = Histories.from_table(table)
-    assert found.said is not None
-    written = [text for text in found.said.to_pylist() if text is not None]
+    assert found.raw_text is not None
+    written = [text for text in found.raw_text.to_pylist() if text is not None]
     assert found.text[found.text != 0].tolist() == stable_hash(written).tolist()
     assert found.to_table().drop_columns("amount").equals(table.drop_columns("amount"))  # no amount: NaN is not itself
     # Beside histories without a text, whose tokens then have none.
     silent = histories.build(
         make_events([{"customer_id": "C", "event_time": NOON + i * MINUTE} for i in range(3)]), CLOCK
     )
-    assert SAID not in silent.column_names
+    assert RAW_TEXT not in silent.column_names
     both = histories.concat([silent, table])
-    assert both[SAID].to_pylist() == [[None] * 3, *table[SAID].to_pylist()]
+    assert both[RAW_TEXT].to_pylist() == [[None] * 3, *table[RAW_TEXT].to_pylist()]
     torn = pa.concat_tables([silent, table], promote_options="default")
-    with pytest.raises(ValueError, match="not a histories table: 4 texts of 7 tokens in column said"):
+    with pytest.raises(ValueError, match="not a histories table: 4 texts of 7 tokens in column raw_text"):
         Histories.from_table(torn)
 
 
@@ -74,7 +74,7 @@ def test_lines_of_one_order_are_one_token_with_exact_sums(make_events: MakeEvent
     assert (token["lines"], token["filled"]) == (3, 1)
     assert sorted(token["items"]) == sorted(stable_hash(["x", "y"]))
     assert token["order"] == stable_hash(["1"])[0]
-    assert token["day"] == CLOCK.day_of(NOON)
+    assert token["day"] == CLOCK.local_day(NOON)
 
 
 def test_a_token_happens_with_its_first_line_and_is_known_with_its_last(make_events: MakeEvents) -> None:
@@ -193,7 +193,7 @@ def test_tokens_agree_with_a_plain_loop(seed: int, random_events: RandomEvents) 
     events = random_events(seed)
     expected = naive(events)
     found = tokens(histories.build(events, CLOCK))
-    assert np.array_equal(CLOCK.day_of(found["time"].astype("int64")), found["day"].to_numpy(int))
+    assert np.array_equal(CLOCK.local_day(found["time"].astype("int64")), found["day"].to_numpy(int))
     found = found[[*expected.columns]]
     for name in ("time", "known_at"):
         found[name] = pd.to_datetime(found[name], utc=True).astype("datetime64[us, UTC]").astype("int64")

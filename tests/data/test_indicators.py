@@ -69,7 +69,7 @@ def shop() -> tuple[Histories, Clock, int]:
 
 def test_indicators_of_customers_equal_a_plain_loop(shop: tuple[Histories, Clock, int]) -> None:
     h, clock, origin = shop
-    table = indicators.of_customers(cutoff.cut(h, origin, (), clock)).set_index("customer_id")
+    table = indicators.customer_indicators(cutoff.cut(h, origin, (), clock)).set_index("customer_id")
     expected = {name: row for name, row in loop(h, origin).items() if name in table.index}
     assert {i: tuple(r) for i, r in table[["sessions", "sessions_bought", "orders"]].iterrows()} == expected
     buyers = table[table["orders"] > 0]
@@ -85,8 +85,8 @@ def test_indicators_of_customers_equal_a_plain_loop(shop: tuple[Histories, Clock
 
 def test_what_comes_later_does_not_show(shop: tuple[Histories, Clock, int]) -> None:
     h, clock, origin = shop
-    later = indicators.of_customers(cutoff.cut(h, clock.parse("2024-01-01"), (), clock)).set_index("customer_id")
-    now = indicators.of_customers(cutoff.cut(h, origin, (), clock)).set_index("customer_id")
+    later = indicators.customer_indicators(cutoff.cut(h, clock.parse("2024-01-01"), (), clock)).set_index("customer_id")
+    now = indicators.customer_indicators(cutoff.cut(h, origin, (), clock)).set_index("customer_id")
     bought = now["orders"] > 0
     assert (later["cohort"].reindex(now.index)[bought] == now["cohort"][bought]).all()
     assert (later["sessions"].reindex(now.index) >= now["sessions"]).all()
@@ -94,7 +94,7 @@ def test_what_comes_later_does_not_show(shop: tuple[Histories, Clock, int]) -> N
 
 def test_cohorts_add_up_to_all_customers(shop: tuple[Histories, Clock, int]) -> None:
     h, clock, origin = shop
-    table = indicators.of_customers(cutoff.cut(h, origin, (), clock))
+    table = indicators.customer_indicators(cutoff.cut(h, origin, (), clock))
     cohorts, everybody = indicators.summary(table, "cohort"), indicators.summary(table).iloc[0]
     for name in ("customers", "buyers", *indicators.SUMS):
         assert cohorts[name].sum() == pytest.approx(everybody[name])
@@ -108,7 +108,7 @@ def test_stats_of_shards_give_the_indicators_of_the_whole(shop: tuple[Histories,
     table = h.to_table()
     merged = profile.merge([profile.measure(table.slice(0, 100)), profile.measure(table.slice(100))])
     whole = profile.measure(table)
-    plain = indicators.of_customers(cutoff.cut(h, clock.parse("2024-01-01"), (), clock))
+    plain = indicators.customer_indicators(cutoff.cut(h, clock.parse("2024-01-01"), (), clock))
     everybody = indicators.summary(plain).iloc[0]
     for name in ("sessions", "sessions_viewed", "sessions_carted", "sessions_bought"):
         assert merged[name] == whole[name] == everybody[name]

@@ -40,7 +40,7 @@ def frame_of(table: pa.Table) -> "features.pd.DataFrame":
 
 def features_at(table: pa.Table, origin: int) -> "features.pd.DataFrame":
     cut = cutoff.cut(histories.Histories.from_table(table), [origin], [30], CLOCK)
-    frame = features.frame(cut, (30,))
+    frame = features.sample_frame(cut, (30,))
     return frame.sort_values("customer_id").reset_index(drop=True)
 
 

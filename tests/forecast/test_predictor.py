@@ -352,7 +352,7 @@ def test_the_interval_of_a_portfolio_is_narrower_than_of_customers_but_not_than_
     names = ("value_p10", "value_median", "value_p90")
     scores = Predictor(bundle).predict(table, CUT, (90,)).to_pandas()
     assert width(0.0) < 0.3 * (scores["value_p90"] - scores["value_p10"]).sum()
-    day = int(CLOCK.day_of(np.array([CUT]))[0])
+    day = int(CLOCK.local_day(np.array([CUT]))[0])
     error = Predictor(bundle)._assembler.btyd.forecast_factor(day, (90,))[2][0]
     assert error > 0.03
     sigma, mean = 2.0 * error, scores["value_mean"].sum()

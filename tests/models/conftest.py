@@ -56,7 +56,7 @@ def shop() -> Dataset:
     h = Histories.from_table(histories.build(events, clock, attributes))
     origins = np.array([clock.parse("2023-10-01"), clock.parse("2024-01-15")])
     past = cut(h, origins, HORIZONS, clock, known_before=clock.parse("2024-03-01"))
-    table = features.frame(past, HORIZONS)
+    table = features.sample_frame(past, HORIZONS)
     names = sorted(made.items["category"].unique())
     items = Items(
         keys=stable_hash(pa.array(made.items["item_id"], pa.string())),

@@ -66,7 +66,7 @@ def test_the_next_event_is_the_first_after_the_origin_and_censored_at_the_cut(
     ground, rng = planned.grounds[0], np.random.default_rng(0)
     h, clock = shop.histories, shop.clock
     customers = np.arange(len(h))
-    origin = clock.start_of(clock.day_of(np.array([ground.cutoff]))[0] - 60)
+    origin = clock.day_start(clock.local_day(np.array([ground.cutoff]))[0] - 60)
     following = ground.reader.following(h, customers, np.full(len(h), origin))
     for i in rng.choice(len(h), 60, replace=False):
         times = h.time[h.offsets[i] : h.offsets[i + 1]]

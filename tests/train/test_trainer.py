@@ -96,7 +96,7 @@ def test_the_trial_knows_nothing_after_its_held_out_origin(
     assert phases.holdout is not None
     held_out = phases.holdout.cutoff
     clock = phases.holdout.assembler.clock
-    assert clock.day_of(cutoff) - clock.day_of(held_out) == phases.primary == 90
+    assert clock.local_day(cutoff) - clock.local_day(held_out) == phases.primary == 90
     scrambled = plan(make_shop(scramble_future(shop_histories, held_out, seed=4)), cutoff, tiny)
     assert scrambled.holdout is not None
     assert scrambled.holdout.assembler.btyd.to_json() == phases.holdout.assembler.btyd.to_json()
@@ -213,7 +213,7 @@ def test_one_customer_alone_is_enough_to_train(
     num_tokens: int | None, make_shop: MakeShop, shop_histories: pa.Table, tiny: TrainConfig
 ) -> None:
     shop = make_shop(one_customer(shop_histories, num_tokens))
-    cutoff = int(shop.clock.start_of(int(shop.histories.day[0]) + 400))
+    cutoff = int(shop.clock.day_start(int(shop.histories.day[0]) + 400))
     phases, run = fit(shop, cutoff, replace(tiny, epochs=1))
     found = scores(shop, phases.final, run, tiny)
     assert found["value"].shape == (1, 2)

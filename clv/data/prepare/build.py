@@ -32,7 +32,7 @@ def build_partition(spec: DatasetSpec, paths: list[str], out: Path, number: int)
     rejects += customer_rejects
     part: dict[str, Any] = {"partition": number, "customers": 0}
     if len(events):
-        table = attributes.filled(spec, histories.build(events, spec.clock, given))
+        table = attributes.fill_missing(spec, histories.build(events, spec.clock, given))
         stats = profile.measure(table)
         if stats["lines"] != len(events):
             raise RuntimeError(f"partition {number}: {len(events)} events became {stats['lines']} lines of histories")

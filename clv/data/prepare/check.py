@@ -41,8 +41,8 @@ def check_share(accounting: RowAccounting, spec: DatasetSpec, spec_file: str, ex
 
 def check_sources(spec: DatasetSpec, spec_file: str) -> list[reading.Unit]:
     """Plans the units of work and checks every file; raises SpecError for a wrong column or a source without rows."""
-    units = reading.plan(spec, spec_file)
-    for table, number, source, key in reading.tables_of(spec):
+    units = reading.plan_units(spec, spec_file)
+    for table, number, source, key in reading.list_sources(spec):
         paths = dict.fromkeys(unit.path for unit in units if (unit.table, unit.source) == (table, number))
         num_readable = 0
         for path in paths:
@@ -70,7 +70,7 @@ def check(spec: DatasetSpec, spec_file: str, num_rows: int = CHECK_ROWS) -> dict
     # Where list prices fill amounts, the whole item table is read: else amounts would be rejected as missing.
     priced = spec.cleaning.missing_amount == "item_price"
     item_rows: list[pa.Table] = []
-    for table, number, _, key in reading.tables_of(spec):
+    for table, number, _, key in reading.list_sources(spec):
         remaining = sys.maxsize if priced and table == "items" else num_rows
         prices = items.list_prices(item_rows) if priced and table == "events" else None
         event_rows: list[pa.Table] = []

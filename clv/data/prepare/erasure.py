@@ -20,7 +20,7 @@ from clv.data.events import stable_hash
 from clv.data.prepare.accounting import REJECTS
 from clv.data.prepare.mapping import MappedBlock
 from clv.data.spec.models import DatasetSpec
-from clv.data.workdir import link, replacing, write_text
+from clv.data.workdir import atomic_write, link, write_text
 
 FOLDER = "erasures"
 REASON = "customer was erased"
@@ -196,7 +196,7 @@ def _id(value: Any) -> str:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    with replacing(path) as staged:
+    with atomic_write(path) as staged:
         pq.write_table(table, staged, compression="zstd")
 
 

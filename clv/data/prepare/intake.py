@@ -44,7 +44,7 @@ def read_unit(
     """
     source = getattr(spec, unit.table)[unit.source]
     columns = mapping.columns_to_read(source, spec)
-    for block in reading.read(source, unit, spec_file, f"{unit.table}[{unit.source}]", columns):
+    for block in reading.read_unit(source, unit, spec_file, f"{unit.table}[{unit.source}]", columns):
         block = _first_rows(block, max_rows)
         max_rows -= len(block.rows) + len(block.malformed)
         yield map_block(block, unit, spec, prices, erased)

@@ -87,7 +87,7 @@ def map_customers(block: SourceBlock, source: CustomerSource, spec: DatasetSpec,
     ids = joined_ids(rows, source.columns.customer_id, True)
     outcomes.reject(np.asarray(pc.is_null(ids).to_numpy(zero_copy_only=False)), "customer_id is missing")
     table = pa.table(
-        {"customer_id": ids} | attributes.values(rows, source, spec.timezone, outcomes, accounting),
+        {"customer_id": ids} | attributes.read_columns(rows, source, spec.timezone, outcomes, accounting),
         schema=attributes.schema(source),
     )
     return separate_rejects(table, block, outcomes, accounting, "customers", path)

@@ -20,7 +20,7 @@ from clv.data.prepare.accounting import REJECTS, RowAccounting
 from clv.data.prepare.erasure import Erased
 from clv.data.sources.reading import Unit
 from clv.data.spec.models import DatasetSpec
-from clv.data.workdir import replacing
+from clv.data.workdir import atomic_write
 
 ROWS = "rows"  # the folder that pass 1 writes; a histories folder that keeps it can be appended to and erased from
 FLUSH_ROWS = 1_000_000
@@ -135,7 +135,7 @@ def write_partitions(table: pa.Table, part: NDArray[np.int64], num_partitions: i
     bounds = np.searchsorted(part[order], np.arange(num_partitions + 1)).tolist()
     lz4 = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
     with (
-        replacing(path) as staged,
+        atomic_write(path) as staged,
         pa.OSFile(str(staged), "wb") as file,
         pa.ipc.new_file(file, table.schema, options=lz4) as writer,
     ):
@@ -169,5 +169,5 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes a Parquet file under another name and renames it, so that nobody reads an incomplete file."""
     # Dictionaries pay for text only: for times, amounts and hashes they cost three times the CPU and save a fifth.
     text = [field.name for field in table.schema if pa.types.is_string(field.type) and field.name != "customer_id"]
-    with replacing(path) as staged:
+    with atomic_write(path) as staged:
         pq.write_table(table, staged, compression="zstd", compression_level=1, use_dictionary=text or False)

@@ -20,7 +20,7 @@ from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.check import check_share
 from clv.data.prepare.partition import ROWS
 from clv.data.spec.models import DatasetSpec, SpecError
-from clv.data.workdir import replacing, write_text
+from clv.data.workdir import atomic_write, write_text
 from clv.version import __version__
 
 LOG = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def _join_items(folder: Path, partitions: int) -> int:
     pieces = [built / f"part-{number:05d}.parquet" for number in range(partitions)]
     schema = pa.unify_schemas([pq.read_schema(piece) for piece in pieces])
     rows = 0
-    with replacing(target) as staged, pq.ParquetWriter(staged, schema, compression="zstd") as writer:
+    with atomic_write(target) as staged, pq.ParquetWriter(staged, schema, compression="zstd") as writer:
         for piece in pieces:
             table = pq.read_table(piece)
             for name in set(schema.names) - set(table.column_names):

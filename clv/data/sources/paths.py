@@ -60,7 +60,7 @@ def _glob_local(pattern: str) -> list[str]:
 def _glob_remote(pattern: str) -> list[str]:
     scheme = pattern.split("://")[0] + "://"
     fixed = re.split(r"[*?\[]", pattern)[0]
-    filesystem, base = opened(fixed if fixed == pattern else fixed.rsplit("/", 1)[0])
+    filesystem, base = open_filesystem(fixed if fixed == pattern else fixed.rsplit("/", 1)[0])
     base = base.rstrip("/")
     if filesystem.get_file_info(base).type == fs.FileType.File:
         return [pattern]
@@ -80,7 +80,7 @@ def _is_data(inside: str) -> bool:
     return not any(part.startswith((".", "_")) for part in inside.strip("/").split("/"))
 
 
-def opened(path: str) -> tuple[fs.FileSystem, str]:
+def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
     """Filesystem of a local path or s3:// / gs:// address, and the path in it."""
     if path.startswith(_REMOTE):
         scheme, _, inside = path.partition("://")
@@ -90,8 +90,8 @@ def opened(path: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), path
 
 
-def head_of(path: str, num_bytes: int = 1 << 18) -> bytes:
+def read_head(path: str, num_bytes: int = 1 << 18) -> bytes:
     """First bytes of a file, unpacked if its name says that it is compressed."""
-    filesystem, inside = opened(path)
+    filesystem, inside = open_filesystem(path)
     with filesystem.open_input_stream(inside) as stream:
         return bytes(stream.read(num_bytes))

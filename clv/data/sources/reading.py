@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from clv.data.sources import filters, sql, text_files
-from clv.data.sources.paths import expand, fill_variables, opened
+from clv.data.sources.paths import expand, fill_variables, open_filesystem
 from clv.data.spec.models import DatasetSpec, Source, SpecError
 
 BATCH_ROWS = 262_144
@@ -56,7 +56,7 @@ class SourceBlock:
     malformed: list[str] = field(default_factory=list)
 
 
-def format_of(source: Source, path: str, key: str, place: str) -> str:
+def file_format(source: Source, path: str, key: str, place: str) -> str:
     """parquet, csv or jsonl: as given, or by the file's name."""
     if source.format is not None:
         return source.format
@@ -70,21 +70,21 @@ def format_of(source: Source, path: str, key: str, place: str) -> str:
     return known
 
 
-def tables_of(spec: DatasetSpec) -> Iterator[tuple[str, int, Source, str]]:
+def list_sources(spec: DatasetSpec) -> Iterator[tuple[str, int, Source, str]]:
     """(table, number, source, key) of every source of the spec."""
     for table in ("items", "customers", "events"):
         for number, source in enumerate(getattr(spec, table)):
             yield table, number, source, f"{table}[{number}]"
 
 
-def plan(spec: DatasetSpec, place: str) -> list[Unit]:
+def plan_units(spec: DatasetSpec, place: str) -> list[Unit]:
     """Units of work of all sources, read off footers and sizes only."""
     units: list[Unit] = []
 
     def add(table: str, number: int, path: str, start: int, stop: int, first: int | None, rows: int, size: int) -> None:
         units.append(Unit(len(units), table, number, path, start, stop, first, rows, size))
 
-    for table, number, source, key in tables_of(spec):
+    for table, number, source, key in list_sources(spec):
         if source.sql is not None:
             add(table, number, source.sql.url, 0, 0, 0, 0, 0)
             continue
@@ -93,8 +93,8 @@ def plan(spec: DatasetSpec, place: str) -> list[Unit]:
         wanted = [path for path in paths if filters.may_hold(source.where, path)]
         before = len(units)
         for path in wanted:
-            filesystem, inside = opened(path)
-            if format_of(source, path, key, place) == "parquet":
+            filesystem, inside = open_filesystem(path)
+            if file_format(source, path, key, place) == "parquet":
                 for piece in _parquet_pieces(filesystem, inside, source.where, f"{place}: {key}"):
                     add(table, number, path, *piece)
             else:
@@ -145,8 +145,8 @@ def column_types(source: Source, path: str, key: str, place: str) -> dict[str, p
         url = fill_variables(source.sql.url, f"{key}.sql.url", place)
         first = next(sql.query(url, source.sql.query, f"{place}: {key}.sql", limit=1000), None)
         found = {} if first is None else dict(zip(first.column_names, first.schema.types, strict=True))
-    elif format_of(source, path, key, place) == "parquet":
-        filesystem, inside = opened(path)
+    elif file_format(source, path, key, place) == "parquet":
+        filesystem, inside = open_filesystem(path)
         with pq.ParquetFile(inside, filesystem=filesystem) as file:
             schema = file.schema_arrow
         found = dict(zip(schema.names, schema.types, strict=True))
@@ -154,7 +154,7 @@ def column_types(source: Source, path: str, key: str, place: str) -> dict[str, p
         # All of it: `where` may leave nothing of a first block.
         found = _first_types(source, path, place, key, _HEAD_BYTES, set())
         absent = source.mapped() - found.keys()
-        if absent and format_of(source, path, key, place) == "jsonl":  # keys of orders, in a log that begins with views
+        if absent and file_format(source, path, key, place) == "jsonl":  # keys of orders, in a log that begins with views
             found |= _first_types(source, path, place, key, text_files.BLOCK_BYTES, absent)
     if found and source.sql is None:
         found = dict.fromkeys(filters.folder_columns(path), pa.string()) | found
@@ -173,7 +173,7 @@ def _first_types(
     return {name: c.type for name, c in columns.items() if name not in expected or c.null_count < len(c)}
 
 
-def read(source: Source, unit: Unit, place: str, key: str, columns: set[str] | None = None) -> Iterator[SourceBlock]:
+def read_unit(source: Source, unit: Unit, place: str, key: str, columns: set[str] | None = None) -> Iterator[SourceBlock]:
     """The rows of a unit, in blocks of bounded size, columns as they are called in the source.
 
     With `columns`, no other ones where that saves reading them. Rows outside of the source's `where` do not come.
@@ -206,8 +206,8 @@ def _blocks(
             yield SourceBlock(rows, first)
             first += len(rows)
         return
-    filesystem, path = opened(unit.path)
-    kind = format_of(source, unit.path, key, place)
+    filesystem, path = open_filesystem(unit.path)
+    kind = file_format(source, unit.path, key, place)
     if kind == "parquet":
         first = unit.first_row or 0
         with pq.ParquetFile(path, filesystem=filesystem) as file:
@@ -224,18 +224,18 @@ def _blocks(
     with stream:
         stop = None if unit.stop < 0 else unit.stop
         ascii_like = _ascii_like(source.encoding)
-        for rows, row, malformed in text_files.blocks(
+        for rows, row, malformed in text_files.read_blocks(
             stream, source, kind, unit.start, stop, ascii_like, f"{place}: {key} ({unit.path})", expected
         ):
             yield SourceBlock(rows, row, malformed)
 
 
-def fingerprint(unit_paths: list[str]) -> list[dict[str, Any]]:
+def file_fingerprints(unit_paths: list[str]) -> list[dict[str, Any]]:
     """Path, size and modification time of each file read."""
     out = []
     for path in dict.fromkeys(unit_paths):
         with suppress(OSError, pa.ArrowInvalid):
-            filesystem, inside = opened(path)
+            filesystem, inside = open_filesystem(path)
             info = filesystem.get_file_info(inside)
             if info.type == fs.FileType.File:
                 out.append({"path": path, "size": info.size, "mtime": info.mtime.isoformat() if info.mtime else None})

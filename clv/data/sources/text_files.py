@@ -24,7 +24,7 @@ _TYPED_LINES = 1000
 Piece = tuple[pa.Table, int | None, list[str]]
 
 
-def blocks(
+def read_blocks(
     stream: Any, source: Source, kind: str, start: int, stop: int | None, ascii_like: bool, where: str,
     expected: set[str],
 ) -> Iterator[Piece]:  # fmt: skip

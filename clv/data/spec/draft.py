@@ -78,7 +78,7 @@ def _reading(file: str) -> dict[str, Any]:
     name = file.lower()
     if name.endswith((".parquet", ".pq")):
         return {"format": "parquet"}
-    head = paths.head_of(file)
+    head = paths.read_head(file)
     if head[:4] == b"PAR1":
         return {"format": "parquet"}
     if head.lstrip()[:1] == b"{":
@@ -122,7 +122,7 @@ def _delimiter(lines: list[str]) -> str:
 
 def _sample(source: Source, file: str) -> pa.Table:
     with_group = Unit(0, "events", 0, file, 0, 1 if source.format == "parquet" else 4 << 20, 0, 0, 0)
-    block = next(iter(reading.read(source, with_group, file, "file")), None)
+    block = next(iter(reading.read_unit(source, with_group, file, "file")), None)
     if block is None or not len(block.rows):
         raise SpecError(f"{file} holds no rows that could be read; name another file")
     return block.rows.slice(0, SAMPLE_ROWS)

@@ -40,7 +40,7 @@ _BRANCH = re.compile(r"^(function-|EventType$|constrained-|str$|float$)")
 _REMEDY = {"missing": "add it", "extra_forbidden": "remove it or correct its name"}
 
 
-def explain(error: ValidationError, place: str, whole: Any) -> str:
+def describe_mistakes(error: ValidationError, place: str, whole: Any) -> str:
     """One line for each mistake pydantic found in a file `place` of model `whole`: file, key, and what to do."""
     lines = []
     for item in error.errors(include_url=False):

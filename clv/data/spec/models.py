@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from clv.data.clock import Clock
-from clv.data.spec.errors import Loader, explain
+from clv.data.spec.errors import Loader, describe_mistakes
 
 
 class SpecError(ValueError):
@@ -306,7 +306,7 @@ class DatasetSpec(_Model):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            raise SpecError(explain(error, place, cls)) from error
+            raise SpecError(describe_mistakes(error, place, cls)) from error
 
     def to_yaml(self) -> str:
         """The resolved spec, defaults included. ${VAR} stays as written, so no secret of the environment gets out."""

@@ -52,14 +52,14 @@ class Assembler:
         """All customers known at the origin (us), with the seasonal factor forecast for it; labels if `known_before`
         (us) is given."""
         past = cut(histories, origin, self.horizons, self.clock, value=self.value, known_before=known_before)
-        day = int(self.clock.day_of(np.array([origin]))[0])
+        day = int(self.clock.local_day(np.array([origin]))[0])
         return self._assemble(past, *self.btyd.forecast_factor(day))
 
     def training_samples(
         self, histories: Histories, customers: NDArray[np.int64], days: NDArray[np.int32], cutoff: int
     ) -> Samples:
         """Samples (customers[i], days[i]) with labels known before `cutoff` (us) and each origin's actual factor."""
-        origins = self.clock.start_of(days)
+        origins = self.clock.day_start(days)
         past = cut(
             histories, origins, self.horizons, self.clock, value=self.value, customers=customers, known_before=cutoff
         )
@@ -67,7 +67,7 @@ class Assembler:
         return self._assemble(past, *self.btyd.actual_factor(past.origin_day), no_error).samples
 
     def _assemble(self, past: Cut, orders_factor: Floats, value_factor: Floats, factor_error: Floats) -> AssembledRows:
-        table = features.frame(past, self.horizons)
+        table = features.sample_frame(past, self.horizons)
         plain = self.btyd.curves(table)
         base = apply_factor(plain, orders_factor, value_factor)
         labels = past.labels
@@ -107,7 +107,7 @@ def population_average_curves(plain: Curves, buyers: NDArray[np.bool_], value_sc
 
 def fit_value_scale(cuts: Cut) -> float:
     """Mean value of an order in the pasts of `cuts`, the unit in which the model learns value; 1 without prices."""
-    value = cuts.worth()[np.unique(cuts.index)]
+    value = cuts.token_values()[np.unique(cuts.index)]
     paid = value[value > 0]
     return float(paid.mean()) if len(paid) else 1.0
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clv.data.clock import DAY_US
 from clv.data.cutoff import Cut
 from clv.data.events import PURCHASE
-from clv.data.features import absent, feature_names
+from clv.data.features import default_value, feature_names
 from clv.data.histories import ATTRIBUTE_PREFIX, Histories, ranges
 from clv.models.inputs.text_history import TextSpace
 from clv.models.inputs.tokens import Floats, Ints, TextArrays, TokenArrays, vocabulary_index
@@ -160,7 +160,7 @@ class FeatureSpace:
     def wide(self, table: pd.DataFrame) -> Floats:
         """(S, F) features of a feature table; a missing one is 0 with its flag set, also where its column is absent."""
         missing = [name for name in self.numeric if name not in table.columns]
-        raw = table.assign(**{name: absent(name) for name in missing})[list(self.numeric)].to_numpy(np.float64)
+        raw = table.assign(**{name: default_value(name) for name in missing})[list(self.numeric)].to_numpy(np.float64)
         values = np.clip(_sign_log(raw), self.low, self.high)
         values = (values - self.center) / self.scale
         undefined = np.isnan(values)

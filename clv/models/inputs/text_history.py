@@ -147,7 +147,7 @@ class TextSpace:
 
     def _message_phrases(self, cut: Cut, index: Ints) -> tuple[Ints, Ints, NDArray[np.int32]]:
         """(E,) phrase of each event's message, 0 for none; `starts` and `pieces` with these phrases appended."""
-        messages, out = cut.histories.said, np.zeros(len(index), np.int64)
+        messages, out = cut.histories.raw_text, np.zeros(len(index), np.int64)
         if messages is None:
             return out, self.starts, self.pieces
         texts = pc.utf8_slice_codeunits(messages.take(pa.array(index)), 0, MESSAGE_CHARACTERS)

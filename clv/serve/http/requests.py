@@ -91,8 +91,8 @@ def check(scorer: Scorer, as_of: int, data_through: int) -> None:
 
 def default_as_of(facts: Facts, newest: int, now: int) -> int:
     """First local midnight after the newest event, no later than the coming midnight, no earlier than the cut."""
-    days = facts.clock.day_of([newest, now]) + 1
-    after_newest, coming = facts.clock.start_of(days).tolist()
+    days = facts.clock.local_day([newest, now]) + 1
+    after_newest, coming = facts.clock.day_start(days).tolist()
     return max(facts.cut, min(after_newest, coming))
 
 

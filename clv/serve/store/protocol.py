@@ -42,7 +42,7 @@ class Appended:
 class Store(Protocol):
     """Histories (schema HISTORIES and `attr_*` columns) by customer id, and events that came since.
 
-    Of what customers wrote the hash is kept, not the text (column `said` of histories).
+    Of what customers wrote the hash is kept, not the text (column `raw_text` of histories).
     Safe to use from several threads and processes. What a write returned for survives a crash of the process. Every
     call but `close` may raise StoreUnavailableError.
     """

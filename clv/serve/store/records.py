@@ -79,7 +79,7 @@ class EventAppend:
         if None in ids:
             raise ValueError("an event without event_id cannot be appended: it could not be told from its repetition")
         return cls(
-            events["customer_id"].to_pylist(), [digest(one.encode()) for one in ids], log.of_events(events, clock)
+            events["customer_id"].to_pylist(), [digest(one.encode()) for one in ids], log.encode_events(events, clock)
         )
 
     def fresh(self, held: Mapping[tuple[str, bytes], bytes]) -> list[int]:
@@ -120,13 +120,13 @@ class Put:
             raise ValueError("a customer without events cannot be stored: drop empty histories")
         if erased:
             times = [erased.get(name, -(2**63)) for name in histories["customer_id"].to_pylist()]
-            histories = log.since(histories, np.array(times, np.int64))
+            histories = log.drop_before(histories, np.array(times, np.int64))
         names = histories["customer_id"].to_pylist()
         here = set(names)
         owned = [one for one in held if one.customer_id in here]
         lines = joined([one.line for one in owned])
         owners = [one.customer_id for one in owned]
-        done = log.covered(histories, owners, lines) if owned else np.zeros(0, bool)
+        done = log.already_in_histories(histories, owners, lines) if owned else np.zeros(0, bool)
         newest, place = histories["last_time"].cast(pa.int64()).to_pylist(), {name: i for i, name in enumerate(names)}
         for i in np.flatnonzero(~done):  # events that the histories do not hold stay beside them
             row = place[owners[i]]

@@ -68,7 +68,7 @@ def draw(
     first = first_days(h, cutoff)
     by_first = np.argsort(first, kind="stable")
     known = np.searchsorted(first[by_first], days)  # customers known at each origin
-    cutoff_day = int(clock.day_of(np.array([cutoff]))[0])
+    cutoff_day = int(clock.local_day(np.array([cutoff]))[0])
     off_season = np.abs((cutoff_day - days + 182) % 365 - 182)
     weight = known * (1 + season_bonus * (off_season <= SEASON_DAYS))
     if weight.sum() == 0:

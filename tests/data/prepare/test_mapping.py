@@ -37,7 +37,7 @@ def taken(spec: DatasetSpec) -> MappedBlock:
     """All blocks of the first events source, joined."""
     events, rejects, accounting = [], [], RowAccounting()
     for unit in check_sources(spec, "shop.yaml"):
-        for block in reading.read(spec.events[0], unit, "shop.yaml", "events[0]"):
+        for block in reading.read_unit(spec.events[0], unit, "shop.yaml", "events[0]"):
             got = map_events(block, spec.events[0], spec, unit.path)
             events.append(got.rows)
             rejects.append(got.rejects)
@@ -112,7 +112,7 @@ def test_a_text_cut_into_byte_ranges_gives_every_line_once(
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 97)
     for size in (61, 100, 1003):
         monkeypatch.setattr(reading, "UNIT_BYTES", size)
-        assert len(reading.plan(spec, "shop.yaml")) > 5
+        assert len(reading.plan_units(spec, "shop.yaml")) > 5
         pieces = taken(spec).rows
         assert pieces["amount"].to_pylist() == whole["amount"].to_pylist()
         assert pieces["customer_id"].to_pylist() == whole["customer_id"].to_pylist()

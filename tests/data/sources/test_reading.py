@@ -100,8 +100,8 @@ def test_a_partitioned_folder_is_read_whole_and_its_names_are_columns(
     dated = spec_of(f"path: {tmp_path}/logs", f"format: {suffix.split('.')[0]}")
     columns = dated.events[0].columns.model_copy(update={"channel": "day"})
     dated = dated.model_copy(update={"events": [dated.events[0].model_copy(update={"columns": columns})]})
-    (first, *_) = reading.plan(dated, "s")
-    (block,) = reading.read(dated.events[0], first, "s", "k")
+    (first, *_) = reading.plan_units(dated, "s")
+    (block,) = reading.read_unit(dated.events[0], first, "s", "k")
     assert set(block.rows["day"].to_pylist()) == {"2024-01-01"}
     assert len(set(shards(dated, tmp_path / "dated")) & set(expected)) == 0
 
@@ -116,9 +116,9 @@ def test_folders_outside_of_where_are_never_opened(tmp_path: Path) -> None:
     days = [Path(unit.path).parent.name for unit in check.check_sources(spec, "s")]
     assert days == ["day=2024-01-03", "day=2024-01-04", "day=2024-01-05"]
     spec = spec_of(place, "where: {day: [2024-01-02, 2024-02-01]}")
-    assert len(reading.plan(spec, "s")) == 2
+    assert len(reading.plan_units(spec, "s")) == 2
     with pytest.raises(SpecError, match=r"where leaves nothing of the \d+ files"):
-        reading.plan(spec_of(place, "where: {day: 1999-01-01}"), "s")
+        reading.plan_units(spec_of(place, "where: {day: 1999-01-01}"), "s")
     with pytest.raises(SpecError, match=r"events\[0\]\.where: .*part-0\.parquet has no column 'dy'; it has day, c, t"):
         check.check_sources(spec_of(place, "where: {dy: 1, day: 2024-01-01}"), "s")
 
@@ -139,17 +139,17 @@ def test_row_groups_that_hold_nothing_of_interest_are_not_in_the_plan(
 ) -> None:
     frame = log()
     write(frame, tmp_path / "log.parquet")  # in order of time, 8 groups
-    everything = reading.plan(spec_of(f"path: {tmp_path}/log.parquet"), "s")
+    everything = reading.plan_units(spec_of(f"path: {tmp_path}/log.parquet"), "s")
     assert [(unit.start, unit.stop) for unit in everything] == [(0, 8)]
     middle = frame["t"][1200].isoformat(), frame["t"][2100].isoformat()
     rule = f"where: {{t: {{min: '{middle[0]}', below: '{middle[1]}'}}}}"
     spec = spec_of(f"path: {tmp_path}/log.parquet", rule)
-    (unit,) = reading.plan(spec, "s")
+    (unit,) = reading.plan_units(spec, "s")
     assert (unit.start, unit.stop, unit.first_row, unit.rows) == (2, 5, 1000, 1500)
-    read = sum(len(block.rows) for block in reading.read(spec.events[0], unit, "s", "k"))
+    read = sum(len(block.rows) for block in reading.read_unit(spec.events[0], unit, "s", "k"))
     assert read == int(((frame["t"] >= middle[0]) & (frame["t"] < middle[1])).sum())
     with pytest.raises(SpecError, match=r"k\.where: .*soon"):
-        list(reading.read(spec_of(f"path: {tmp_path}/log.parquet", "where: {x: soon}").events[0], unit, "s", "k"))
+        list(reading.read_unit(spec_of(f"path: {tmp_path}/log.parquet", "where: {x: soon}").events[0], unit, "s", "k"))
 
 
 def test_columns_that_no_key_names_are_not_read_unless_copies_are_looked_for(tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_columns_that_no_key_names_are_not_read_unless_copies_are_looked_for(tmp
     spec = spec_of(f"path: {tmp_path}/log.parquet", "event_type: purchase")
     wanted = intake_needed(spec)
     assert wanted == {"c", "t", "o", "x"}
-    (unit,) = reading.plan(spec, "s")
-    (block,) = reading.read(spec.events[0], unit, "s", "k", wanted)
+    (unit,) = reading.plan_units(spec, "s")
+    (block,) = reading.read_unit(spec.events[0], unit, "s", "k", wanted)
     assert block.rows.column_names == ["c", "t", "o", "x"]
     rules = spec.cleaning.model_copy(update={"exact_duplicates": "drop"})
     assert intake_needed(spec.model_copy(update={"cleaning": rules})) is None
@@ -199,7 +199,7 @@ def test_a_bucket_gives_the_same_histories(
     monkeypatch.setattr(reading, "UNIT_BYTES", 20_000)  # a plain text is read in ranges of bytes
     spec = spec_of(f"path: s3://shop/{suffix}/*.{suffix}")
     if suffix == "csv":
-        assert len(reading.plan(spec, "s")) > 5
+        assert len(reading.plan_units(spec, "s")) > 5
     assert shards(spec, tmp_path / "out") == expected
 
 
@@ -211,7 +211,7 @@ def test_a_partitioned_bucket_is_pruned_by_its_names(
     assert shards(spec_of("path: s3://shop/hive", "format: parquet"), tmp_path / "out") == expected
     assert shards(spec_of("path: s3://shop/hive/**/*.parquet"), tmp_path / "globbed") == expected
     spec = spec_of("path: s3://shop/hive/", "where: {day: {min: 2024-01-03, below: 2024-01-05}}")
-    assert [unit.path for unit in reading.plan(spec, "s")] == [
+    assert [unit.path for unit in reading.plan_units(spec, "s")] == [
         "s3://shop/hive/day=2024-01-03/part-0.parquet", "s3://shop/hive/day=2024-01-04/part-0.parquet"
     ]  # fmt: skip
     with pytest.raises(SpecError, match=r"no file matches s3://shop/none/\*\.csv"):

@@ -10,7 +10,7 @@ from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.check import check_sources
 from clv.data.prepare.mapping import map_events
 from clv.data.sources import text_files
-from clv.data.sources.reading import plan, read
+from clv.data.sources.reading import plan_units, read_unit
 from clv.data.spec.models import DatasetSpec, SpecError
 
 GOOD_CSV = [f"c{i},2024-01-0{1 + i % 9},o{i},5.5" for i in range(6)]
@@ -30,8 +30,8 @@ def accounting_of(
         f"name: shop\ntimezone: UTC\ncurrency: EUR\nevents:\n  path: {folder / name}\n  columns: {columns}\n{more}", "s"
     )
     accounting, customers, records = RowAccounting(), list[str | None](), list[str]()
-    for unit in plan(spec, "s"):
-        for block in read(spec.events[0], unit, "s", "events[0]"):
+    for unit in plan_units(spec, "s"):
+        for block in read_unit(spec.events[0], unit, "s", "events[0]"):
             got = map_events(block, spec.events[0], spec, unit.path)
             accounting.add(got.accounting)
             customers += got.rows["customer_id"].to_pylist()

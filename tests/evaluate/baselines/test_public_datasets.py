@@ -47,10 +47,10 @@ def online_retail(folder: Path, clock: Clock) -> histories.Histories:
 def test_baselines_reach_their_known_quality_on_online_retail(shared_data: Path) -> None:
     clock = Clock("Europe/London")
     log, origin = online_retail(shared_data, clock), clock.parse("2011-06-12")
-    day = int(clock.day_of(np.array([origin]))[0])
-    past = clock.start_of(np.array([day - H - 28 * i for i in range(14)]))
-    train = features.frame(cutoff.cut(log, past, [H], clock, known_before=origin), (H,))
-    test = features.frame(cutoff.cut(log, [origin], [H], clock, known_before=origin + 91 * 86_400_000_000), (H,))
+    day = int(clock.local_day(np.array([origin]))[0])
+    past = clock.day_start(np.array([day - H - 28 * i for i in range(14)]))
+    train = features.sample_frame(cutoff.cut(log, past, [H], clock, known_before=origin), (H,))
+    test = features.sample_frame(cutoff.cut(log, [origin], [H], clock, known_before=origin + 91 * 86_400_000_000), (H,))
     now = population(test)
     y, orders = now[f"value_{H}"].to_numpy(), now[f"orders_{H}"].to_numpy()
     assert len(now) == 4976

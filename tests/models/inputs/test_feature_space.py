@@ -54,7 +54,7 @@ def past_at(rows: list[dict[str, object]], day: float) -> Cut:
 
 
 def fitted(past: Cut, **more: object) -> FeatureSpace:
-    return FeatureSpace.fit(past, features.frame(past, (30,)), **({"min_count": 1} | more))  # type: ignore[arg-type]
+    return FeatureSpace.fit(past, features.sample_frame(past, (30,)), **({"min_count": 1} | more))  # type: ignore[arg-type]
 
 
 def test_a_round_trip_through_json_and_arrays_changes_nothing(shop) -> None:
@@ -179,8 +179,8 @@ def test_features_and_tokens_ignore_everything_at_or_after_the_origin(shop) -> N
     made = []
     for source in (h, scrambled):
         past = cut(source, origin, (30, 90), shop.clock)
-        space = FeatureSpace.fit(past, features.frame(past, (30, 90)), shop.items)
-        made.append((space.wide(features.frame(past, (30, 90))), space.tokens(past, 20)))
+        space = FeatureSpace.fit(past, features.sample_frame(past, (30, 90)), shop.items)
+        made.append((space.wide(features.sample_frame(past, (30, 90))), space.tokens(past, 20)))
     np.testing.assert_array_equal(made[0][0], made[1][0])
     np.testing.assert_array_equal(made[0][1].scalars, made[1][1].scalars)
     np.testing.assert_array_equal(made[0][1].codes, made[1][1].codes)
@@ -261,7 +261,7 @@ def test_a_shop_without_texts_prices_or_channels_has_a_space_too() -> None:
     assert (tokens.scalars[:, 7] == 1).all()
     assert (tokens.codes[:, 5] == 0).all()
     assert space.text_vectors.shape == (2, 0)
-    assert np.isfinite(space.wide(features.frame(past, (30,)))).all()
+    assert np.isfinite(space.wide(features.sample_frame(past, (30,)))).all()
 
 
 def test_hashes_of_items_meet_those_of_the_histories() -> None:

@@ -59,7 +59,7 @@ def in_words(past: Cut, row: int, names: dict[int, list[str]]) -> str:
         num_pieces += sum(1 + len(pieces) for pieces in shown)
         shown = shown if num_pieces <= (LIMIT - 2) // 2 else []
         words = [f", {' '.join(pieces).replace(' ##', '')}" for pieces in shown]
-        message = (h.said[token].as_py() if h.said is not None else None) or ""
+        message = (h.raw_text[token].as_py() if h.raw_text is not None else None) or ""
         sentences.append(" ".join([when, what, rounded(float(h.amount[token])), lines, *words, message, "."]))
     return " ".join(sentences)
 
@@ -205,7 +205,7 @@ def test_messages_are_part_of_the_text_word_for_word_even_if_no_fit_has_seen_the
     h = shop.histories
     letters = np.array(["late again", "thank you!", "where is my order 4711?"])
     said = pa.array(letters[np.arange(len(h.time)) % 3], mask=np.arange(len(h.time)) % 5 > 0)
-    past = replace(shop.past, histories=replace(h, said=said))
+    past = replace(shop.past, histories=replace(h, raw_text=said))
     tokenizer = text_backbone.load_tokenizer(text_checkpoint)
     silent = replace(space, item_keys=space.item_keys[:0], item_phrase=space.item_phrase[:0])
     # The tokenizers of some checkpoints truncate and pad by themselves.
@@ -223,14 +223,14 @@ def test_messages_are_part_of_the_text_word_for_word_even_if_no_fit_has_seen_the
 
 def test_a_long_message_is_cut_and_a_column_without_messages_changes_nothing(shop, space: TextSpace) -> None:
     said = pa.array(["x y " * 20_000] * len(shop.histories.time))
-    long = replace(shop.past, histories=replace(shop.histories, said=said))
+    long = replace(shop.past, histories=replace(shop.histories, raw_text=said))
     arrays = space.tokens(long, 96)
     plain = space.tokens(shop.past, 96)
     newest = arrays.offsets[1:] - 1, plain.offsets[1:] - 1
     more = np.diff(arrays.piece_offsets)[newest[0]] - np.diff(plain.piece_offsets)[newest[1]]
     assert (more == MESSAGE_PIECES).all()
     none = pa.nulls(len(said), pa.string())
-    quiet = space.tokens(replace(shop.past, histories=replace(shop.histories, said=none)), 96)
+    quiet = space.tokens(replace(shop.past, histories=replace(shop.histories, raw_text=none)), 96)
     np.testing.assert_array_equal(quiet.pieces, plain.pieces)
 
 

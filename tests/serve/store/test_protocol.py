@@ -19,7 +19,7 @@ import redis
 
 from clv.data.clock import Clock
 from clv.data.events import EVENTS, US
-from clv.data.histories import HISTORIES, SAID, build
+from clv.data.histories import HISTORIES, RAW_TEXT, build
 from clv.serve.store.factory import open_store
 from clv.serve.store.protocol import Store
 from clv.serve.store.sqlite import FILE, SqliteStore
@@ -133,7 +133,7 @@ def test_attributes_come_back_and_are_null_where_never_given(store: Store) -> No
 def test_of_a_text_the_hash_is_kept(store: Store) -> None:
     table = histories(5)
     said = pa.array([["where is it?"] * len(times) for times in table["time"]], pa.list_(pa.string()))
-    store.put_histories(table.append_column(SAID, said))
+    store.put_histories(table.append_column(RAW_TEXT, said))
     assert same(store.get(table["customer_id"].to_pylist()), table)
 
 
