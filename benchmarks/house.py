@@ -42,11 +42,11 @@ WORDS: dict[str, tuple[str, str]] = {
     r"wish": (r"wishlist|as you wish", "an event type"),
     r"gates?": (r"(?i)gated|recurrent|investigate|gate_proj|update_gate", "gates of recurrent cells"),
     r"sign(?:s|ed)?": (
-        r"sign of|signs? of|currency sign|sign_|_sign|signed|minus sign|np\.sign|\bsign\(|sign up|same sign",
+        r"signs? (of|that)|currency sign|[\"(.]sign\b|\bsign ?[=*>,:_)(-]|sign_|signed|minus sign|any\(sign|one sign",
         "arithmetic",
     ),
     r"dear": (r"(?!)", ""),
-    r"apart|aside": (r"(?!)", ""),
+    r"apart|aside": (r"(days|weeks|months) apart", "distances in time"),
     r"says?|said|tells?|told|believe[sd]?": (
         r"(?i)said ?=|\bSAID\w*|\.said|\"said\"|`said`|said:",
         "a column of histories",
