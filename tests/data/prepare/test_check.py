@@ -1,0 +1,75 @@
+"""Checks before any work: wrong columns, wrong paths, and the first rows of every source."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clv.data.prepare.check import check, check_sources
+from clv.data.spec.models import SpecError
+from tests.data.prepare.small_logs import spec_of, written
+
+
+@pytest.mark.parametrize(
+    ("columns", "more", "message"),
+    [
+        (
+            "customer_id: idd, event_time: t, amount: x",
+            {},
+            r"customer_id: .*has no column 'idd' \(did you mean 'id'\?\)",
+        ),
+        ("customer_id: id, event_time: t, amount: flag", {}, "column 'flag' of .* is bool, not a number"),
+        ("customer_id: id, event_time: x, amount: x", {}, "event_time: column 'x' of .* is double; set time_format"),
+        ("customer_id: id, event_time: t, amount: x", {"time_format": "unix_s"}, r"already a time \(timestamp\[us\]\)"),
+        ("customer_id: id, event_time: flag, amount: x", {}, "is bool, which is no time"),
+        (
+            "customer_id: id, event_time: t, amount: x, text: many",
+            {},
+            "text: column 'many' .* a plain column is needed",
+        ),
+    ],
+)
+def test_a_wrong_or_mistyped_column_is_found_before_any_work(
+    tmp_path: Path, columns: str, more: dict[str, Any], message: str
+) -> None:
+    table = pa.table({"id": ["a"], "t": [datetime(2020, 1, 1)], "x": [1.0], "flag": [True], "many": [[1, 2]]})
+    pq.write_table(table, tmp_path / "log.parquet")
+    with pytest.raises(SpecError, match=message):
+        check_sources(spec_of(tmp_path / "log.parquet", columns, **more), "shop.yaml")
+
+
+def test_an_error_for_a_wrong_path_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_PLACE", raising=False)
+    for path, message in [
+        ("${NO_SUCH_PLACE}/x.csv", "environment variable NO_SUCH_PLACE is not set"),
+        ("pkg://no_such_package/x.csv", "the package 'no_such_package' is not installed"),
+        (f"{tmp_path}/*.tsv", "no file matches"),
+        ("absent.csv", f"no file matches absent.csv in {Path.cwd()}; correct the path"),
+        (str(written(tmp_path / "log.dat", "x")), "format is missing and the name 'log.dat' does not tell it"),
+        (str(written(tmp_path / "broken.parquet", "PAR1 no")), "is not a readable Parquet file"),
+        (str(written(tmp_path / "empty.csv", "")), "is empty; there is nothing to prepare"),
+    ]:
+        with pytest.raises(SpecError, match=message):
+            check_sources(spec_of(path), "shop.yaml")
+
+
+def test_a_header_with_a_name_twice_is_refused(tmp_path: Path) -> None:
+    spec = spec_of(written(tmp_path / "log.csv", "id,t,x,x\na,2020-01-01,1,2\n"))
+    with pytest.raises(SpecError, match=r"columns \['x'\] stand in the header twice; give names"):
+        check_sources(spec, "shop.yaml")
+
+
+def test_check_reads_ten_thousand_rows_at_most_and_writes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "id,t,x\n" + "".join(f"c{i % 50},{1_600_000_000 + i},1\n" for i in range(12_000))
+    spec = spec_of(written(tmp_path / "log.csv", text), time_format="unix_s")
+    caplog.set_level("INFO")
+    accounting = check(spec, "shop.yaml")
+    assert accounting["events[0]"].read == 10_000
+    assert "events[0]: 10,000 rows read, 10,000 accepted, 0 rejected" in caplog.messages
+    assert "50 customers, 10,000 tokens from 10,000 events" in caplog.messages
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
