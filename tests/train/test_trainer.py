@@ -20,7 +20,7 @@ from clv.evaluate.panel import Panel
 from clv.forecast.adjustment import Adjustment
 from clv.forecast.pipeline import forecast_customers
 from clv.train.config import TrainConfig
-from clv.train.fitting import Dataset, Phases, Setup, plan, primary_horizon
+from clv.train.fitting import Dataset, Phases, Setup, plan
 from clv.train.loop import EpochDone, StepDone, finish
 from clv.train.trainer import DEFAULT_BLEND_WEIGHT, PATIENCE, Fitted, load_model, train
 
@@ -174,11 +174,6 @@ def test_a_horizon_that_fully_observed_for_the_final_fit_alone_keeps_the_chosen_
     assert run.adjustment.blend_value == (best["blend_value"],) * 2
 
 
-def test_a_log_without_any_fully_observed_origin_says_so(shop: Dataset, tiny: TrainConfig) -> None:
-    with pytest.raises(ValueError, match="too short for"):
-        fit(shop, shop.clock.parse("2023-02-10"), tiny)
-
-
 def test_a_shop_without_prices_learns_purchases(make_shop: MakeShop, cutoff: int, tiny: TrainConfig) -> None:
     value: Value = "none"
     shop = make_shop(value=value)
@@ -219,28 +214,6 @@ def test_one_customer_alone_is_enough_to_train(
     assert found["value"].shape == (1, 2)
     for name in ("p", "orders", "value", "bands"):
         assert np.isfinite(found[name]).all(), name
-
-
-@pytest.mark.parametrize(
-    ("date", "message"),
-    [
-        ("2022-06-01", r"origin 2022-06-01 leaves 0 days of log before it .* choose a later --origin"),
-        ("2023-01-02", r"origin 2023-01-02 leaves \d days of log before it"),
-        ("2024-08-01", r"origin 2024-08-01 lies after the log ends, 2024-07-01"),
-    ],
-)
-def test_a_cut_outside_the_log_is_refused(date: str, message: str, shop: Dataset, tiny: TrainConfig) -> None:
-    with pytest.raises(ValueError, match=message):
-        plan(shop, shop.clock.parse(date), tiny)
-
-
-def test_views_alone_make_no_btyd_model(
-    make_shop: MakeShop, shop_histories: pa.Table, cutoff: int, tiny: TrainConfig
-) -> None:
-    h = Histories.from_table(shop_histories)
-    looking = make_shop(replace(h, type=np.full_like(h.type, 2)).to_table())
-    with pytest.raises(ValueError, match="no customer has bought before the origin: a BTYD model needs purchases"):
-        plan(looking, cutoff, tiny)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
@@ -285,20 +258,6 @@ def test_a_run_yields_every_step_and_every_epoch(shop: Dataset, cutoff: int, tin
     for row in rows:
         part = table[(table["phase"] == row["phase"]) & (table["step"] <= row["step"])]
         assert part["step"].tolist() == list(range(1, int(row["step"]) + 1))
-
-
-@pytest.mark.parametrize(
-    ("horizons", "log_days", "expected"),
-    [
-        ((30, 90), 270, 90),
-        ((30, 90), 269, 30),
-        ((30, 90), 20, 30),
-        ((180, 365), 4_000, 180),
-        ((7, 28, 60, 365), 90, 28),
-    ],
-)
-def test_the_primary_horizon_fits_the_log_three_times(horizons: tuple[int, ...], log_days: int, expected: int) -> None:
-    assert primary_horizon(horizons, log_days) == expected
 
 
 def test_an_adjustment_survives_json(fitted: tuple[Phases, Fitted]) -> None:

@@ -1,164 +1,105 @@
-"""Feeding from shards: the same global batches whoever holds them, an exact position, bounded memory."""
+"""Examples drawn in memory: past origins with observed labels, nothing after the cut, the season drawn more often."""
 
-import tracemalloc
+from __future__ import annotations
+
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 
 from clv.data.histories import Histories
-from clv.models.inputs.batch import Batch
-from clv.train import loop, trainer
+from clv.evaluate.leakage import scramble_future
+from clv.models.inputs.batch import Samples
 from clv.train.config import TrainConfig
-from clv.train.examples import in_memory
-from clv.train.examples.in_memory import ShardOrigins
-from clv.train.examples.loader import WINDOW, ExampleSource, Step
-from clv.train.examples.on_storage import read_shard
-from clv.train.fitting import Dataset, Setup, plan
-from tests.train.shard_files import write_shards
+from clv.train.examples.in_memory import RandomOrigins, first_days
+from clv.train.fitting import Dataset, Setup, prepare
 
 
-@pytest.fixture
-def source(setup: Setup, shop: Dataset, shop_histories: pa.Table, tiny: TrainConfig, tmp_path: Path) -> ShardOrigins:
-    read_shard.cache_clear()
-    paths = write_shards(shop_histories, tmp_path, 5)
-    found = setup.source(replace(shop, shards=paths), replace(tiny, samples_per_epoch=1_400))
-    assert isinstance(found, ShardOrigins)
-    return found
-
-
-def accumulating(config: TrainConfig, micro: int) -> TrainConfig:
-    return replace(config, token_dropout=0.2).with_engine(accumulation=micro)
-
-
-def equal(a: Batch, b: Batch) -> bool:
-    return all(
-        torch.equal(getattr(a, name), getattr(b, name))
-        for name in ("scalars", "codes", "mask", "item", "wide", "base_value", "population_average")
-    )
-
-
-def test_the_parts_of_a_step_are_the_same_whoever_holds_them(source: ShardOrigins, tiny: TrainConfig) -> None:
-    alone = list(source.steps(accumulating(tiny, 4), 0, 1, 0))
-    two = [list(source.steps(accumulating(tiny, 2), rank, 2, 0)) for rank in range(2)]
-    assert len(alone) == 1_400 // tiny.batch_size > WINDOW
-    for whole, *shared in zip(alone, *two, strict=True):
-        assert [len(batch) for batch in whole.batches] == [tiny.batch_size // 4] * 4
-        for part, batch in enumerate(whole.batches):
-            assert equal(batch, shared[part % 2].batches[part // 2])
-
-
-def test_an_epoch_depends_on_its_number_and_the_seed_alone(source: ShardOrigins, tiny: TrainConfig) -> None:
-    def first(of: ShardOrigins, epoch: int) -> Batch:
-        return next(of.steps(tiny, 0, 1, epoch)).batches[0]
-
-    assert equal(first(source, 0), first(source, 0))
-    assert not equal(first(source, 0), first(source, 1))
-    assert not equal(first(source, 0), first(replace(source, seed=2), 0))
-
-
-@pytest.mark.parametrize("at", [1, WINDOW - 1, WINDOW, WINDOW + 3])
-def test_a_resumed_epoch_goes_on_at_the_very_step(at: int, source: ShardOrigins, tiny: TrainConfig) -> None:
-    config = accumulating(tiny, 2)
-    whole, rest = list(source.steps(config, 0, 1, 3)), list(source.steps(config, 0, 1, 3, at))
-    assert [step.number for step in rest] == list(range(at, len(whole)))
-    for a, b in zip(whole[at:], rest, strict=True):
-        assert all(equal(x, y) for x, y in zip(a.batches, b.batches, strict=True))
-
-
-def test_a_worker_reads_its_own_shards_only_and_each_once(
-    source: ShardOrigins, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-
-    def reading(path: str) -> Histories:
-        read.append(path)
-        return Histories.from_table(pq.read_table(path))
-
-    seen: list[set[str]] = []
-    for rank in range(2):
-        read.clear()
-        monkeypatch.setattr(in_memory, "read_shard", reading)
-        many = replace(source, num_samples=8 * WINDOW * tiny.batch_size)
-        list(many.steps(tiny, rank, 2, 0))
-        seen.append(set(read))
-        turns = [path for i, path in enumerate(read) if i == 0 or path != read[i - 1]]
-        assert len(turns) == len(seen[-1]) < len(source.shards)
-    assert not seen[0] & seen[1]
-    assert seen[0] | seen[1] == set(source.shards)
-
-
-def test_labels_are_fully_observed_and_rows_of_a_batch_are_of_similar_length(
-    source: ShardOrigins, tiny: TrainConfig
-) -> None:
-    steps: list[Step] = list(source.steps(tiny, 0, 1, 0))
-    spread, between = [], []
-    for step in steps:
-        (batch,) = step.batches
-        assert batch.targets is not None
-        assert batch.targets.observed.sum(1).min() >= 1
-        lengths = batch.mask.sum(1)
-        spread.append(float(lengths.std()))
-        between.append(float(lengths.mean()))
-    assert np.mean(spread) < 0.5 * np.std(between)
-
-
-def test_memory_does_not_grow_with_the_number_of_shards(
-    source: ShardOrigins, shop_histories: pa.Table, tiny: TrainConfig, tmp_path: Path
-) -> None:
-    def peak(num: int) -> int:
-        """Bytes at most while one epoch over so many shards of one size is read."""
-        folder = tmp_path / str(num)
-        folder.mkdir()
-        paths = [folder / f"{i}.parquet" for i in range(num)]
-        for path in paths:
-            pq.write_table(shop_histories, path)
-        many = replace(source, shards=tuple(map(str, paths)), num_samples=num * WINDOW * tiny.batch_size)
-        read_shard.cache_clear()
-        most, before = 0, pa.total_allocated_bytes()
-        tracemalloc.start()
-        for _ in many.steps(tiny, 0, 1, 0):
-            most = max(most, tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before)
-            tracemalloc.reset_peak()
-        tracemalloc.stop()
-        return most
-
-    assert peak(12) < 1.2 * peak(3)
-
-
-def test_what_cannot_be_dealt_out_is_refused_by_name(source: ShardOrigins, tiny: TrainConfig) -> None:
-    with pytest.raises(
-        ValueError, match="5 shards cannot feed workers x accumulation = 8: prepare with --partitions 8"
+def assert_equal_samples(first: Samples, second: Samples) -> None:
+    for name in (
+        "wide",
+        "base_hazard",
+        "base_repeats",
+        "base_value",
+        "population_average",
+        "value",
+        "orders",
+        "observed",
     ):
-        next(source.steps(tiny, 0, 8, 0))
-    with pytest.raises(ValueError, match="batch_size 64 cannot be dealt out evenly to workers x accumulation = 3"):
-        next(source.steps(tiny, 0, 3, 0))
-    with pytest.raises(ValueError, match="batch_tokens needs the histories in memory"):
-        next(source.steps(replace(tiny, batch_tokens=1_000), 0, 1, 0))
+        assert np.array_equal(getattr(first, name), getattr(second, name)), name
+    for name in ("offsets", "scalars", "codes", "item_offsets", "item"):
+        assert np.array_equal(getattr(first.tokens, name), getattr(second.tokens, name)), name
 
 
-def test_shards_yield_the_same_kind_of_samples_as_memory(
-    shop: Dataset, setup: Setup, source: ShardOrigins, tiny: TrainConfig
+def test_an_epoch_depends_on_its_number_and_the_seed_alone(source: RandomOrigins) -> None:
+    first = source.epoch(3)
+    assert_equal_samples(first, source.epoch(3))
+    for other in (source.epoch(4), replace(source, seed=source.seed + 1).epoch(3)):
+        assert len(other) != len(first) or not np.array_equal(other.wide, first.wide)
+
+
+def test_every_sample_has_a_fully_observed_label(source: RandomOrigins) -> None:
+    samples = source.epoch(0)
+    assert len(samples) > 250
+    assert samples.observed is not None
+    assert samples.observed.any(axis=1).all()
+    assert not samples.observed.all()  # the newest origins know the short horizon only
+
+
+def test_origins_are_those_whose_shortest_horizon_ends_before_the_cut(setup: Setup, shop: Dataset, cutoff: int) -> None:
+    ends = shop.clock.day_start(setup.days + min(shop.horizons))
+    assert len(setup.days) >= 4
+    assert (ends <= cutoff).all()
+
+
+def test_a_pair_of_customer_and_origin_comes_once_an_epoch(source: RandomOrigins) -> None:
+    crowded = replace(source, num_samples=20_000).epoch(0)
+    # No more than there are: every customer known at every origin.
+    assert len(crowded) <= len(source.days) * len(source.histories)
+    rows = np.concatenate([crowded.wide, crowded.base_value], axis=1)
+    known = [
+        len(source.assembler.assemble(source.histories, int(o)).table)
+        for o in source.assembler.clock.day_start(source.days)
+    ]
+    assert len(rows) <= sum(known)
+
+
+def test_the_season_of_the_cut_is_drawn_more_often(shop: Dataset, tiny: TrainConfig) -> None:
+    late = prepare(shop, shop.clock.parse("2024-05-01"), replace(tiny, num_origins=12), 30)
+    even, bonus = (replace(late.source(shop, tiny), season_bonus=b, num_samples=4_000).epoch(0) for b in (0.0, 50.0))
+    # The origins a year before the cut are young: their samples have few tokens.
+    assert bonus.lengths.mean() < even.lengths.mean()
+
+
+def test_samples_do_not_see_what_came_after_the_cut(
+    source: RandomOrigins, shop_histories: pa.Table, cutoff: int
 ) -> None:
-    def means(of: ExampleSource) -> list[float]:
-        steps = [step for epoch in range(12) for step in of.steps(tiny, 0, 1, epoch)]
-        batches = [batch for step in steps for batch in step.batches]
-        targets = [batch.targets for batch in batches if batch.targets is not None]
-        bought = torch.cat([t.orders[:, 0] > 0 for t in targets]).float().mean()
-        observed = torch.cat([t.observed for t in targets]).mean()
-        return [float(bought), float(observed), float(torch.cat([b.mask.sum(1) for b in batches]).mean())]
-
-    # From memory a pair comes once an epoch: few are drawn of the many, so that the two can be compared.
-    memory, shards = setup.source(shop, replace(tiny, samples_per_epoch=192)), replace(source, num_samples=1_024)
-    np.testing.assert_allclose(means(shards), means(memory), rtol=0.06)
+    scrambled = Histories.from_table(scramble_future(shop_histories, cutoff, seed=2))
+    assert_equal_samples(source.epoch(0), replace(source, histories=scrambled).epoch(0))
 
 
-def test_a_run_fed_from_shards_learns(shop: Dataset, cutoff: int, source: ShardOrigins, tiny: TrainConfig) -> None:
-    config = replace(tiny, samples_per_epoch=1_024)
-    history = loop.finish(trainer.fit_holdout(replace(shop, shards=source.shards), plan(shop, cutoff, config), config))
-    assert float(history[-1]["loss"]) < float(history[0]["loss"]) - 0.5
-    assert [row["step"] for row in history] == [16, 32]
+def test_first_days_are_of_events_known_before_the_cut(source: RandomOrigins, cutoff: int) -> None:
+    h = source.histories
+    known = h.known_at.copy()
+    first = h.offsets[:-1]
+    known[first[0]] = cutoff  # arrives too late
+    late = replace(h, known_at=known)
+    found = first_days(late, cutoff)
+    assert found[0] == h.day[first[0] + 1]
+    assert np.array_equal(found[1:], h.day[first][1:])
+    nothing = first_days(h, int(h.time.min()))
+    assert (nothing > 10**9).all()
+
+
+def test_no_past_origin_at_all_says_that_the_log_is_too_short(source: RandomOrigins) -> None:
+    with pytest.raises(
+        ValueError, match="no past origin has a fully observed label: the log is too short for the horizons"
+    ):
+        replace(source, days=np.zeros(0, np.int32)).epoch(0)
+
+
+def test_origins_are_whole_weeks_before_the_cut(source: RandomOrigins, cutoff: int) -> None:
+    before = source.assembler.clock.local_day(cutoff) - source.days
+    assert (before > 0).all()
+    assert (before % 7 == 0).all()

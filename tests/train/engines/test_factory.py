@@ -1,0 +1,22 @@
+"""The engine of a configuration, and options that are refused before it is built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clv.models.model import CustomerModel
+from clv.train import loop
+from clv.train.config import TrainConfig
+from clv.train.engines.factory import make_engine
+from clv.train.fitting import Setup
+
+
+def test_recomputing_is_refused_where_there_are_no_transformer_layers(setup: Setup, config: TrainConfig) -> None:
+    backbone = replace(config.model.backbone, architecture="gru")
+    changed = replace(config, model=replace(config.model, backbone=backbone)).with_engine(activation_checkpointing=True)
+    model = CustomerModel(changed.model, setup.assembler.space, 2)
+    with pytest.raises(ValueError, match=r"engine\.activation_checkpointing needs a transformer backbone"):
+        make_engine(model, loop.sum_loss(changed, True), changed, torch.device("cpu"))
