@@ -1,4 +1,4 @@
-"""A small shop with purchases, returns, views and channels, cut at two origins, and its feature space."""
+"""A small simulated dataset with purchases, returns, views and channels, cut at two origins, and its feature space."""
 
 from dataclasses import dataclass
 
@@ -70,7 +70,7 @@ def shop() -> Dataset:
     curves = np.cumsum(rng.uniform(0.05, 1.0, (3, len(past), len(HORIZONS))), axis=2).astype(np.float32)
     samples = Samples(
         tokens=space.tokens(past, MAX_TOKENS),
-        # As the assembler does: the features, then the three curves of the BTYD model.
+        # As in the assembler: the features, then the three curves of the BTYD model.
         wide=np.concatenate([space.wide(table), *np.log(curves)], axis=1),
         base_hazard=curves[0],
         base_repeats=curves[1],

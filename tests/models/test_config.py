@@ -29,7 +29,7 @@ def test_options_of_other_methods_are_refused(given: dict[str, Any], message: st
 def test_adapters_need_a_pretrained_bert_or_gpt2() -> None:
     adapters = AdapterConfig(method="prefix")
     with pytest.raises(
-        ValueError, match="prefix freezes the backbone, which is random without model.backbone.pretrained"
+        ValueError, match=r"prefix freezes the backbone, which is random without model\.backbone\.pretrained"
     ):
         adapters.check_backbone(BackboneConfig())
     with pytest.raises(ValueError, match="prefix needs a bert or gpt2 backbone, not gru"):

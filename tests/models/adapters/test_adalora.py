@@ -1,4 +1,4 @@
-"""AdaLoRA's budget: how it falls, whom it prunes, and that what is pruned stays so."""
+"""AdaLoRA's rank budget: how it falls, which ranks it prunes as peft does, and that pruned ranks stay pruned."""
 
 from itertools import chain
 from typing import Any
@@ -11,7 +11,7 @@ from clv.models.adapters import adalora
 
 peft = pytest.importorskip("peft")
 
-RANK, NUM = 2, 3  # of every matrix in the end, and of them
+RANK = 2  # of every matrix on average in the end
 
 
 class Layers(nn.Module):
@@ -25,7 +25,7 @@ class Layers(nn.Module):
 
 
 def make() -> Layers:
-    """Three matrices with three ranks each, two of which may stay on average."""
+    """Three matrices with three ranks each, of which two remain on average."""
     torch.manual_seed(0)
     model = Layers()
     config = peft.AdaLoraConfig(
@@ -45,7 +45,7 @@ def layers() -> Layers:
 
 
 def learn(model: nn.Module, seed: int) -> None:
-    """Gradients of one step, and the step."""
+    """Computes the gradients of one step."""
     torch.manual_seed(seed)
     model.zero_grad()
     model(torch.randn(16, 6)).square().sum().backward()
@@ -62,7 +62,7 @@ def test_the_budget_falls_by_a_cubic_law_within_the_first_epoch() -> None:
     assert adalora.initial_rank(1) == 2
 
 
-def test_the_ranks_of_least_importance_go_as_in_peft(layers: Layers) -> None:
+def test_the_ranks_of_least_importance_are_pruned_as_in_peft(layers: Layers) -> None:
     config = peft.AdaLoraConfig(
         init_r=3,
         target_r=RANK,
@@ -73,21 +73,21 @@ def test_the_ranks_of_least_importance_go_as_in_peft(layers: Layers) -> None:
     )
     from peft.tuners.adalora.layer import RankAllocator
 
-    other: Any = RankAllocator(layers, config, "default")
+    reference: Any = RankAllocator(layers, config, "default")
     for step in range(5):
         learn(layers, step)
         adalora.update_importance(layers)
-        other.update_ipt(layers)
+        reference.update_ipt(layers)
     before = values(layers)
     adalora.prune(layers, 0.3)
     (kept,) = (values(layers) != 0).nonzero(as_tuple=True)
     assert len(kept) == adalora.budget(0.3, 9, 6) == 6
-    pattern = other.mask_to_budget(layers, 6)
+    pattern = reference.mask_to_budget(layers, 6)
     assert kept.tolist() == [i for i, stays in enumerate(chain.from_iterable(pattern.values())) if stays]
     torch.testing.assert_close(values(layers)[kept], before[kept])
 
 
-def test_which_ranks_stay_is_open_until_the_budget_is_reached(layers: Layers) -> None:
+def test_the_remaining_ranks_are_final_once_the_budget_is_reached(layers: Layers) -> None:
     kept = []
     for step, epochs in enumerate([0.05, 0.11, 0.5, 0.6, 2.0]):
         learn(layers, step)
@@ -96,13 +96,13 @@ def test_which_ranks_stay_is_open_until_the_budget_is_reached(layers: Layers) ->
         kept.append((values(layers) != 0).tolist())
         with torch.no_grad():
             for name, p in layers.named_parameters():
-                # What was pruned comes back by the optimizer, and what was kept becomes unimportant.
+                # As if the optimizer revived pruned ranks and the kept ones lost their importance.
                 p.add_(1.0) if ".lora_E." in name else p.mul_(-0.7)
     assert [sum(step) for step in kept] == [9, 8, 6, 6, 6]
     assert kept[2] == kept[3] == kept[4]
 
 
-def test_rows_and_columns_at_right_angles_cost_nothing(layers: Layers) -> None:
+def test_orthonormal_rows_and_columns_have_no_penalty(layers: Layers) -> None:
     found = [p for name, p in layers.named_parameters() if ".lora_A." in name or ".lora_B." in name]
     norms = []
     for p in found:
@@ -114,7 +114,7 @@ def test_rows_and_columns_at_right_angles_cost_nothing(layers: Layers) -> None:
     assert adalora.orthogonality_penalty(layers).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_an_average_forgets_what_was_pruned(layers: Layers) -> None:
+def test_averaged_weights_are_zero_at_pruned_ranks(layers: Layers) -> None:
     learn(layers, 0)
     adalora.update_importance(layers)
     before = {name: t.clone() for name, t in layers.state_dict().items()}
@@ -127,7 +127,7 @@ def test_an_average_forgets_what_was_pruned(layers: Layers) -> None:
         assert torch.equal(t, after[name]), name
 
 
-def test_what_is_known_of_the_ranks_travels_with_the_weights(layers: Layers) -> None:
+def test_the_importance_of_the_ranks_is_part_of_the_weights(layers: Layers) -> None:
     for step in range(5):
         learn(layers, step)
         adalora.update_importance(layers)
@@ -137,5 +137,5 @@ def test_what_is_known_of_the_ranks_travels_with_the_weights(layers: Layers) -> 
         for model in (layers, resumed):
             adalora.prune(model, epochs)
         assert torch.equal(values(resumed), values(layers))
-    adalora.prune(untaught := make(), 0.3)
-    assert not torch.equal(values(untaught) != 0, values(layers) != 0)
+    adalora.prune(fresh := make(), 0.3)
+    assert not torch.equal(values(fresh) != 0, values(layers) != 0)

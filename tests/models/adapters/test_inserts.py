@@ -1,4 +1,4 @@
-"""What stands around the modules of a frozen transformer: learned keys and values, bottlenecks."""
+"""Prefix and bottleneck adapters: against attention with more keys and values, and a residual network, by hand."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SHORT = torch.arange(TOKENS).expand(4, -1) < torch.tensor([[7], [5], [3], [1]])
 
 
 def prefixed(architecture: Any) -> Any:
-    """A backbone of two layers whose prefixes are loud."""
+    """A backbone of two layers with large random prefixes."""
     config = BackboneConfig(
         architecture=architecture, width=WIDTH, num_layers=2, num_heads=HEADS, intermediate=64, dropout=0.0
     )
@@ -33,7 +33,7 @@ def prefixed(architecture: Any) -> Any:
 
 
 @pytest.mark.parametrize("mask", [WHOLE, SHORT.float()], ids=["whole", "short"])
-def test_a_prefix_is_more_keys_and_values_of_the_attention(mask: torch.Tensor) -> None:
+def test_a_prefix_adds_keys_and_values_to_the_attention(mask: torch.Tensor) -> None:
     backbone = prefixed("bert")
     module = backbone.model.encoder.layer[0].attention.self
     seen: dict[str, torch.Tensor] = {}
@@ -55,7 +55,7 @@ def test_a_prefix_is_more_keys_and_values_of_the_attention(mask: torch.Tensor) -
 
 
 @pytest.mark.parametrize("mask", [WHOLE, SHORT.float()], ids=["whole", "short"])
-def test_what_comes_later_stays_unknown_behind_a_prefix(mask: torch.Tensor) -> None:
+def test_a_causal_backbone_with_a_prefix_does_not_look_ahead(mask: torch.Tensor) -> None:
     backbone = prefixed("gpt2")
     x = torch.randn(4, TOKENS, WIDTH)
     later = x.clone()
@@ -66,17 +66,17 @@ def test_what_comes_later_stays_unknown_behind_a_prefix(mask: torch.Tensor) -> N
     for module in backbone.modules():
         if isinstance(module, Prefix):
             torch.nn.init.zeros_(module.adapter_values)
-    # All tokens, the first among them, see the prefixes.
+    # The prefixes change the states of all tokens, also of the first.
     assert (backbone(x, mask)[:, :4] - before[:, :4]).abs().amax(2).min() > 1e-3
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_a_row_reads_the_same_whether_others_are_shorter_or_not(architecture: str) -> None:
+def test_the_states_of_a_row_do_not_depend_on_padding_in_other_rows(architecture: str) -> None:
     backbone, x = prefixed(architecture), torch.randn(4, TOKENS, WIDTH)
     torch.testing.assert_close(backbone(x, WHOLE)[0], backbone(x, SHORT.float())[0])
 
 
-def test_a_bottleneck_says_nothing_until_it_has_learned() -> None:
+def test_a_fresh_bottleneck_changes_nothing_and_a_trained_one_adds_its_network() -> None:
     torch.manual_seed(0)
     projection = torch.nn.Linear(64, WIDTH)
     module, x = Bottleneck(projection, WIDTH, 5), torch.randn(6, 64)

@@ -22,12 +22,12 @@ def equal(a: Batch, b: Batch) -> bool:
 
 
 def baskets(batch: Batch, row: int) -> list[list[int]]:
-    """Items of each place of a row."""
+    """Items of each token of a row."""
     width = batch.mask.shape[1]
     found: list[list[int]] = [[] for _ in range(width)]
-    for item, bag in zip(batch.item.tolist(), batch.item_token.tolist(), strict=True):
-        if bag // width == row:
-            found[bag % width].append(item)
+    for item, token in zip(batch.item.tolist(), batch.item_token.tolist(), strict=True):
+        if token // width == row:
+            found[token % width].append(item)
     return found
 
 
@@ -42,51 +42,51 @@ def test_a_batch_equals_one_made_by_a_plain_loop(shop, rows: np.ndarray) -> None
     width = max(samples.lengths[rows])
     assert batch.mask.shape == (25, width)
     assert len(batch) == 25
-    for place, row in enumerate(rows):
+    for i, row in enumerate(rows):
         own = list(range(t.offsets[row], t.offsets[row + 1]))
         for column in range(width):
             token = own[column] if column < len(own) else None
-            assert batch.mask[place, column] == (token is not None)
+            assert batch.mask[i, column] == (token is not None)
             expected = np.zeros(9) if token is None else t.scalars[token]
-            np.testing.assert_array_equal(batch.scalars[place, column], expected)
-            np.testing.assert_array_equal(batch.codes[place, column], np.zeros(6) if token is None else t.codes[token])
+            np.testing.assert_array_equal(batch.scalars[i, column], expected)
+            np.testing.assert_array_equal(batch.codes[i, column], np.zeros(6) if token is None else t.codes[token])
         lines = [t.item[t.item_offsets[token] : t.item_offsets[token + 1]].tolist() for token in own]
-        assert baskets(batch, place) == lines + [[]] * (width - len(own))
-        np.testing.assert_array_equal(batch.wide[place], samples.wide[row])
-        np.testing.assert_array_equal(batch.base_value[place], samples.base_value[row])
-        np.testing.assert_array_equal(batch.base_hazard[place], samples.base_hazard[row])
-        np.testing.assert_array_equal(batch.base_repeats[place], samples.base_repeats[row])
+        assert baskets(batch, i) == lines + [[]] * (width - len(own))
+        np.testing.assert_array_equal(batch.wide[i], samples.wide[row])
+        np.testing.assert_array_equal(batch.base_value[i], samples.base_value[row])
+        np.testing.assert_array_equal(batch.base_hazard[i], samples.base_hazard[row])
+        np.testing.assert_array_equal(batch.base_repeats[i], samples.base_repeats[row])
         assert batch.targets is not None
-        np.testing.assert_array_equal(batch.targets.value[place], samples.value[row])
-        np.testing.assert_array_equal(batch.targets.orders[place], samples.orders[row])
-        np.testing.assert_array_equal(batch.targets.observed[place], samples.observed[row])
+        np.testing.assert_array_equal(batch.targets.value[i], samples.value[row])
+        np.testing.assert_array_equal(batch.targets.orders[i], samples.orders[row])
+        np.testing.assert_array_equal(batch.targets.observed[i], samples.observed[row])
 
 
 def test_a_row_is_the_same_in_every_batch_up_to_padding(shop, rows: np.ndarray) -> None:
     together = shop.samples.batch(rows)
-    for place, row in enumerate(rows[:8]):
+    for i, row in enumerate(rows[:8]):
         alone = shop.samples.batch(np.array([row]))
         length = int(alone.mask.sum())
         assert alone.mask.shape == (1, length)
-        assert torch.equal(together.scalars[place, :length], alone.scalars[0])
-        assert torch.equal(together.codes[place, :length], alone.codes[0])
-        assert not together.scalars[place, length:].any()
-        assert baskets(together, place)[:length] == baskets(alone, 0)
+        assert torch.equal(together.scalars[i, :length], alone.scalars[0])
+        assert torch.equal(together.codes[i, :length], alone.codes[0])
+        assert not together.scalars[i, length:].any()
+        assert baskets(together, i)[:length] == baskets(alone, 0)
 
 
 def test_dropout_keeps_the_newest_token_and_the_order(shop, rows: np.ndarray) -> None:
     whole, thinned = shop.samples.batch(rows), shop.samples.batch(rows, drop=0.5, seed=3)
     assert int(thinned.mask.sum()) < 0.7 * int(whole.mask.sum())
     assert thinned.mask.shape[1] == int(thinned.mask.sum(1).max())
-    for place in range(len(rows)):
-        before = whole.scalars[place][whole.mask[place] > 0].numpy()
-        after = thinned.scalars[place][thinned.mask[place] > 0].numpy()
+    for i in range(len(rows)):
+        before = whole.scalars[i][whole.mask[i] > 0].numpy()
+        after = thinned.scalars[i][thinned.mask[i] > 0].numpy()
         np.testing.assert_array_equal(after[-1], before[-1])
         # A subsequence: each kept token is found after the one before it.
         start = 0
         for token in after:
             start += int(np.flatnonzero((before[start:] == token).all(1))[0]) + 1
-        assert thinned.mask[place].sum() == thinned.mask[place].nonzero().max() + 1
+        assert thinned.mask[i].sum() == thinned.mask[i].nonzero().max() + 1
 
 
 def test_dropping_everything_leaves_the_newest_token_of_each_row(shop, rows: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""The feature space against a loop in plain Python; unknown words, clipping, gaps that know nothing of the future."""
+"""The feature space against a loop in plain Python: unknown values, clipping, gaps without late events."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ DAY = 86_400
 
 
 def events(rows: list[dict[str, object]]) -> pa.Table:
-    """EVENTS of rows (customer, day, ...); what is not given is a purchase of 1 piece for 10."""
+    """EVENTS of rows (customer, day, ...); by default a purchase of 1 piece for 10."""
     made = []
     for number, row in enumerate(rows):
         made.append(
@@ -81,9 +81,9 @@ def test_tokens_agree_with_a_plain_loop(shop) -> None:
         own = past.index[past.offsets[row] : past.offsets[row + 1]].tolist()
         newest = own[-7:]
         assert got.offsets[row + 1] - got.offsets[row] == len(newest)
-        for place, token in enumerate(newest):
-            where = got.offsets[row] + place
-            position = len(own) - len(newest) + place
+        for i, token in enumerate(newest):
+            where = got.offsets[row] + i
+            position = len(own) - len(newest) + i
             since = (past.origin[row] - h.time[token]) / DAY_US
             gap = (h.time[token] - h.time[own[position - 1]]) / DAY_US if position else LONGEST_GAP_DAYS
             amount = 0.0 if np.isnan(h.amount[token]) else float(h.amount[token])
@@ -234,15 +234,15 @@ def test_frequent_items_have_vectors_of_their_own_and_all_have_a_category(shop) 
     np.testing.assert_array_equal(space.item_rank > 0, counts >= 20)
     ranked = np.argsort(space.item_rank)[np.sum(space.item_rank == 0) :]
     assert (np.diff(counts[ranked]) <= 0).all()
-    place = {key: i for i, key in enumerate(shop.items.keys.tolist())}
-    expected = [shop.items.category[place[key]] for key in keys.tolist()]
+    row_of_key = {key: i for i, key in enumerate(shop.items.keys.tolist())}
+    expected = [shop.items.category[row_of_key[key]] for key in keys.tolist()]
     assert space.item_category.tolist() == [0, *expected]
 
 
 def test_text_vectors_keep_the_distances_that_the_components_can_hold(shop) -> None:
     full = FeatureSpace.fit(shop.past, shop.table, shop.items, text_width=40)
-    place = {key: i for i, key in enumerate(shop.items.keys.tolist())}
-    original = shop.items.vectors[[place[key] for key in full.item_keys.tolist()]]
+    row_of_key = {key: i for i, key in enumerate(shop.items.keys.tolist())}
+    original = shop.items.vectors[[row_of_key[key] for key in full.item_keys.tolist()]]
     assert full.text_vectors.shape == (len(full.item_keys) + 1, 40)
     assert not full.text_vectors[0].any()
     left = np.linalg.norm(original[:20, None] - original[None, :20], axis=-1)
@@ -253,7 +253,7 @@ def test_text_vectors_keep_the_distances_that_the_components_can_hold(shop) -> N
     assert np.mean(full.text_vectors[1:] ** 2) == pytest.approx(1, rel=1e-5)
 
 
-def test_a_shop_without_texts_prices_or_channels_has_a_space_too() -> None:
+def test_a_log_without_texts_prices_or_channels_has_a_space_too() -> None:
     past = past_at([{"customer": n, "day": n, "amount": None} for n in range(1, 6)], 30)
     space = fitted(past, items=Items.empty())
     tokens = space.tokens(past, 4)
@@ -264,7 +264,7 @@ def test_a_shop_without_texts_prices_or_channels_has_a_space_too() -> None:
     assert np.isfinite(space.wide(features.sample_frame(past, (30,)))).all()
 
 
-def test_hashes_of_items_meet_those_of_the_histories() -> None:
+def test_item_keys_are_the_hashes_in_the_histories() -> None:
     past = past_at([{"customer": 1, "day": 1, "item": "mug"}, {"customer": 1, "day": 2, "item": "jar"}], 30)
     names = ["jar", "mug"]
     items = Items(stable_hash(names), np.eye(2, dtype=np.float32), np.array([1, 2]), ("Jars", "Mugs"))

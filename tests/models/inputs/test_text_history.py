@@ -36,8 +36,8 @@ def space(shop, texts: pa.Array, text_checkpoint: str) -> TextSpace:
 def rows_of(arrays: TextArrays) -> list[list[int]]:
     """Each row of a batch of all rows, without padding."""
     index = np.arange(len(arrays.piece_offsets) - 1)
-    place = np.repeat(np.arange(len(arrays.offsets) - 1), np.diff(arrays.offsets))
-    padded = arrays.pad(index, place, len(arrays.offsets) - 1)
+    row = np.repeat(np.arange(len(arrays.offsets) - 1), np.diff(arrays.offsets))
+    padded = arrays.pad(index, row, len(arrays.offsets) - 1)
     return [codes[mask > 0].tolist() for codes, mask in zip(padded["codes"][..., 0], padded["mask"], strict=True)]
 
 
@@ -163,13 +163,13 @@ def test_event_dropout_leaves_whole_events_and_always_the_newest(shop, space: Te
     t = samples.tokens
     assert isinstance(t, TextArrays)
     opening, closing, padding = t.special_pieces
-    for place, row in enumerate(rows):
+    for i, row in enumerate(rows):
         events = [
             t.pieces[t.piece_offsets[e] : t.piece_offsets[e + 1]].tolist() for e in range(*t.offsets[row : row + 2])
         ]
-        text = thinned.codes[place, :, 0][thinned.mask[place] > 0].tolist()
+        text = thinned.codes[i, :, 0][thinned.mask[i] > 0].tolist()
         assert (text[0], text[-1]) == (opening, closing)
-        assert (thinned.codes[place, :, 0][thinned.mask[place] == 0] == padding).all()
+        assert (thinned.codes[i, :, 0][thinned.mask[i] == 0] == padding).all()
         body = text[1:-1]
         assert body[: len(events[-1])] == events[-1]
         for event in events[::-1]:

@@ -1,4 +1,4 @@
-"""The objectives of pretraining: what is hidden, what is asked, what the losses are."""
+"""Pretraining objectives: masks and slices, losses by hand, and that each objective can be learned."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def test_an_unknown_objective_is_refused_with_the_known_ones() -> None:
         Objectives.from_names()
 
 
-def test_hidden_places_are_tokens_one_at_least_and_about_the_share_asked_for() -> None:
+def test_masked_tokens_are_at_least_one_and_about_the_given_share() -> None:
     lengths = torch.tensor([1, 2, 40, 40])
     mask = (torch.arange(40) < lengths.unsqueeze(1)).float().repeat(200, 1)
     hidden = pretrainer.masked_tokens(mask, 0.2, np.random.default_rng(1))
@@ -45,7 +45,7 @@ def test_hidden_places_are_tokens_one_at_least_and_about_the_share_asked_for() -
     long = hidden[mask.sum(1) == 40]
     assert 0.15 < float(long.mean()) < 0.23
     runs = ((long[:, 1:] == 1) & (long[:, :-1] == 0)).sum() + long[:, 0].sum()
-    assert 1.6 < float(long.sum() / runs) < 2.8  # hidden together, two on average
+    assert 1.6 < float(long.sum() / runs) < 2.8  # tokens of a run, two on average
 
 
 def test_slices_are_runs_of_a_rows_own_tokens_and_shorter_than_it(shop) -> None:
@@ -60,7 +60,7 @@ def test_slices_are_runs_of_a_rows_own_tokens_and_shorter_than_it(shop) -> None:
         assert any(np.array_equal(part, own[k : k + num]) for k in range(len(own) - num + 1))
 
 
-def test_what_is_hidden_does_not_reach_the_prediction_of_it(samples, model) -> None:
+def test_the_prediction_of_a_masked_token_does_not_depend_on_it(samples, model) -> None:
     batch = samples.batch(np.flatnonzero(samples.lengths >= 5)[:8], seed=3)
     assert model.masked_decoder is not None
 
@@ -79,8 +79,10 @@ def test_what_is_hidden_does_not_reach_the_prediction_of_it(samples, model) -> N
 def test_the_hazards_of_the_next_event_are_a_distribution_over_bins() -> None:
     hazard = torch.randn(1, 6).repeat(6, 1)
     flat = [torch.zeros(6, 1), torch.zeros(6, 1), hazard]
-    come = torch.tensor([[0, 0, wait, 1] for wait in range(5)] + [[0, 0, 5, 0]])  # or nothing within five bins
-    chance = torch.exp(-pretrainer.next_event_nll(flat, come))
+    events = torch.tensor(
+        [[0, 0, wait, 1] for wait in range(5)] + [[0, 0, 5, 0]]
+    )  # the last: no event within five bins
+    chance = torch.exp(-pretrainer.next_event_nll(flat, events))
     assert float(chance.sum()) == pytest.approx(1.0, abs=1e-6)
 
 
@@ -90,7 +92,7 @@ def test_coles_is_the_papers_loss_on_a_case_by_hand() -> None:
     distance = torch.cdist(first, second)
     by_hand = distance.diagonal() ** 2 + (0.5 - distance[[0, 1], [1, 0]]).clamp(min=0) ** 2
     assert torch.allclose(pretrainer.coles_loss(first, second), by_hand, atol=1e-6)
-    assert by_hand[0] > distance[0, 0] ** 2  # the other's slice lies within the margin
+    assert by_hand[0] > distance[0, 0] ** 2  # the slice of the second customer lies within the margin
 
 
 def test_the_loss_is_a_sum_over_rows_however_they_are_split(samples, model) -> None:
@@ -121,7 +123,7 @@ def test_every_objective_can_be_learned_alone(shop, samples, objective: str) -> 
     assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad), objective
 
 
-def test_a_joint_vocabulary_holds_every_shops_keys_and_each_shop_keeps_its_scale(shop) -> None:
+def test_a_joint_space_has_the_keys_of_all_datasets_and_the_amount_scale_of_one(shop) -> None:
     other = replace(
         shop.space,
         item_keys=shop.space.item_keys + 1,

@@ -1,4 +1,4 @@
-"""A pretrained encoder as a folder: what another model takes from it, and what is refused."""
+"""Transfer of a pretrained encoder: which tensors a model takes from its folder, and which folders are refused."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ def student(shop, **changes: object) -> CustomerModel:
     return CustomerModel(ModelConfig(backbone=replace(TINY, **changes), hidden=16), shop.space, 2)
 
 
-def test_a_model_of_the_same_shop_takes_every_tensor_but_the_text_projection(shop, teacher, folder: str) -> None:
+def test_a_model_of_the_same_dataset_takes_every_tensor_but_the_text_projection(shop, teacher, folder: str) -> None:
     model = student(shop)
     taken = transfer.warm_start(model, shop.space, TINY, folder)
     assert isinstance(taken, WarmStart)
@@ -51,9 +51,11 @@ def test_a_model_of_the_same_shop_takes_every_tensor_but_the_text_projection(sho
     assert f"{shop.space.num_learned_items - 1:,} items" in taken.summary()
 
 
-def test_rows_go_where_the_keys_agree_and_nowhere_else(shop, teacher, folder: str) -> None:
+def test_only_rows_with_equal_keys_are_taken(shop, teacher, folder: str) -> None:
     keys = shop.space.item_keys.copy()
-    moved = replace(shop.space, item_keys=np.append(keys[1:], keys[-1] + 1))  # every item one place earlier, one new
+    moved = replace(
+        shop.space, item_keys=np.append(keys[1:], keys[-1] + 1)
+    )  # every item one row earlier, the last one new
     torch.manual_seed(1)
     model = CustomerModel(ModelConfig(backbone=TINY, hidden=16), moved, 2)
     before = model.embedding.items.weight.detach().clone()
@@ -70,7 +72,7 @@ def test_rows_go_where_the_keys_agree_and_nowhere_else(shop, teacher, folder: st
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gru", "bilstm", "mlp"])
-def test_any_architecture_can_be_pretrained_and_taken_up(shop, tmp_path: Path, architecture: str) -> None:
+def test_a_backbone_of_any_architecture_is_taken_whole(shop, tmp_path: Path, architecture: str) -> None:
     config = replace(TINY, architecture=architecture)
     made = Pretrainer(config, pretrainer.joint_space([shop.space]), Objectives())
     transfer.save(tmp_path / "e", config, pretrainer.joint_space([shop.space]), made.state_dict(), [], {})
@@ -100,7 +102,7 @@ def test_a_damaged_folder_is_refused(shop, folder: str) -> None:
         transfer.read_config(folder)
 
 
-def test_an_encoder_that_has_seen_the_judged_past_is_refused_for_that_dataset_only(folder: str) -> None:
+def test_an_encoder_that_has_seen_the_evaluation_is_refused_for_that_dataset_only(folder: str) -> None:
     transfer.check_cut(folder, "simulated", 1000, "then")
     transfer.check_cut(folder, "another", 0, "then")
     transfer.check_cut(None, "simulated", 0, "then")
@@ -108,7 +110,7 @@ def test_an_encoder_that_has_seen_the_judged_past_is_refused_for_that_dataset_on
         transfer.check_cut(folder, "simulated", 999, "then")
 
 
-def test_a_folder_of_something_else_is_not_replaced(shop, teacher, tmp_path: Path) -> None:
+def test_a_folder_without_an_encoder_is_not_replaced(shop, teacher, tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not a pretrained encoder; choose another --out"):
         transfer.save(tmp_path, TINY, shop.space, teacher.state_dict(), [], {})
