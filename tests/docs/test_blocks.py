@@ -28,7 +28,7 @@ from tests.docs.blocks import ALL_BLOCKS, PAGES, REPO, Block, blocks, commands, 
 
 SHELL = [block for block in ALL_BLOCKS if block.language == "bash"]
 PYTHON = [block for block in ALL_BLOCKS if block.language == "python"]
-RUNNABLE = [page for page in PAGES if any(b.language in {"bash", "python"} and not b.skipped for b in blocks(page))]
+RUNNABLE = [page for page in PAGES if any(b.language in {"bash", "python"} and b.mark is None for b in blocks(page))]
 SLOW = [page for page in PAGES if any(block.slow for block in blocks(page))]
 ENVIRONMENT = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
 CUT = "2024-04-01"
@@ -78,12 +78,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_page(page: Path, prepared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
+def run_page(page: Path, request: pytest.FixtureRequest, folder: Path, *, slow: bool) -> None:
     """Runs the blocks of a page in `folder`, the slow ones only if asked; a skipped job's output is copied instead."""
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
     for name in ("ray_jobs", "serve_configs", "docs", "examples"):
         (folder / name).symlink_to(REPO / name)
     for name in starting_files(page):
-        copy(prepared, folder, name)
+        copy(request.getfixturevalue("prepared"), folder, name)
     monkeypatch.chdir(folder)
     namespace: dict[str, Any] = {"__name__": "pasted"}
     for block in blocks(page):
@@ -93,7 +94,7 @@ def run_page(page: Path, prepared: Path, folder: Path, monkeypatch: pytest.Monke
             continue
         elif block.slow and not slow:
             for output in re.findall(r"--out (\S+)", block.code):
-                copy(prepared, folder, output)
+                copy(request.getfixturevalue("prepared"), folder, output)
         elif block.language == "bash":
             shell(block.code, folder)
         else:
@@ -112,18 +113,14 @@ def copy(prepared: Path, folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=page_name)
-def test_the_blocks_of_a_page_run_as_pasted(
-    page: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_page(page, prepared, tmp_path, monkeypatch, slow=False)
+def test_the_blocks_of_a_page_run_as_pasted(page: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run_page(page, request, tmp_path, slow=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW, ids=page_name)
-def test_the_blocks_of_a_page_run_as_pasted_with_those_that_train(
-    page: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_page(page, prepared, tmp_path, monkeypatch, slow=True)
+def test_the_slow_blocks_of_a_page_run_as_pasted(page: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run_page(page, request, tmp_path, slow=True)
 
 
 def test_a_block_that_is_not_run_has_a_reason() -> None:
