@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from clv.data.hashing import file_sha256
+from clv.data.workdir import check_output, temporary_folder
 from clv.version import __version__
 
 FORMAT = 4
@@ -58,9 +57,7 @@ def save(bundle: Bundle, folder: Path) -> str:
     """
     folder = Path(folder)
     check_target(folder)
-    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    staging.mkdir(parents=True)
-    try:
+    with temporary_folder(folder) as staging:
         for name in JSON_PARTS:
             (staging / f"{name}.json").write_text(json.dumps(getattr(bundle, name), indent=1, allow_nan=False))
         save_file(_contiguous(bundle.weights), str(staging / "weights.safetensors"))
@@ -79,17 +76,12 @@ def save(bundle: Bundle, folder: Path) -> str:
             "sha256": hashes,
         }
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _replace_folder(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return version
 
 
 def check_target(folder: Path) -> None:
     """Raises ValueError if `folder` holds anything but a bundle, which `save` must not replace."""
-    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if occupied and not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} exists and is not a bundle; choose another --out")
+    check_output(folder, "a bundle", MANIFEST, "weights.safetensors")
 
 
 def load(folder: Path | str) -> Bundle:
@@ -141,27 +133,6 @@ def content_version(hashes: Mapping[str, str]) -> str:
 def plain_json(settings: Any) -> Any:
     """Plain JSON values of a dataclass."""
     return json.loads(json.dumps(asdict(settings)))
-
-
-def _replace_folder(staging: Path, folder: Path) -> None:
-    """Rename `staging` to `folder`; the old folder is deleted only after that."""
-    if not folder.exists():
-        os.replace(staging, folder)
-        return
-    old = staging.with_name(staging.name + ".old")
-    os.replace(folder, old)
-    try:
-        os.replace(staging, folder)
-    except BaseException:
-        os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _contiguous(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

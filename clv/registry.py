@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 
 from clv import bundle as bundles
+from clv.data.clock import to_datetime
+from clv.data.workdir import atomic_write, temporary_folder
 from clv.evaluate.bootstrap import bootstrap, interval
 from clv.forecast.distributions import Prediction
 
@@ -127,7 +128,7 @@ def read_bundle_info(folder: Path) -> BundleInfo:
     """Version and cut of a bundle; raises BundleError unless every file has the hash in the manifest."""
     version = str(bundles.verify(folder)["version"])
     cut_us = json.loads((folder / "config.json").read_text(encoding="utf-8"))["cut_us"]
-    return BundleInfo(version, datetime.fromtimestamp(cut_us / 1e6, UTC))
+    return BundleInfo(version, to_datetime(cut_us))
 
 
 def _instant(text: str) -> datetime:
@@ -215,14 +216,10 @@ class Registry:
                 raise RegistryError(
                     f"version {info.version!r} is published with other content: give the new bundle another version"
                 )
-            staging = target.with_name(f".{info.version}.{uuid4().hex}")
-            try:
-                shutil.copytree(bundle, staging)
+            with temporary_folder(target) as staging:
+                shutil.copytree(bundle, staging, dirs_exist_ok=True)
                 read_bundle_info(staging)
                 os.utime(staging)
-                staging.rename(target)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
             self._log("publish", version=info.version)
         return info.version
 
@@ -318,15 +315,10 @@ class Registry:
         self._replace(self._pointer, {"production": stack[-1], "promoted": stack})
 
     def _replace(self, path: Path, content: dict[str, Any]) -> None:
-        staging = path.with_name(f".{path.stem}.{uuid4().hex}")
-        try:
-            with staging.open("w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
+        with atomic_write(path) as staged, staged.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
         folder = os.open(self.root, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -45,16 +45,16 @@ def registry(tmp_path: Path) -> Registry:
 
 
 def comparison(
-    candidate: str, current: str, *, level: float = 0.0, noise: float = 0.1, origin: str = "2011-06-12"
+    candidate: str, current: str, *, log_bias: float = 0.0, noise: float = 0.1, origin: str = "2011-06-12"
 ) -> BundleComparison:
-    """600 customers; the current one predicts with a little noise, the candidate with `noise` and a wrong `level`."""
+    """600 customers; the current bundle predicts with little noise, the candidate with `noise` and `log_bias`."""
     rng = np.random.default_rng(1)
     ids = [f"c{i}" for i in range(600)]
     rate = rng.lognormal(0, 1, 600)
     value = rng.poisson(rate) * 20.0
     blurred = rate * np.exp(rng.normal(0, noise, 600))
     total_ratio_kept = blurred * rate.mean() / blurred.mean()
-    guess = {current: rate * np.exp(rng.normal(0, 0.1, 600)), candidate: total_ratio_kept * np.exp(level)}
+    guess = {current: rate * np.exp(rng.normal(0, 0.1, 600)), candidate: total_ratio_kept * np.exp(log_bias)}
     scores = {
         v: pd.DataFrame({"customer_id": ids, "value_mean": g * 20}).sample(frac=1, random_state=3)
         for v, g in guess.items()
@@ -108,7 +108,7 @@ def test_a_version_cannot_leave_the_root(registry: Registry, make_bundle: MakeBu
         registry.publish(make_bundle(version))
 
 
-def test_an_unknown_version_is_answered_with_the_known_ones(registry: Registry, make_bundle: MakeBundle) -> None:
+def test_the_error_of_an_unknown_version_names_the_known_ones(registry: Registry, make_bundle: MakeBundle) -> None:
     registry.publish(make_bundle("v1"))
     with pytest.raises(RegistryError, match="published are: v1"):
         registry.promote("v2")
@@ -136,15 +136,15 @@ def test_an_equal_bundle_is_promoted(with_two: Registry) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "what"),
-    [({"noise": 3.0}, "ranking"), ({"level": 0.7}, "level"), ({"noise": 3.0, "level": 1.0}, "ranking and level")],
+    [({"noise": 3.0}, "ranking"), ({"log_bias": 0.7}, "total"), ({"noise": 3.0, "log_bias": 1.0}, "ranking and total")],
 )
 def test_a_significantly_worse_bundle_is_refused_unless_forced(
     with_two: Registry, wrong: dict[str, float], what: str
 ) -> None:
     found = comparison("v2", "v1", **wrong)
-    with pytest.raises(RegistryError, match=f"{what} is significantly worse"):
+    with pytest.raises(RegistryError, match=f"significantly worse than v1 in {what} "):
         with_two.promote("v2", comparison=found)
-    with pytest.raises(RegistryError, match=f"{what} is significantly worse"):
+    with pytest.raises(RegistryError, match=f"significantly worse than v1 in {what} "):
         with_two.promote("v2", comparison=found, reason="a reason alone is not enough")
     with pytest.raises(RegistryError, match="needs a reason"):
         with_two.promote("v2", comparison=found, force=True)
@@ -172,7 +172,7 @@ def test_a_better_bundle_is_promoted_and_its_reverse_is_not(with_two: Registry) 
     assert with_two.current() == "v2"
 
 
-def test_a_bundle_that_saw_the_test_period_is_refused(registry: Registry, make_bundle: MakeBundle) -> None:
+def test_a_bundle_trained_after_the_origin_is_refused(registry: Registry, make_bundle: MakeBundle) -> None:
     registry.publish(make_bundle("v1"))
     registry.publish(make_bundle("v2", cut="2011-09-01T00:00:00+00:00"))
     registry.promote("v1")
@@ -188,7 +188,7 @@ def test_the_comparison_must_be_of_these_two_versions(with_two: Registry) -> Non
 
 
 def test_without_a_comparison_a_reason_is_needed(with_two: Registry) -> None:
-    with pytest.raises(RegistryError, match="neither a comparison"):
+    with pytest.raises(RegistryError, match="needs a comparison with v1, or a reason"):
         with_two.promote("v2")
     with_two.promote("v2", reason="trained up to yesterday, nothing is held out yet")
     assert with_two.current() == "v2"
@@ -198,7 +198,7 @@ def test_comparing_needs_the_same_customers() -> None:
     actual = pd.DataFrame({"customer_id": ["a", "b"], "value": [1.0, 0.0]})
     scores = pd.DataFrame({"customer_id": ["a", "b"], "value_mean": [1.0, 2.0]})
     for wrong in (scores.iloc[:1], pd.concat([scores, scores])):
-        with pytest.raises(ValueError, match="scores of v2 are not of the 2 customers"):
+        with pytest.raises(ValueError, match="scores of v2 must hold each of the 2 customers"):
             compare(
                 actual, {"v1": scores, "v2": wrong}, candidate="v2", current="v1", dataset="d", origin="2011-06-12",
                 horizon_days=90,
@@ -242,7 +242,7 @@ def test_a_trial_names_a_published_version_until_it_ends_and_is_logged(with_two:
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
 def test_a_share_of_a_trial_is_a_share(share: float) -> None:
-    with pytest.raises(ValueError, match="must lie above 0"):
+    with pytest.raises(ValueError, match="must be above 0"):
         Candidate("v2", share, shadow=False)
 
 

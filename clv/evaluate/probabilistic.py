@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from clv.forecast.distributions import Array, Quantiles, pit, actual_values
+from clv.forecast.distributions import Array, Quantiles, actual_values, pit
 
 
 def pinball(y: ArrayLike, quantile: ArrayLike, level: float) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clv import bundle as bundles
 from clv.btyd.seasonal import Curves, SeasonalBTYD
-from clv.data.clock import DAY_US, Clock
+from clv.data.clock import DAY_US, Clock, to_datetime, to_us
 from clv.data.histories import Histories
 from clv.forecast import portfolio
 from clv.forecast.adjustment import AdjustedForecast, Adjustment
@@ -49,8 +49,8 @@ class Predictor:
         self.version, self.currency, self.timezone = b.version, facts["currency"], facts["timezone"]
         self.horizons = tuple(int(h) for h in facts["horizons"])
         self.clock = Clock(self.timezone)
-        self.cut = _utc(b.config["cut_us"])
-        self.data_through = _utc(b.config["data_through_us"])
+        self.cut = to_datetime(b.config["cut_us"])
+        self.data_through = to_datetime(b.config["data_through_us"])
         self.metrics = b.metrics
         self._discount = float(facts["discount_rate_annual"])
         self._device = device
@@ -137,7 +137,7 @@ class Predictor:
         `data_through` (us) is the end of the scored data, where it is newer than the bundle's training data.
         """
         origin = self._origin_after_cut(as_of)
-        through = max(_us(self.data_through), data_through or 0)
+        through = max(to_us(self.data_through), data_through or 0)
         if origin > through + MAX_DAYS_AHEAD * DAY_US:
             raise ValueError(
                 f"origin {self.clock.format(origin)} lies more than {MAX_DAYS_AHEAD} days past the data "
@@ -161,7 +161,7 @@ class Predictor:
 
     def _origin_after_cut(self, as_of: datetime | int) -> int:
         origin = int(as_of) if isinstance(as_of, int | np.integer) else self.clock.parse(as_of)
-        cut = _us(self.cut)
+        cut = to_us(self.cut)
         if origin < cut:
             raise ValueError(
                 f"origin {self.clock.format(origin)} lies before the bundle's cut {self.clock.format(cut)}: the bundle "
@@ -189,11 +189,3 @@ class Predictor:
         middle = (np.append(0.0, ends[:-1]) + ends) / 2
         factor = (1 + self._discount) ** (-middle / 365.0)
         return np.asarray(np.diff(value, axis=1, prepend=0.0) @ factor)
-
-
-def _utc(us: int) -> datetime:
-    return datetime.fromtimestamp(us / 1e6, UTC)
-
-
-def _us(when: datetime) -> int:
-    return int(pd.Timestamp(when).value // 1000)

@@ -23,7 +23,7 @@ def visitors(num: int = 4_000, seed: int = 0) -> pd.DataFrame:
     return table
 
 
-def test_a_cell_has_its_own_rate_shrunk_by_the_prior() -> None:
+def test_the_rate_of_a_cell_is_shrunk_by_the_prior() -> None:
     table = visitors()
     fitted = Conversion.fit(table, HORIZONS)
     rows = table[(table["f_event_recency"] == 1) & (table["f_events"] == 3)]
@@ -69,7 +69,7 @@ def test_horizons_between_are_linear_and_those_beyond_in_proportion() -> None:
     np.testing.assert_allclose(at[180], at[90] * 2)
 
 
-def test_an_not_fully_observed_horizon_grows_with_the_length_of_the_last_fully_observed_one() -> None:
+def test_an_unobserved_horizon_grows_with_its_days_from_the_last_observed_one() -> None:
     table = visitors()
     table["observed_90"] = False
     table[["orders_90", "value_90"]] = np.nan
@@ -79,7 +79,7 @@ def test_an_not_fully_observed_horizon_grows_with_the_length_of_the_last_fully_o
         np.testing.assert_allclose(rates[:, 1], rates[:, 0] * 3)
 
 
-def test_only_fully_observed_rows_count() -> None:
+def test_only_observed_rows_count() -> None:
     table = visitors()
     spoiled = pd.concat([table, table.assign(observed_30=False, observed_90=False, orders_30=9.0, value_90=np.nan)])
     first, second = (Conversion.fit(t, HORIZONS).to_json() for t in (table, spoiled))

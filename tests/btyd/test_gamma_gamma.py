@@ -45,7 +45,7 @@ def test_parameters_are_recovered_from_simulated_spend() -> None:
         assert abs(np.log(getattr(fit, name) / truth)) < 4 * fit.stderr[name]
 
 
-def test_too_few_repeat_buyers_fall_back_to_means_and_say_so() -> None:
+def test_too_few_repeat_buyers_fall_back_to_means_with_the_reason() -> None:
     fit = GammaGamma.fit([1, 3, 0, 2], [10.0, 20.0, 0.0, -5.0])
     assert fit.fallback == "2 customers with a repeat purchase of positive value; at least 10 are needed"
     np.testing.assert_allclose(fit.expected_value([0, 3], [0.0, 20.0]), [17.5, (17.5 + 60) / 4])

@@ -181,7 +181,7 @@ def test_rows_without_a_purchase_get_zeros() -> None:
     assert (out["days"].to_numpy()[::2] > 0).all()
 
 
-def test_shop_without_prices_has_no_spend_and_zero_value() -> None:
+def test_a_dataset_without_prices_has_no_spend_and_zero_value() -> None:
     frame = sample_frame().assign(monetary=0.0)
     btyd_model = BTYDModel.fit(frame)
     assert btyd_model.spend is None

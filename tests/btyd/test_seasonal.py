@@ -48,7 +48,7 @@ def frame_at(table: pa.Table, origin: int = CUTOFF) -> pd.DataFrame:
     return features.sample_frame(cut(Histories.from_table(table), origin, HORIZONS, CLOCK), HORIZONS)
 
 
-def test_json_gives_the_same_baseline_to_the_bit(btyd: SeasonalBTYD, table: pa.Table) -> None:
+def test_json_gives_the_same_model_to_the_bit(btyd: SeasonalBTYD, table: pa.Table) -> None:
     text = json.dumps(btyd.to_json(), allow_nan=False)
     again = SeasonalBTYD.from_json(json.loads(text))
     frame = frame_at(table)
@@ -66,14 +66,14 @@ def test_json_gives_the_same_baseline_to_the_bit(btyd: SeasonalBTYD, table: pa.T
     assert json.dumps(again.to_json()) == text
 
 
-def test_the_actual_level_times_the_expected_total_is_the_actual_total(btyd: SeasonalBTYD) -> None:
+def test_the_actual_factor_times_the_expected_total_is_the_actual_total(btyd: SeasonalBTYD) -> None:
     assert len(btyd.past) >= 8
     for row in btyd.past.to_dict("records"):
         i = HORIZONS.index(int(row["horizon_days"]))
-        levels = btyd.actual_factor(np.array([row["origin_day"]], np.int32))
-        for what, level in zip(("orders", "value"), levels, strict=True):
+        factors = btyd.actual_factor(np.array([row["origin_day"]], np.int32))
+        for what, factor in zip(("orders", "value"), factors, strict=True):
             pseudo = PSEUDO_ORDERS * row[f"expected_{what}"] / row["expected_orders"]
-            product = level[0, i] * (row[f"expected_{what}"] + pseudo)
+            product = factor[0, i] * (row[f"expected_{what}"] + pseudo)
             assert product == pytest.approx(row[f"actual_{what}"] + pseudo)
 
 
@@ -88,7 +88,7 @@ def test_actual_totals_are_those_of_the_log(btyd: SeasonalBTYD, table: pa.Table)
     assert row["actual_value"] == pytest.approx(buyers[f"value_{days}"].sum())
 
 
-def test_an_origin_whose_horizon_has_not_fully_observed_has_level_one(btyd: SeasonalBTYD) -> None:
+def test_an_origin_with_an_unobserved_horizon_has_factor_one(btyd: SeasonalBTYD) -> None:
     newest = np.array([btyd.cutoff_day - 40], np.int32)
     assert (btyd.past["origin_day"] + btyd.past["horizon_days"] <= btyd.cutoff_day).all()
     orders, value = btyd.actual_factor(newest)
@@ -96,7 +96,7 @@ def test_an_origin_whose_horizon_has_not_fully_observed_has_level_one(btyd: Seas
 
 
 @pytest.mark.parametrize("source", ["events", "histories"])
-def test_nothing_fitted_knows_what_came_after_the_cutoff(source: str, btyd: SeasonalBTYD, table: pa.Table) -> None:
+def test_the_fit_does_not_depend_on_events_after_the_cutoff(source: str, btyd: SeasonalBTYD, table: pa.Table) -> None:
     if source == "events":
         scrambled = histories.build(scramble_future(shop_events(), CUTOFF, seed=5), CLOCK)
     else:
@@ -111,7 +111,7 @@ def test_nothing_fitted_knows_what_came_after_the_cutoff(source: str, btyd: Seas
     assert np.array_equal(first.value, second.value)
 
 
-def test_late_arrivals_do_not_reach_back_behind_the_cutoff(table: pa.Table, btyd: SeasonalBTYD) -> None:
+def test_events_that_arrive_after_the_cutoff_do_not_change_the_fit(table: pa.Table, btyd: SeasonalBTYD) -> None:
     """A first event of the log that arrives after the cutoff must not even lengthen the log."""
     h = Histories.from_table(table)
     oldest = int(np.argmin(h.time))
@@ -137,7 +137,7 @@ def test_curves_never_fall_with_the_horizon(btyd: SeasonalBTYD, table: pa.Table)
     assert (curves.orders >= curves.p_purchase - 1e-12).all()
 
 
-def test_a_level_scales_the_curves_and_keeps_them_monotone(btyd: SeasonalBTYD, table: pa.Table) -> None:
+def test_a_factor_scales_the_curves_and_keeps_them_monotone(btyd: SeasonalBTYD, table: pa.Table) -> None:
     plain = btyd.curves(frame_at(table))
     scaled = apply_factor(plain, np.array([1.5, 2.0]), np.array([3.0, 0.1]))
     np.testing.assert_allclose(scaled.hazard, plain.hazard * [1.5, 2.0])
@@ -146,7 +146,7 @@ def test_a_level_scales_the_curves_and_keeps_them_monotone(btyd: SeasonalBTYD, t
     assert (scaled.orders >= scaled.p_purchase - 1e-12).all()
 
 
-def test_repeats_are_orders_less_the_chance_of_one() -> None:
+def test_repeats_are_orders_less_the_probability_of_a_purchase() -> None:
     curves = Curves(np.array([[0.1, 0.5]]), np.array([[0.2, 1.0]]), np.ones((1, 2)))
     np.testing.assert_allclose(curves.repeats, curves.orders - curves.p_purchase)
 
@@ -164,7 +164,7 @@ def test_each_row_uses_the_newest_btyd_model_that_is_not_after_it(btyd: Seasonal
     assert not np.array_equal(newest, only.curves(frame).value)
 
 
-def test_visitors_get_the_conversion_baseline(table: pa.Table) -> None:
+def test_visitors_get_the_conversion_rates(table: pa.Table) -> None:
     """Purchases of half of the customers before the cutoff are taken for views: they have only looked."""
     h = Histories.from_table(table)
     owner = np.repeat(np.arange(len(h)), np.diff(h.offsets))
@@ -182,7 +182,7 @@ def test_visitors_get_the_conversion_baseline(table: pa.Table) -> None:
     assert (value > 0).all()
 
 
-def test_a_shop_without_prices_has_counts_and_can_be_written(table: pa.Table) -> None:
+def test_a_dataset_without_prices_has_purchases_and_can_be_written(table: pa.Table) -> None:
     fitted = fit(table, value="none")
     text = json.dumps(fitted.to_json(), allow_nan=False)
     again = SeasonalBTYD.from_json(json.loads(text))
@@ -194,7 +194,7 @@ def test_a_shop_without_prices_has_counts_and_can_be_written(table: pa.Table) ->
     assert fitted.forecast_factor(fitted.cutoff_day)[1].tolist() == [1.0, 1.0]
 
 
-def test_a_log_in_which_nothing_has_fully_observed_has_no_levels(table: pa.Table) -> None:
+def test_a_log_without_an_observed_horizon_has_factor_one(table: pa.Table) -> None:
     fitted = fit(table, horizons=(500,), cutoff=CLOCK.parse("2023-09-01"))
     again = SeasonalBTYD.from_json(json.loads(json.dumps(fitted.to_json(), allow_nan=False)))
     assert len(again.past) == 0
@@ -203,7 +203,7 @@ def test_a_log_in_which_nothing_has_fully_observed_has_no_levels(table: pa.Table
 
 
 @pytest.mark.parametrize("cutoff", ["2022-12-01", "2023-01-01"])
-def test_a_cutoff_before_anybody_bought_is_refused(cutoff: str, table: pa.Table) -> None:
+def test_a_cutoff_before_the_first_purchase_is_refused(cutoff: str, table: pa.Table) -> None:
     with pytest.raises(ValueError, match="no customer has bought before the origin: a BTYD model needs purchases"):
         fit(table, cutoff=CLOCK.parse(cutoff))
 

@@ -1,5 +1,3 @@
-"""The level: season found where a year was seen, nothing invented where there is none."""
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,13 +12,13 @@ Season = Callable[[np.ndarray], np.ndarray]
 
 
 def season(day: np.ndarray) -> np.ndarray:
-    """Log level of a day: a peak of some ten weeks once a year."""
-    apart = (day - 330 + 182.6) % 365.2425 - 182.6
-    return 0.7 * np.exp(-0.5 * (apart / 35) ** 2) - 0.12
+    """Log factor of a day: a peak of about ten weeks once a year."""
+    distance = (day - 330 + 182.6) % 365.2425 - 182.6
+    return 0.7 * np.exp(-0.5 * (distance / 35) ** 2) - 0.12
 
 
 def wave(day: np.ndarray) -> np.ndarray:
-    """A season that is half of the year above and half below."""
+    """A log factor that is above 0 in one half of the year and below in the other."""
     return 0.35 * np.cos(2 * np.pi * (day - 330) / 365.2425)
 
 

@@ -64,7 +64,7 @@ def build(table: pa.Table, value: Value = "gross", horizons: tuple[int, ...] = H
     fitted = finish(train(dataset, phases, config()))
     # After so short a training the blend may be the BTYD model alone; here the network has a part in it.
     one = replace(fitted.adjustment, blend_purchase=(0.5,) * len(horizons), blend_value=(0.75,) * len(horizons))
-    blend_weights = one.limit_to_observed(phases.final.num_matured)
+    blend_weights = one.limit_to_observed(phases.final.num_observed)
     facts = {"name": "shop", "currency": "GBP", "timezone": "Europe/London", "value": value}
     facts |= {"horizons": list(horizons), "discount_rate_annual": 0.1}
     return to_bundle(dataset, phases, config(), replace(fitted, adjustment=blend_weights), facts, list(phases.notices))

@@ -82,7 +82,7 @@ def value_distribution(name: str, y: ArrayLike, prediction: Prediction, unit: st
     real = np.maximum(np.asarray(y, float), 0.0)
     positive = real[real > 0]
     if len(positive):
-        edges = _round_edges(float(np.quantile(positive, 0.02)), float(np.quantile(positive, 0.995)))
+        edges = round_edges(float(np.quantile(positive, 0.02)), float(np.quantile(positive, 0.995)))
     else:
         edges = np.array([1.0])
     classes = ["nothing", f"under {edges[0]:,.3g}"]
@@ -105,7 +105,7 @@ def value_distribution(name: str, y: ArrayLike, prediction: Prediction, unit: st
     return _html(figure, name, f"spend in the horizon ({unit})", "customers (%)")
 
 
-def _round_edges(low: float, high: float) -> Array:
+def round_edges(low: float, high: float) -> Array:
     """At most twelve steps of 1, 2 and 5 times powers of ten between low and high."""
     steps = [m * 10.0**e for e in range(-3, 10) for m in (1, 2, 5)]
     inside = [s for s in steps if low <= s <= high] or [steps[int(np.searchsorted(steps, high)) - 1]]
