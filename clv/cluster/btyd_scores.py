@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from clv import bundle as bundles
-from clv.btyd.seasonal import SeasonalBTYD, with_factor
+from clv.btyd.seasonal import SeasonalBTYD, apply_factor
 from clv.data import features
 from clv.data.clock import Clock
 from clv.data.cutoff import cut
@@ -45,7 +45,7 @@ class BTYDPredictor:
         tail = tuple(last + 365 * year for year in range(1, tail_years(self._btyd) + 1))
         ends = tuple(sorted({*wanted, *self.horizons, *tail}))
         orders_factor, value_factor, _ = self._btyd.forecast_factor(day, ends)
-        curves = with_factor(self._btyd.curves(table, ends), orders_factor, value_factor)
+        curves = apply_factor(self._btyd.curves(table, ends), orders_factor, value_factor)
         life = [ends.index(days) for days in (*self.horizons, *tail)]
         until = np.array(ends, float)[life]
         middle = (np.append(0.0, until[:-1]) + until) / 2
