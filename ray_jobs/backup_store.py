@@ -6,15 +6,11 @@ erased stay erased after a restore. Keep the folder as safe as the store: it hol
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
 
 from ray_jobs.command import execute
 from ray_jobs.options import JobOptions
@@ -39,6 +35,8 @@ def run(options: Options) -> None:
     """Raises ValueError for a store that is missing or down, or a folder that exists."""
     import pyarrow.parquet as pq
 
+    from clv.data.hashing import file_sha256
+    from clv.data.workdir import temporary_folder, write_json
     from clv.serve.store.factory import open_store
     from clv.serve.store.protocol import StoreUnavailableError
     from clv.serve.store.records import FORMAT
@@ -47,33 +45,24 @@ def run(options: Options) -> None:
     if out.exists():
         raise ValueError(f"--out {options.out} exists: name a new folder for each backup")
     store = open_store(options.store)
-    aside = out.with_name(f".{out.name}.{uuid4().hex}")
-    aside.mkdir(parents=True)
     try:
-        customers = events = number = 0
-        for number, part in enumerate(store.dump(), 1):
-            pq.write_table(part, aside / f"customers-{number:05d}.parquet")
-            customers += len(part)
-            events += sum(map(len, part["lines"].to_pylist()))
-        pq.write_table(store.erasures(), aside / ERASURES)
-        accounting = {"customers": customers, "events": events, "format": FORMAT}
-        files = {path.name: digest(path) for path in sorted(aside.iterdir())}
-        manifest = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **accounting, "sha256": files}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        os.chmod(aside, 0o700)
-        aside.rename(out)
+        with temporary_folder(out) as folder:
+            customers = events = number = 0
+            for number, part in enumerate(store.dump(), 1):
+                pq.write_table(part, folder / f"customers-{number:05d}.parquet")
+                customers += len(part)
+                events += sum(map(len, part["lines"].to_pylist()))
+            pq.write_table(store.erasures(), folder / ERASURES)
+            accounting = {"customers": customers, "events": events, "format": FORMAT}
+            files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+            manifest = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **accounting, "sha256": files}
+            write_json(folder / MANIFEST, manifest)
+            os.chmod(folder, 0o700)
     except StoreUnavailableError as error:
         raise ValueError(f"{options.store}: {error} Back it up again when it does.") from error
     finally:
         store.close()
-        shutil.rmtree(aside, ignore_errors=True)
     LOG.info(f"{customers:,} customers with {events:,} events beside their histories are in {options.out}")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main() -> None:

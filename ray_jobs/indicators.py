@@ -39,7 +39,9 @@ def run(options: Options) -> None:
     begun = datetime.now(UTC)
     from clv.cluster import work_units
     from clv.data import indicators
+    from clv.data.clock import to_us
     from clv.data.dataset import PreparedDataset
+    from clv.data.workdir import check_output
 
     prepared = PreparedDataset.open(options.histories)
     prepared.check_shards()
@@ -47,7 +49,7 @@ def run(options: Options) -> None:
     scored = None
     if options.scores is not None:
         scored = json.loads((options.scores / "manifest.json").read_text(encoding="utf-8"))
-        at = int(datetime.fromisoformat(scored["origin"]).timestamp() * 1e6)
+        at = to_us(datetime.fromisoformat(scored["origin"]))
         if options.origin is not None and at != origin:
             raise ValueError(f"--origin {options.origin} is not that of {options.scores}, {scored['origin']}")
         if len(scored["parts"]) != len(prepared.shards):
@@ -57,8 +59,7 @@ def run(options: Options) -> None:
             )
         origin = at
     out = options.out.absolute()
-    if out.exists() and any(out.iterdir()) and not (out / "funnel.json").is_file():
-        raise ValueError(f"--out {out} exists and does not hold indicators; choose another folder")
+    check_output(out, "a folder of indicators", "funnel.json")
     shutil.rmtree(out, ignore_errors=True)
     (out / "customers").mkdir(parents=True)
     task = partial(shard, prepared, origin, options.scores, out)

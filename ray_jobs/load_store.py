@@ -34,6 +34,7 @@ def run(options: Options) -> None:
     """Raises ValueError for a folder without shards, a damaged shard or a store of another version."""
     import pyarrow.parquet as pq
 
+    from clv.data.clock import to_datetime
     from clv.serve.store.factory import is_folder, open_store
     from clv.serve.store.protocol import StoreUnavailableError
 
@@ -57,7 +58,7 @@ def run(options: Options) -> None:
         raise ValueError(f"{options.store}: {error} Load again when it does; nothing is lost.") from error
     finally:
         store.close()
-    newest = "no event" if through is None else datetime.fromtimestamp(through / 1e6, UTC).isoformat(timespec="seconds")
+    newest = "no event" if through is None else to_datetime(through).isoformat(timespec="seconds")
     added, erased = after - before, read - put
     replaced, each = put - added, size // max(after, 1)
     erased_too = f" + {erased:,} erased" if erased else ""

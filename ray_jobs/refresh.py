@@ -9,9 +9,7 @@ beside the histories lets one refresh run at a time: a second one ends with exit
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +45,9 @@ class Options(JobOptions):
 
 def run(options: Options) -> None:
     """Raises ValueError while another refresh runs, and what its parts raise; what they had done by then stays."""
+    from clv.data.clock import to_datetime
     from clv.data.dataset import PreparedDataset
+    from clv.data.workdir import write_json, write_text
     from clv.registry import Registry
     from ray_jobs import load_store, prepare, score
 
@@ -70,13 +70,13 @@ def run(options: Options) -> None:
         through = PreparedDataset.open(options.histories).data_through
         facts = {
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "data_through": datetime.fromtimestamp(through / 1e6, UTC).isoformat(timespec="seconds"),
+            "data_through": to_datetime(through).isoformat(timespec="seconds"),
             "bundle": bundle.name,
             "seconds": round(time.monotonic() - begun, 1),
         }
-        replace(options.scores / "refresh.json", json.dumps(facts, indent=1) + "\n")
+        write_json(options.scores / "refresh.json", facts)
         if options.metrics is not None:
-            replace(options.metrics, textfile(time.time(), through / 1e6))
+            write_text(options.metrics, textfile(time.time(), through / 1e6))
     LOG.info(f"refreshed in {facts['seconds']:.0f} s: data through {facts['data_through']}, scored by {bundle.name}")
 
 
@@ -99,12 +99,6 @@ def textfile(ended: float, through: float) -> str:
         ("clv_refresh_data_through_timestamp_seconds", "Time of the newest event it read.", through),
     )
     return "".join(f"# HELP {name} {text}\n# TYPE {name} gauge\n{name} {value:.3f}\n" for name, text, value in lines)
-
-
-def replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def main() -> None:

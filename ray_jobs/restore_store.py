@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_jobs.backup_store import ERASURES, MANIFEST, digest
+from ray_jobs.backup_store import ERASURES, MANIFEST
 from ray_jobs.command import execute
 from ray_jobs.options import JobOptions
 
@@ -34,6 +34,7 @@ def run(options: Options) -> None:
     """Raises ValueError for a damaged or foreign backup, and for a store that holds customers."""
     import pyarrow.parquet as pq
 
+    from clv.data.hashing import file_sha256
     from clv.serve.store.factory import open_store
     from clv.serve.store.protocol import StoreUnavailableError
     from clv.serve.store.records import FORMAT
@@ -46,7 +47,7 @@ def run(options: Options) -> None:
         raise ValueError(f"{options.backup} was written by another version: restore it with that one")
     for name, known in manifest["sha256"].items():
         path = options.backup / name
-        if not path.is_file() or digest(path) != known:
+        if not path.is_file() or file_sha256(path) != known:
             raise ValueError(f"{path} is missing or damaged: nothing was restored")
     store = open_store(options.store, create=True)
     try:

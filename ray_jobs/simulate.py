@@ -45,7 +45,7 @@ def run(options: Options) -> None:
     """Raises ValueError for an impossible shop, an origin outside the log, or a folder that holds something else."""
     begun = datetime.now(UTC)
     from clv.cluster import session, work_units
-    from clv.data.workdir import JOURNAL, replace_folder, staging_directory
+    from clv.data.workdir import JOURNAL, check_output, staging_directory
     from clv.simulate import files, log
 
     shop = options.shop.exact_btyd() if options.plain else options.shop
@@ -56,8 +56,7 @@ def run(options: Options) -> None:
     plan = files.SimulationPlan(shop, origins, tuple(sorted(options.horizons_days)), options.defects, options.format)
     plan.check()
     out = options.out.absolute()
-    if out.exists() and any(out.iterdir()) and not (out / "truth").is_dir():
-        raise ValueError(f"--out {out} exists and is not a simulated shop; choose another folder")
+    check_output(out, "a simulated shop", "truth")
     with staging_directory(out, {"plan": repr(plan)}) as folder:
         task = partial(files.write_block, plan, folder)
         numbers = range(log.num_blocks(shop))
@@ -69,7 +68,6 @@ def run(options: Options) -> None:
             with session.ray_session(num_cpus=options.workers):
                 on_ray = partial(work_units.run_on_ray, workers=options.workers)
                 manifest = files.write_shop(plan, folder, blocks(on_ray), out)
-        replace_folder(folder, out)
     record.write(out, options, begun)
     seconds = (datetime.now(UTC) - begun).total_seconds()
     LOG.info(

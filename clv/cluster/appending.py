@@ -19,7 +19,7 @@ from clv.data.prepare.publish import BuildRecord, write_manifest
 from clv.data.sources import reading
 from clv.data.sources.reading import Unit
 from clv.data.spec.models import DatasetSpec, SpecError
-from clv.data.workdir import link_tree, replace_folder, staging_directory
+from clv.data.workdir import link_tree, staging_directory
 
 LOG = logging.getLogger(__name__)
 
@@ -55,7 +55,6 @@ def append(spec: DatasetSpec, spec_file: str, out: Path, *, run: Runner = run_on
         in_order = [parts[number] for number in range(record.num_partitions)]
         new = BuildRecord(record.num_partitions, paths, files, pass_1, in_order)
         manifest = write_manifest(spec, spec_file, folder, new, keeps_rows=True)
-        replace_folder(folder, out)
     LOG.info(
         f"{len(changed)} of {record.num_partitions} partitions changed; wrote {out} in {time.monotonic() - begun:.1f} s"
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from clv.cluster.preparing import build_partitions, choose_partitions
 from clv.cluster.work_units import Runner, run_on_ray, run_with_journal
+from clv.data.clock import to_us
 from clv.data.dataset import PreparedDataset
 from clv.data.events import stable_hash
 from clv.data.prepare import build, erasure, partition, regroup
@@ -24,7 +25,7 @@ from clv.data.prepare.erasure import Erasure
 from clv.data.prepare.partition import ROWS
 from clv.data.prepare.publish import ITEMS_BUILT, BuildRecord, write_manifest
 from clv.data.spec.models import SpecError
-from clv.data.workdir import JOURNAL, link_tree, replace_folder, staging_directory
+from clv.data.workdir import JOURNAL, link_tree, staging_directory
 
 LOG = logging.getLogger(__name__)
 
@@ -58,7 +59,6 @@ def compact(out: Path, *, run: Runner = run_on_ray, partitions: int | None = Non
             parts = build_partitions(prepared.spec, record.paths, folder, range(wanted), run)
             record = replace(record, num_partitions=wanted, parts=parts)
         manifest = write_manifest(prepared.spec, str(out), folder, record, keeps_rows=True)
-        replace_folder(folder, out)
     return manifest
 
 
@@ -79,7 +79,7 @@ def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray) -> dict[st
     changed = {int(p) for p in partition.partition_of(hashes, record.num_partitions)}
     ids_sha256 = hashlib.sha256("\n".join(wanted).encode()).hexdigest()
     last = prepared.clock.parse(prepared.manifest["last_time"])
-    new = Erasure.create(wanted, max(int(datetime.now(UTC).timestamp() * 1e6), last + 1))
+    new = Erasure.create(wanted, max(to_us(datetime.now(UTC)), last + 1))
     with staging_directory(out, {"erase": ids_sha256, "base": prepared.manifest["created"]}) as folder:
         for name in ("shards", "items", "erasures", f"{ROWS}/{ITEMS_BUILT}"):
             link_tree(out / name, folder / name)
@@ -104,7 +104,6 @@ def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray) -> dict[st
             raise RuntimeError(f"erasing failed, {out} is unchanged: {remaining} rows of the listed customers remain")
         proof = _proof(new, prepared.manifest, manifest, removed, redacted) | {"remaining": remaining}
         erasure.write_proof(folder, new, proof)
-        replace_folder(folder, out)
     LOG.info(
         f"erased {proof['found']['customers']:,} of {len(wanted):,} listed customers, {removed['events']:,} events"
     )

@@ -26,7 +26,7 @@ from clv.data.prepare.publish import BuildRecord, example_rejects, write_manifes
 from clv.data.sources import reading
 from clv.data.sources.reading import Unit
 from clv.data.spec.models import DatasetSpec, SpecError
-from clv.data.workdir import JOURNAL, link_tree, replace_folder, staging_directory
+from clv.data.workdir import JOURNAL, is_occupied, link_tree, staging_directory
 from clv.version import __version__
 
 LOG = logging.getLogger(__name__)
@@ -78,14 +78,13 @@ def prepare(
         manifest = write_manifest(spec, spec_file, folder, record, keeps_rows=keep_rows)
         if not keep_rows:
             shutil.rmtree(folder / ROWS)
-        replace_folder(folder, out)
     LOG.info(f"wrote {out} in {time.monotonic() - begun:.1f} s")
     return manifest
 
 
 def check_target(out: Path, overwrite: bool) -> None:
     """Raises SpecError if `out` holds something that must not be overwritten."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_occupied(out):
         if not overwrite:
             raise SpecError(f"--out {out} exists and is not empty; choose another folder or add --overwrite")
         if not (out / "manifest.json").is_file() or not (out / "shards").is_dir():

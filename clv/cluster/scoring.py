@@ -25,8 +25,10 @@ from clv import bundle as bundles
 from clv.bundle import sha256_of
 from clv.cluster import session
 from clv.cluster.btyd_scores import COLUMNS, BTYDPredictor
+from clv.data.clock import to_datetime
 from clv.data.dataset import PreparedDataset
-from clv.data.workdir import JOURNAL, atomic_write, replace_folder, staging_directory, write_text
+from clv.data.hashing import file_sha256
+from clv.data.workdir import JOURNAL, atomic_write, check_output, staging_directory, write_json, write_text
 from clv.forecast.predictor import Predictor
 from clv.forecast.scores import SCORES
 
@@ -112,7 +114,7 @@ def score(
         parts = sorted(folder.glob("part-*.parquet"))
         lists = _lists(parts, folder, wanted) if csv and rows else []
         written = {
-            "origin": datetime.fromtimestamp(origin / 1e6, UTC).isoformat(),
+            "origin": to_datetime(origin).isoformat(),
             "bundle": manifest["version"],
             "cut": manifest["cut"],
             "model": model,
@@ -124,8 +126,7 @@ def score(
             "lists": lists,
             "seconds": round((datetime.now(UTC) - begun).total_seconds(), 2),
         }
-        write_text(folder / "manifest.json", json.dumps(written, indent=1) + "\n")
-        replace_folder(folder, out)
+        write_json(folder / "manifest.json", written)
     return written
 
 
@@ -163,13 +164,8 @@ def _entry(folder: Path, part: int) -> Path:
 
 
 def check_target(out: Path) -> None:
-    """ValueError if `out` holds something that is not scores."""
-    if (
-        out.exists()
-        and any(out.iterdir())
-        and not (any(out.glob("part-*.parquet")) and (out / "manifest.json").is_file())
-    ):
-        raise ValueError(f"{out} exists and does not hold scores; choose another --out")
+    """Raises ValueError if `out` holds something that is not scores."""
+    check_output(out, "a folder of scores", "part-*.parquet", "manifest.json")
 
 
 def check_bundle(bundle: Path, prepared: PreparedDataset, origin: int) -> Predictor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -17,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clv.data.events import US
-from clv.data.prepare.publish import file_sha256
+from clv.data.hashing import file_sha256
 from clv.data.spec.models import DatasetSpec
-from clv.data.workdir import atomic_write, write_text
+from clv.data.workdir import atomic_write, write_json, write_text
 from clv.simulate import activity, defects, log, texts
 from clv.simulate.settings import ShopSettings
 
@@ -130,7 +129,7 @@ def write_shop(
         "planted": {"events": dict(sorted(planted.items())), "items": dict(sorted(planted_items.items()))},
         "files": {str(path.relative_to(folder)): file_sha256(path) for path in sorted(_tables(folder))},
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_json(folder / "manifest.json", manifest)
     return manifest
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from clv.data import features
+from clv.data.clock import to_us
 from clv.data.cutoff import cut
 from clv.evaluate.baselines.inputs import Context, population
 from clv.evaluate.baselines.run import run_baselines
@@ -172,9 +173,9 @@ def check_bundle(bundle: Path, origins: Iterable[int]) -> Predictor:
     """Loads a bundle; raises ValueError when it is damaged or was cut after an origin (us)."""
     predictor = Predictor(bundle)
     for origin in origins:
-        if origin < _us(predictor.cut):
+        if origin < to_us(predictor.cut):
             raise ValueError(
-                f"bundle {bundle} was cut at {predictor.clock.format(_us(predictor.cut))}, after origin "
+                f"bundle {bundle} was cut at {predictor.clock.format(to_us(predictor.cut))}, after origin "
                 f"{predictor.clock.format(origin)}: it was trained on that future; leave --bundle out to refit, "
                 "or choose later --origins"
             )
@@ -198,7 +199,3 @@ def average_predictions(predictions: Sequence[Prediction]) -> Prediction:
         factor_error=float(np.mean([p.factor_error for p in predictions])),
         sum_spread=float(np.mean([p.sum_spread for p in predictions])),
     )
-
-
-def _us(when: Any) -> int:
-    return int(pd.Timestamp(when).value // 1000)

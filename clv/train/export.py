@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from clv.bundle import Bundle, as_json
@@ -29,13 +28,13 @@ def to_bundle(
     plain, arrays = assembler.space.to_arrays()
     held_out = None
     if phases.holdout is not None:
-        held_out = {"origin": _iso(phases.holdout.cutoff), "horizon_days": phases.primary}
+        held_out = {"origin": to_datetime(phases.holdout.cutoff).isoformat(), "horizon_days": phases.primary}
     model_settings = as_json(config.model.merged)
     model_settings["backbone"]["pretrained"] = None  # the weights are in the bundle
     facts = {
         "dataset": dataset_facts["name"],
         "dataset_facts": dataset_facts,
-        "cut": _iso(phases.final.cutoff),
+        "cut": to_datetime(phases.final.cutoff).isoformat(),
         "cut_us": phases.final.cutoff,
         "data_through_us": min(dataset.data_through, phases.final.cutoff),
         "value_scale": assembler.value_scale,
@@ -48,7 +47,7 @@ def to_bundle(
     text = card(facts, fitted, found, tail_years(assembler.btyd))
     page = html_page.render(
         found,
-        title=f"{dataset_facts['name']}: how good is bundle cut at {_iso(phases.final.cutoff)[:10]}",
+        title=f"{dataset_facts['name']}: how good is bundle cut at {to_datetime(phases.final.cutoff).date()}",
         currency=dataset_facts["currency"],
         notices=notices if found else [judgement(found)[0], *notices],
     )
@@ -105,7 +104,3 @@ def lifetime(dataset_facts: dict[str, Any], tail: int) -> str:
             f"counted instead of {TAIL_YEARS}. Do not book it as revenue."
         )
     return text
-
-
-def _iso(us: int) -> str:
-    return datetime.fromtimestamp(us / 1e6, UTC).isoformat()

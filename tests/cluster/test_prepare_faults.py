@@ -15,7 +15,7 @@ import pytest
 
 from clv.cluster import preparing, work_units
 from clv.data.dataset import PreparedDataset
-from clv.data.prepare.publish import file_sha256
+from clv.data.hashing import file_sha256
 from clv.data.spec.models import DatasetSpec
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]

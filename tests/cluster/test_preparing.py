@@ -18,7 +18,7 @@ from clv.data.histories import Histories, concat
 from clv.data.prepare import partition
 from clv.data.prepare.check import TooManyRejectsError, check
 from clv.data.prepare.intake import to_event_schema
-from clv.data.prepare.publish import file_sha256
+from clv.data.hashing import file_sha256
 from clv.data.sources import reading
 from clv.data.spec.models import DatasetSpec, SpecError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clv.data.prepare.publish import file_sha256
+from clv.data.hashing import file_sha256
 from tests.prepared_shop import prepared_shop
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]

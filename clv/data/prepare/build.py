@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from clv.data import attributes, histories
 from clv.data.events import EVENTS
+from clv.data.hashing import file_sha256
 from clv.data.prepare import intake, items, mapping, partition, profile
 from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.partition import ROWS
-from clv.data.prepare.publish import ITEMS_BUILT, file_sha256
+from clv.data.prepare.publish import ITEMS_BUILT
 from clv.data.spec.models import DatasetSpec
 
 

@@ -6,7 +6,6 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,11 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clv.data.clock import to_datetime
 from clv.data.events import stable_hash
 from clv.data.prepare.accounting import REJECTS
 from clv.data.prepare.mapping import MappedBlock
 from clv.data.spec.models import DatasetSpec
-from clv.data.workdir import atomic_write, link, write_text
+from clv.data.workdir import atomic_write, link, write_json
 
 FOLDER = "erasures"
 REASON = "customer was erased"
@@ -43,7 +43,7 @@ class Erasure:
     @property
     def name(self) -> str:
         """Name of the proof file, without its suffix."""
-        return f"{datetime.fromtimestamp(self.at / 1e6, UTC):%Y%m%dT%H%M%S}-{self.salt[:8]}"
+        return f"{to_datetime(self.at):%Y%m%dT%H%M%S}-{self.salt[:8]}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns salt, time and hashes for the proof file."""
@@ -159,7 +159,7 @@ def write_erased_rejects(rejects: Path, removed: dict[str, int], erasure: Erasur
 
 def write_proof(folder: Path, erasure: Erasure, proof: dict[str, Any]) -> None:
     """Writes the proof to the `erasures` folder of a histories folder."""
-    write_text(folder / FOLDER / f"{erasure.name}.json", json.dumps(proof, indent=1) + "\n")
+    write_json(folder / FOLDER / f"{erasure.name}.json", proof)
 
 
 def count_remaining(folder: Path, ids: list[str], spec: DatasetSpec) -> dict[str, int]:

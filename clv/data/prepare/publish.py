@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -14,13 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clv.data import histories
+from clv.data.clock import to_datetime
 from clv.data.events import type_code
+from clv.data.hashing import file_sha256
 from clv.data.prepare import profile, profile_page
 from clv.data.prepare.accounting import RowAccounting
 from clv.data.prepare.check import check_share
 from clv.data.prepare.partition import ROWS
 from clv.data.spec.models import DatasetSpec, SpecError
-from clv.data.workdir import atomic_write, write_text
+from clv.data.workdir import atomic_write, write_json, write_text
 from clv.version import __version__
 
 LOG = logging.getLogger(__name__)
@@ -93,8 +94,8 @@ def write_manifest(spec: DatasetSpec, spec_file: str, folder: Path, record: Buil
     }
     write_text(folder / BUILD_RECORD, json.dumps(asdict(record)) + "\n")
     write_text(folder / "spec.yaml", spec.to_yaml())
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    write_text(folder / "stats.json", json.dumps(stats, indent=1) + "\n")
+    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "stats.json", stats)
     write_text(folder / "quality.html", profile_page.page(spec, manifest, stats))
     for table, counts in accounting.items():
         for line in counts.summary(table):
@@ -180,11 +181,5 @@ def _join_items(folder: Path, partitions: int) -> int:
     return rows
 
 
-def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 digest of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _iso(us: int | None) -> str | None:
-    return None if us is None else datetime.fromtimestamp(us / 1e6, UTC).isoformat()
+    return None if us is None else to_datetime(us).isoformat()

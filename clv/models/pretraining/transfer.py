@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from clv.data.clock import to_datetime
+from clv.data.workdir import check_output, temporary_folder
 from clv.models.backbones import encoders, text_backbone
 from clv.models.config import BackboneConfig
 from clv.models.inputs.feature_space import FeatureSpace
@@ -74,24 +72,15 @@ def save(
     kept = {name: t.contiguous() for name, t in weights.items() if name.startswith(("embedding.", "backbone."))}
     facts = {"format": FORMAT, "backbone": asdict(config) | {"pretrained": None}, "vocabulary": _vocabulary(space)}
     facts |= {"seen": [asdict(one) for one in seen], "sha256": _digest(kept), **notes}
-    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    staging.mkdir(parents=True)
-    try:
+    with temporary_folder(folder) as staging:
         save_file(kept, str(staging / WEIGHTS))
         (staging / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return str(facts["sha256"])
 
 
 def check_target(folder: Path) -> None:
     """Raises ValueError where `folder` is neither free nor a pretrained encoder, so that it must not be replaced."""
-    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if occupied and not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} exists and is not a pretrained encoder; choose another --out")
+    check_output(folder, "a pretrained encoder", CONFIG)
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
@@ -116,7 +105,7 @@ def check_cut(source: str | None, dataset: str, cut_us: int, needed: str) -> Non
         return
     for seen in read_config(source)["seen"]:
         if seen["dataset"] == dataset and seen["cut_us"] > cut_us:
-            through = datetime.fromtimestamp(seen["cut_us"] / 1e6, UTC).date()
+            through = to_datetime(seen["cut_us"]).date()
             raise ValueError(
                 f"pretrained {source!r} has seen {dataset} until {through}, after {needed}, the cutoff or first origin "
                 "of the evaluation: run ray_jobs.pretrain with the --origin of the training"
