@@ -22,7 +22,8 @@ from benchmarks.scoreboard.__main__ import ROOT, histories
 from clv.cluster.training import read_dataset
 from clv.forecast.network import forecast_samples
 from clv.models.pretraining import transfer
-from clv.models.pretraining.pretrainer import Objectives, joint_space, with_amount_scale
+from clv.models.pretraining.pretrainer import Objectives
+from clv.models.pretraining.transfer import joint_space, with_amount_scale
 from clv.train import fitting, loop, pretraining
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine

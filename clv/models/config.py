@@ -107,8 +107,8 @@ class AdapterConfig:
             raise ValueError(f"adapters.method {self.method} needs a {wanted} backbone, not {backbone.architecture}")
         if backbone.pretrained is None:
             raise ValueError(
-                f"adapters.method {self.method} freezes the backbone, which is random without model.backbone.pretrained:"
-                " name a pretrained encoder (--pretrained)"
+                f"adapters.method {self.method} freezes the backbone, which is random without "
+                "model.backbone.pretrained: name a pretrained encoder (--pretrained)"
             )
 
 

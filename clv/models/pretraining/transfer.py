@@ -112,6 +112,40 @@ def check_cut(source: str | None, dataset: str, cut_us: int, needed: str) -> Non
             )
 
 
+def joint_space(spaces: list[FeatureSpace]) -> FeatureSpace:
+    """The vocabularies of several datasets in one space; without item texts, whose axes differ between datasets.
+
+    Scalers and clip points are those of the first dataset; `with_amount_scale` replaces those of amounts.
+    """
+    names = sorted({name for space in spaces for name in space.category_names})
+    keys, first_index = np.unique(np.concatenate([space.item_keys for space in spaces]), return_index=True)
+    learned = np.concatenate([space.item_rank for space in spaces])[first_index] > 0
+    category = []
+    for space in spaces:
+        to_joint = np.array([0, *(names.index(name) + 1 for name in space.category_names)])
+        category.append(to_joint[space.item_category[1:]])
+    return replace(
+        spaces[0],
+        types=np.unique(np.concatenate([space.types for space in spaces])),
+        channels=np.unique(np.concatenate([space.channels for space in spaces])),
+        item_keys=keys,
+        item_rank=np.where(learned, np.cumsum(learned), 0),
+        item_category=np.append(0, np.concatenate(category)[first_index]).astype(np.int64),
+        category_names=tuple(names),
+        text_vectors=np.zeros((len(keys) + 1, 0), np.float32),
+    )
+
+
+def with_amount_scale(joint: FeatureSpace, dataset: FeatureSpace) -> FeatureSpace:
+    """The joint space with the amount scale of one dataset: a large amount is one that is large in its own dataset."""
+    return replace(
+        joint,
+        amount_edges=dataset.amount_edges,
+        amount_center=dataset.amount_center,
+        amount_scale=dataset.amount_scale,
+    )
+
+
 def warm_start(model: nn.Module, space: FeatureSpace, config: BackboneConfig, source: str) -> WarmStart | str:
     """Loads `source` into `embedding` and `backbone` of a model.
 

@@ -11,6 +11,7 @@ from clv.models.config import BackboneConfig
 from clv.models.inputs.batch import Samples
 from clv.models.pretraining import pretrainer
 from clv.models.pretraining.pretrainer import EventSamples, NextEvents, Objectives, Pretrainer
+from clv.models.pretraining.transfer import joint_space
 
 TINY = BackboneConfig(width=16, num_layers=1, num_heads=2, intermediate=32, max_tokens=12, dropout=0.0)
 EVERYTHING = Objectives.from_names("masked", "next_event", "coles", "autoencoder")
@@ -26,7 +27,7 @@ def samples(shop) -> EventSamples:
 
 @pytest.fixture
 def model(shop) -> Pretrainer:
-    return Pretrainer(TINY, pretrainer.joint_space([shop.space]), EVERYTHING).eval()
+    return Pretrainer(TINY, joint_space([shop.space]), EVERYTHING).eval()
 
 
 def test_an_unknown_objective_is_refused_with_the_known_ones() -> None:
@@ -111,7 +112,7 @@ def test_the_loss_is_a_sum_over_rows_however_they_are_split(samples, model) -> N
 def test_every_objective_can_be_learned_alone(shop, samples, objective: str) -> None:
     torch.manual_seed(0)
     wanted = Objectives.from_names(objective)
-    model = Pretrainer(TINY, pretrainer.joint_space([shop.space]), wanted)
+    model = Pretrainer(TINY, joint_space([shop.space]), wanted)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     batch = replace(samples, objectives=wanted).batch(np.arange(48), seed=5)
     before = float(model(batch)[0].detach())
@@ -121,21 +122,3 @@ def test_every_objective_can_be_learned_alone(shop, samples, objective: str) -> 
         optimizer.step()
     assert float(model(batch)[0].detach()) < 0.9 * before
     assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad), objective
-
-
-def test_a_joint_space_has_the_keys_of_all_datasets_and_the_amount_scale_of_one(shop) -> None:
-    other = replace(
-        shop.space,
-        item_keys=shop.space.item_keys + 1,
-        category_names=("elsewhere",),
-        item_category=np.minimum(shop.space.item_category, 1),
-        amount_center=9.0,
-    )
-    joint = pretrainer.joint_space([shop.space, other])
-    assert set(joint.item_keys) == set(shop.space.item_keys) | set(other.item_keys)
-    assert joint.category_names == tuple(sorted({*shop.space.category_names, "elsewhere"}))
-    assert joint.num_learned_items <= shop.space.num_learned_items + other.num_learned_items - 1
-    at = np.searchsorted(joint.item_keys, shop.space.item_keys[:5]) + 1
-    names = [joint.category_names[c - 1] for c in joint.item_category[at]]
-    assert names == [shop.space.category_names[c - 1] for c in shop.space.item_category[1:6]]
-    assert pretrainer.with_amount_scale(joint, other).amount_center == 9.0

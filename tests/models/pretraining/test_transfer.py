@@ -10,7 +10,7 @@ import torch
 
 from clv.models.config import BackboneConfig, ModelConfig
 from clv.models.model import CustomerModel
-from clv.models.pretraining import pretrainer, transfer
+from clv.models.pretraining import transfer
 from clv.models.pretraining.pretrainer import Objectives, Pretrainer
 from clv.models.pretraining.transfer import SeenDataset, WarmStart
 
@@ -19,14 +19,14 @@ TINY = BackboneConfig(width=16, num_layers=2, num_heads=2, intermediate=32, max_
 
 @pytest.fixture
 def teacher(shop) -> Pretrainer:
-    return Pretrainer(TINY, pretrainer.joint_space([shop.space]), Objectives())
+    return Pretrainer(TINY, transfer.joint_space([shop.space]), Objectives())
 
 
 @pytest.fixture
 def folder(shop, teacher: Pretrainer, tmp_path: Path) -> str:
     out = tmp_path / "encoder"
     transfer.save(
-        out, TINY, pretrainer.joint_space([shop.space]), teacher.state_dict(), [SeenDataset("simulated", 1000)], {}
+        out, TINY, transfer.joint_space([shop.space]), teacher.state_dict(), [SeenDataset("simulated", 1000)], {}
     )
     return str(out)
 
@@ -74,8 +74,8 @@ def test_only_rows_with_equal_keys_are_taken(shop, teacher, folder: str) -> None
 @pytest.mark.parametrize("architecture", ["gpt2", "gru", "bilstm", "mlp"])
 def test_a_backbone_of_any_architecture_is_taken_whole(shop, tmp_path: Path, architecture: str) -> None:
     config = replace(TINY, architecture=architecture)
-    made = Pretrainer(config, pretrainer.joint_space([shop.space]), Objectives())
-    transfer.save(tmp_path / "e", config, pretrainer.joint_space([shop.space]), made.state_dict(), [], {})
+    made = Pretrainer(config, transfer.joint_space([shop.space]), Objectives())
+    transfer.save(tmp_path / "e", config, transfer.joint_space([shop.space]), made.state_dict(), [], {})
     model = student(shop, architecture=architecture, pretrained=str(tmp_path / "e"))
     transfer.warm_start(model, shop.space, config, str(tmp_path / "e"))
     for name, tensor in made.backbone.state_dict().items():
@@ -115,3 +115,21 @@ def test_a_folder_without_an_encoder_is_not_replaced(shop, teacher, tmp_path: Pa
     with pytest.raises(ValueError, match="is not a pretrained encoder; choose another --out"):
         transfer.save(tmp_path, TINY, shop.space, teacher.state_dict(), [], {})
     assert (tmp_path / "keep.txt").read_text() == "mine"
+
+
+def test_a_joint_space_has_the_keys_of_all_datasets_and_the_amount_scale_of_one(shop) -> None:
+    other = replace(
+        shop.space,
+        item_keys=shop.space.item_keys + 1,
+        category_names=("elsewhere",),
+        item_category=np.minimum(shop.space.item_category, 1),
+        amount_center=9.0,
+    )
+    joint = transfer.joint_space([shop.space, other])
+    assert set(joint.item_keys) == set(shop.space.item_keys) | set(other.item_keys)
+    assert joint.category_names == tuple(sorted({*shop.space.category_names, "elsewhere"}))
+    assert joint.num_learned_items <= shop.space.num_learned_items + other.num_learned_items - 1
+    at = np.searchsorted(joint.item_keys, shop.space.item_keys[:5]) + 1
+    names = [joint.category_names[c - 1] for c in joint.item_category[at]]
+    assert names == [shop.space.category_names[c - 1] for c in shop.space.item_category[1:6]]
+    assert transfer.with_amount_scale(joint, other).amount_center == 9.0
