@@ -7,14 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clv.cluster import training
 from clv.cluster.options import Cluster
 from clv.data.dataset import PreparedDataset
+from clv.data.prepare import partition
+from clv.data.sources import reading
+from clv.data.spec.models import DatasetSpec
 from clv.train import fitting
 from clv.train.config import TrainConfig
 from clv.train.tracking import Tracking
+from tests.cluster.dirty_shop import write_shop
 from tests.log_lines import each_line
 from tests.prepared_shop import prepared_shop
 
@@ -55,3 +60,12 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     phases = fitting.plan(training.read_dataset(out), PreparedDataset.open(out).origin(None), config)
     assert phases.holdout is not None
     return Task(out, phases, config)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> DatasetSpec:
+    """A dirty log that is read in many small units and written to many small row files."""
+    monkeypatch.setattr(reading, "UNIT_ROWS", 400)
+    monkeypatch.setattr(reading, "BATCH_ROWS", 128)
+    monkeypatch.setattr(partition, "FLUSH_ROWS", 300)
+    return write_shop(tmp_path, rng)

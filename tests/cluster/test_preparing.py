@@ -14,57 +14,14 @@ import pytest
 from clv.cluster.preparing import choose_partitions, prepare
 from clv.cluster.work_units import run_here, run_on_ray
 from clv.data import cutoff, histories
-from clv.data.histories import Histories, concat
+from clv.data.hashing import file_sha256
+from clv.data.histories import Histories
 from clv.data.prepare import partition
 from clv.data.prepare.check import TooManyRejectsError, check
 from clv.data.prepare.intake import to_event_schema
-from clv.data.hashing import file_sha256
 from clv.data.sources import reading
 from clv.data.spec.models import DatasetSpec, SpecError
-
-SPEC = """
-name: shop
-timezone: UTC
-currency: EUR
-events:
-  path: {folder}/log-*.parquet
-  columns: {{customer_id: c, event_time: t, order_id: o, item_id: i, quantity: q, amount: x, item_text: d}}
-  time_format: unix_s
-customers:
-  path: {folder}/customers.csv
-  columns: {{customer_id: id}}
-  attributes:
-    city: {{column: town, constant: true, fill: unknown}}
-    age: {{column: age, kind: numeric, constant: true}}
-cleaning: {{exact_duplicates: drop, bounds: {{amount: {{above: 0}}}}}}
-max_rejected_share: 0.5
-"""
-
-
-def write_shop(folder: Path, rng: np.random.Generator, num_rows: int = 3000, num_customers: int = 120) -> DatasetSpec:
-    """A dirty log in three files, one of them with a copy of rows of the first, and a customer table."""
-    order = rng.integers(0, num_rows // 3, num_rows)
-    table = pa.table(
-        {
-            "c": pa.array([f"c{n}" if n else None for n in order % num_customers]),
-            "t": 1_600_000_000 + order * 977,
-            "o": order.astype(str),
-            "i": rng.integers(0, 40, num_rows).astype(str),
-            "q": rng.integers(1, 4, num_rows),
-            "x": np.round(rng.normal(10, 6, num_rows), 2),
-            "d": rng.choice(["red mug", "blue mug ", "a longer red mug"], num_rows),
-        }
-    )
-    table = table.take(pa.array(np.unique(table["i"].to_numpy().astype(int) + order * 100, return_index=True)[1]))
-    pq.write_table(table.slice(0, 900), folder / "log-0.parquet", row_group_size=300)
-    pq.write_table(table.slice(900), folder / "log-1.parquet", row_group_size=500)
-    pq.write_table(table.slice(100, 50), folder / "log-2.parquet")
-    (folder / "customers.csv").write_text("id,town,age\nc1,Ulm,30\nc2,,41\nc1,Bonn,31\n,Kiel,7\nzz,Jena,5\n")
-    return DatasetSpec.parse(SPEC.format(folder=folder), "shop.yaml")
-
-
-def read_shards(out: Path) -> pa.Table:
-    return concat([pq.read_table(path) for path in sorted((out / "shards").glob("*.parquet"))])
+from tests.cluster.dirty_shop import SPEC, read_shards, write_shop
 
 
 def prepared(spec: DatasetSpec, out: Path, **more: Any) -> dict[str, Any]:
@@ -312,13 +269,3 @@ def test_on_ray_the_shards_are_the_same_bytes(tmp_path: Path, rng: np.random.Gen
     there = prepared(spec, tmp_path / "there", partitions=3, run=partial(run_on_ray, workers=2))
     assert here["shards"] == there["shards"]
     assert here["row_accounting"] == there["row_accounting"]
-
-
-@pytest.mark.ray
-def test_an_error_of_ours_in_a_task_reaches_the_user_as_itself(tmp_path: Path, ray_cluster: None) -> None:
-    with pytest.raises(SpecError, match="a file went away"):
-        list(run_on_ray(raise_spec_error, 2))
-
-
-def raise_spec_error(number: int) -> dict[str, Any]:
-    raise SpecError("a file went away")

@@ -1,9 +1,6 @@
-"""The jobs a user types: prepare, prepare --check and describe, on real data and on mistakes."""
+"""The prepare job on public data sets, on wrong dataset files, on Ray and with --append."""
 
-import importlib.util
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,24 +12,9 @@ from clv.cluster.work_units import run_here
 from clv.data import cutoff
 from clv.data.dataset import PreparedDataset
 from clv.data.histories import Histories, concat
-from clv.data.spec.draft import draft
 from clv.data.spec.models import DatasetSpec, SpecError
-from ray_jobs import compact, erase
 from ray_jobs.prepare import Options, run
-
-REPO = Path(__file__).parents[2]
-DATASETS = REPO / "ray_jobs" / "datasets"
-
-
-def job(verb: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"ray_jobs.{verb}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPO, timeout=120)
-
-
-def needs_package(name: str) -> None:
-    # Only files of the package are read: it need not be importable.
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"the data come with the package {name}, which is not installed")
+from tests.ray_jobs.verbs import DATASETS, job, needs_package, two_day_log
 
 
 def histories_of(name: str, out: Path) -> Histories:
@@ -96,47 +78,6 @@ def test_taobao_has_behaviour_without_prices_and_counts_what_lies_outside(
     assert manifest["first_time"] >= "2017-11-24T16:00"
 
 
-@pytest.mark.parametrize("source", ["cdnow", "complete_journey"])
-def test_a_described_file_gives_a_spec_that_reads_all_of_its_rows(tmp_path: Path, source: str) -> None:
-    spec = DatasetSpec.load(DATASETS / f"{source}.yaml")
-    path = spec.events[0].path
-    assert path is not None
-    needs_package(path.removeprefix("pkg://").split("/")[0])
-    drafted = DatasetSpec.parse(draft(path), "draft")
-    assert drafted.events[0].columns.customer_id == spec.events[0].columns.customer_id
-    assert drafted.events[0].columns.event_time == spec.events[0].columns.event_time
-    assert drafted.events[0].columns.amount == spec.events[0].columns.amount
-    assert drafted.events[0].time_format == spec.events[0].time_format
-
-
-def test_describe_guesses_separator_encoding_times_and_event_types(tmp_path: Path) -> None:
-    lines = ["Kunde-ID;Product ID;Action;Created At;Price"]
-    lines += [
-        f"K{i};Kännchen {i};{kind};{20 + i % 8}.12.2023 1{i % 10}:30;{i},50"
-        for i, kind in enumerate(["view", "buy", "spin"] * 9)
-    ]
-    (tmp_path / "log.csv").write_bytes("\n".join(lines).encode("cp1252"))
-    text = draft(str(tmp_path / "log.csv"), "Europe/Berlin")
-    source = DatasetSpec.parse(text, "draft").events[0]
-    assert (source.delimiter, source.encoding, source.time_format) == (";", "cp1252", "%d.%m.%Y %H:%M")
-    assert (source.decimal, source.columns.unit_price) == (",", "Price")
-    assert source.event_type.model_dump()["map"] == {"view": "view", "buy": "purchase", "spin": "spin"}  # type: ignore[union-attr]
-    assert "['spin'] are none of our types" in text
-    assert "customer_id: no column is called like a customer; 'Kunde-ID' is a guess" in text
-
-
-def test_describe_knows_the_column_names_of_the_readme(tmp_path: Path) -> None:
-    lines = [
-        "buyer,paid_at,order,sku,qty,price,title",
-        *(f"B{i},2024-01-{i:02},A{i},S1,2,9.5,Tea" for i in range(1, 9)),
-    ]
-    (tmp_path / "orders.csv").write_text("\n".join(lines))
-    text = draft(str(tmp_path / "orders.csv"))
-    columns = DatasetSpec.parse(text, "draft").events[0].columns
-    assert (columns.customer_id, columns.event_time, columns.unit_price) == (["buyer"], "paid_at", "price")
-    assert "is a guess" not in text
-
-
 def test_a_wrong_dataset_file_exits_with_2_one_message_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "shop.yaml").write_text("name: shop\ntimezone: UTC\nevnts: []\n")
     done = job("prepare", "--dataset", tmp_path / "shop.yaml", "--out", tmp_path / "out")
@@ -154,15 +95,8 @@ def test_a_missing_variable_exits_with_2_and_names_it(tmp_path: Path, monkeypatc
     assert "Traceback" not in done.stderr
 
 
-def test_describe_of_nothing_exits_with_2(tmp_path: Path) -> None:
-    absent = tmp_path / "absent.csv"
-    done = job("describe", absent)
-    assert done.returncode == 2
-    assert done.stderr == f"describe: {absent}: file: no file matches {absent}; correct the path\n"
-
-
 @pytest.mark.ray
-def test_prepare_on_ray_says_its_row_accounting_and_leaves_a_record(
+def test_prepare_on_ray_logs_its_row_accounting_and_writes_a_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None
 ) -> None:
     needs_package("lifetimes")
@@ -179,27 +113,12 @@ def test_prepare_on_ray_says_its_row_accounting_and_leaves_a_record(
     assert (tmp_path / "out" / "quality.html").stat().st_size > 2000
 
 
-def test_a_log_grows_is_made_compact_and_forgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "shop.yaml").write_text(
-        "name: shop\ntimezone: UTC\ncurrency: EUR\nevents:\n  path: " + f"{tmp_path}/day-*.csv\n"
-        "  columns: {customer_id: c, event_time: t, amount: x}\n"
-    )
-    (tmp_path / "day-1.csv").write_text("c,t,x\na,2024-01-01,5\nb,2024-01-01,6\n")
-    options = Options(dataset=tmp_path / "shop.yaml", out=tmp_path / "out")
-    run(options)
-    (tmp_path / "day-2.csv").write_text("c,t,x\nb,2023-12-31,1\nc,2024-01-02,7\n")
+def test_an_append_adds_new_files_and_keeps_the_settings_of_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = two_day_log(tmp_path)
     run(replace(options, append=True))
+    assert "1 of 1 partitions changed" in capsys.readouterr().out
+    assert PreparedDataset.open(tmp_path / "out").histories()["customer_id"].to_pylist() == ["a", "b", "c"]
     with pytest.raises(SpecError, match="leave --overwrite, --partitions, --keep-rows out"):
         run(replace(options, append=True, overwrite=True))
-    compact.run(compact.Options(histories=tmp_path / "out"))
-    (tmp_path / "gone.txt").write_text("a\n\nnobody\n")
-    erase.run(erase.Options(histories=tmp_path / "out", customers=tmp_path / "gone.txt"))
-    said = capsys.readouterr().out
-    assert "1 of 1 partitions changed" in said
-    assert "merged 2 row files into 1" in said
-    assert "erased 1 of 2 listed customers, 1 events" in said
-    assert "events: 4 rows read, 3 accepted, 1 rejected" in said
-    histories = PreparedDataset.open(tmp_path / "out").histories()
-    assert histories["customer_id"].to_pylist() == ["b", "c"]
-    assert histories["amount"].to_pylist() == [[1.0, 6.0], [7.0]]
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["arguments"]["customers"].endswith("gone.txt")
