@@ -1,6 +1,5 @@
 import pytest
 
-from clv.evaluate.report import tuning_page
 from clv.train import search
 from clv.train.config import TrainConfig
 from clv.train.search import Choice, SearchRange
@@ -37,23 +36,3 @@ def test_what_cannot_be_tuned_is_refused_by_name() -> None:
         search.space(["colour"], TrainConfig())
     with pytest.raises(ValueError, match="nothing is to be tuned"):
         search.space([], TrainConfig())
-
-
-def test_the_page_shows_every_trial_and_loads_nothing() -> None:
-    trials = [
-        {"holdout": "aa", "learning_rate": 0.1, "size": "2x64", "scores": (0.1, 0.2), "best": 0.2, "failed": ""},
-        {
-            "holdout": "bb",
-            "learning_rate": 0.001,
-            "size": "4x128",
-            "scores": (),
-            "best": float("-inf"),
-            "failed": "nan",
-        },
-    ]
-    page = tuning_page.page(trials, "a search")
-    own = page.split("</script>")[-2]
-    assert '"aa"' in own
-    assert "learning_rate" in own
-    assert '"type":"category"' in own
-    assert "src=" not in page.replace('src="data:', "")[-20000:]
