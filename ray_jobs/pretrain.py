@@ -1,7 +1,7 @@
 """Pretrain an event encoder without labels, on the histories of one shop or several.
 
-`train --pretrained ENCODER` starts from it. Reads folders that ray_jobs.prepare wrote; samples per epoch are drawn in equal parts from all of them. Writes the
-folder ENCODER, and ENCODER.run with checkpoints, tracked metrics and run.json.
+`train --pretrained ENCODER` starts from it. Reads folders that ray_jobs.prepare wrote; samples per epoch are drawn in
+equal parts from all of them. Writes the folder ENCODER, and ENCODER.run with checkpoints, tracked metrics and run.json.
 
     python -m ray_jobs.pretrain --histories out/shop-a out/shop-b --origin 2011-06-12 --out out/encoder
 """
