@@ -14,7 +14,7 @@ from clv.train.examples.on_storage import Piece, load_here
 
 
 def test_ray_data_yields_what_the_loader_does_in_order(ray_cluster: None, task: Any) -> None:
-    config = replace(task.config, feed="ray")
+    config = replace(task.config, loader="ray")
     shop = training.read_dataset(task.histories, config=config)
     source = task.phases.final.source(shop, config)
     assert isinstance(source, ShardOrigins)
@@ -32,8 +32,8 @@ def test_ray_data_yields_what_the_loader_does_in_order(ray_cluster: None, task: 
 @pytest.mark.slow
 def test_a_group_of_workers_is_fed_by_ray_data_as_by_the_loader(ray_cluster: None, task: Any, tmp_path: Path) -> None:
     curves = []
-    for feed in ("shards", "ray"):
-        fitted = task.train(tmp_path / feed, lambda line: None, feed=feed, epochs=1)
+    for loader in ("shards", "ray"):
+        fitted = task.train(tmp_path / loader, lambda line: None, loader=loader, epochs=1)
         curves.append([row["loss"] for row in fitted.history])
     assert curves[0] == curves[1]
 
@@ -45,5 +45,5 @@ def test_a_process_holds_a_share_of_the_customers_where_not_all_events_fit(task:
     some = training.read_dataset(histories, config=replace(config, memory_events=num_tokens * 3 // 4))
     assert 0 < len(some.histories) < len(whole.histories)
     assert len(some.shards) == 2
-    everything = training.read_dataset(histories, config=replace(config, memory_events=1, feed="memory"))
+    everything = training.read_dataset(histories, config=replace(config, memory_events=1, loader="memory"))
     assert len(everything.histories) == len(whole.histories)

@@ -17,11 +17,11 @@ def test_train_prints_the_plan_and_starts_nothing(
     said = capsys.readouterr().out
     assert "smallest setting that fits 8 GPUs of 24 GiB in bf16: --zero-stage" in said
     assert said.count(", ZeRO ") == 8
-    assert "every worker holds them (feed memory)" in said
+    assert "every worker holds them (loader memory)" in said
     assert not list(tmp_path.iterdir())
     train.run(options_of(train.Options, **settings, memory_events=100, workers=1))
     said = capsys.readouterr().out
     assert "a process holds 1 of" in said
-    assert "the network is fed from all (feed shards)" in said
+    assert "the encoder reads all (--loader shards)" in said
     with pytest.raises(ValueError, match="--gpu-memory-gib belongs to --plan"):
         train.run(options_of(train.Options, histories=histories, out=tmp_path / "b", gpu_memory_gib=24.0))
