@@ -1,4 +1,4 @@
-"""Scores by the BTYD model alone: no network, no bands; for shops so large that the first look must be cheap."""
+"""Scores of the BTYD model alone, without the network and without intervals: a cheap first pass over large datasets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from clv.data.histories import TOKEN_FIELDS, Histories
 from clv.forecast.horizons import tail_years
 from clv.forecast.scores import SCORES
 
-# What an BTYD model looks at; the other columns of a history are not even read.
+# The columns of a history that the BTYD model uses; no others are read.
 COLUMNS = ("customer_id", "time", "known_at", "day", "type", "amount")
 
 
 class BTYDPredictor:
-    """`Predictor.predict` of a bundle whose model is not asked: bands are null, value_mean is anchor_value_mean."""
+    """`Predictor.predict` without the network: quantiles are null and value_mean equals btyd_value_mean."""
 
     def __init__(self, bundle: Path | str) -> None:
         b = bundles.load(bundle)
@@ -34,9 +34,9 @@ class BTYDPredictor:
         self._btyd = SeasonalBTYD.from_json(b.btyd)
 
     def predict(self, histories: pa.Table, origin: int, horizons: tuple[int, ...] | None = None) -> pa.Table:
-        """SCORES of everybody in `histories` (COLUMNS are enough) known at `origin` (us), per customer and horizon."""
+        """Scores of all customers in `histories` (COLUMNS suffice) known at `origin` (us), by customer and horizon."""
         wanted = tuple(sorted(set(horizons or self.horizons)))
-        past = cut(_whole(histories), origin, wanted, self._clock, value=self._value)
+        past = cut(_with_empty_columns(histories), origin, wanted, self._clock, value=self._value)
         if len(past) == 0:
             return SCORES.empty_table()
         table = features.purchase_frame(past)
@@ -51,8 +51,8 @@ class BTYDPredictor:
         middle = (np.append(0.0, until[:-1]) + until) / 2
         factor = (1 + self._discount) ** (-middle / 365.0)
         clv = np.diff(curves.value[:, life], axis=1, prepend=0.0) @ factor
-        place = [ends.index(days) for days in wanted]
-        p, orders, value = (getattr(curves, name)[:, place] for name in ("p_purchase", "orders", "value"))
+        columns_wanted = [ends.index(days) for days in wanted]
+        p, orders, value = (getattr(curves, name)[:, columns_wanted] for name in ("p_purchase", "orders", "value"))
         count = len(table)
         ids = pa.array(table["customer_id"], pa.string()).take(pa.array(np.repeat(np.arange(count), len(wanted))))
         columns: dict[str, Any] = {
@@ -73,8 +73,8 @@ class BTYDPredictor:
         return pa.table(arrays, schema=SCORES)
 
 
-def _whole(table: pa.Table) -> Histories:
-    """Histories whose unread columns are empty."""
+def _with_empty_columns(table: pa.Table) -> Histories:
+    """Histories whose other columns are empty."""
     columns = {name: table[name].combine_chunks() for name in COLUMNS}
     offsets = pa.array(_offsets(columns["time"]))
     count = len(columns["time"].flatten())

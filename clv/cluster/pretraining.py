@@ -21,7 +21,7 @@ from clv.train.tracking import Tracking
 def read_datasets(folders: Sequence[Path], config: TrainConfig) -> list[Dataset]:
     """The datasets of several histories folders, or as much of each as `config` lets a process hold; all are fed in
     one way. ValueError where two have one name."""
-    loaders = {training.loader_of(PreparedDataset.open(folder), config) for folder in folders}
+    loaders = {training.choose_loader(PreparedDataset.open(folder), config) for folder in folders}
     (loader,) = loaders if len(loaders) == 1 else loaders - {"memory"}
     datasets = [training.read_dataset(folder, config=replace(config, loader=loader)) for folder in folders]
     names = [dataset.name for dataset in datasets]
@@ -46,7 +46,7 @@ def pretrain(planned: PretrainingPlan, config: TrainConfig, cluster: Cluster, tr
 
 
 def worker(arguments: dict[str, Any]) -> None:
-    """What every worker runs."""
+    """The function that every worker runs."""
     import ray
 
     from clv.train import pretraining

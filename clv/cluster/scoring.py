@@ -1,6 +1,6 @@
-"""Batch scoring on Ray Data: an actor holds the predictor, a task scores a shard, ranks are made over all shards.
+"""Batch scoring on Ray Data: actors hold the predictor, each task scores a shard, ranks are computed over all shards.
 
-Everything is made in a folder beside the result: a run that was killed goes on there, and nobody meets half a result.
+The results are written into a staging directory, where a killed run continues, and published when complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clv import bundle as bundles
-from clv.bundle import sha256_of
 from clv.cluster import session
 from clv.cluster.btyd_scores import COLUMNS, BTYDPredictor
 from clv.data.clock import to_datetime
@@ -34,9 +33,9 @@ from clv.forecast.scores import SCORES
 
 LOG = logging.getLogger(__name__)
 
-# Scored at a time: bounds the memory of an actor, whatever the size of a shard and the length of its histories.
+# Limits of a chunk that is scored at once, which bound the memory of an actor for any shard.
 CHUNK_CUSTOMERS, CHUNK_TOKENS = 20_000, 2_000_000
-SCORED = f"{JOURNAL}/scored"  # the parts before their ranks, and of each what it holds: gone once the result is whole
+SCORED = f"{JOURNAL}/scored"  # parts without ranks and their row counts, deleted at the end
 VALUABLE_SHARE = 0.2
 LEAVING_PROBABILITY = 0.5
 
@@ -44,7 +43,7 @@ Model = Literal["clv", "btyd"]
 
 
 class ShardScorer:
-    """Ray Data actor: loads the bundle once; a row is a shard, its output a part file and an entry in the journal."""
+    """Ray Data actor that loads the bundle once; for each shard it writes a part file and an entry in the journal."""
 
     def __init__(self, bundle: str, origin: int, horizons: tuple[int, ...] | None, model: Model, folder: str) -> None:
         import torch
@@ -59,11 +58,11 @@ class ShardScorer:
         return {"part": batch["part"], "rows": np.array(parts)}
 
     def score(self, part: int, shard: str) -> int:
-        """Rows written; nothing is there of a shard that was not finished."""
+        """Scores a shard; returns the number of rows. An interrupted shard leaves no file."""
         count = 0
         with (
-            atomic_write(self.folder / SCORED / f"part-{part:05d}.parquet") as aside,
-            pq.ParquetWriter(aside, SCORES, compression="zstd") as writer,
+            atomic_write(self.folder / SCORED / f"part-{part:05d}.parquet") as staged,
+            pq.ParquetWriter(staged, SCORES, compression="zstd") as writer,
         ):
             file = pq.ParquetFile(shard)
             for batch in file.iter_batches(_chunk(file.metadata), columns=self.columns):
@@ -75,7 +74,7 @@ class ShardScorer:
 
 
 def _chunk(shard: pq.FileMetaData) -> int:
-    """How many of a shard's customers are scored at a time."""
+    """The number of a shard's customers that are scored at once."""
     time = next(i for i in range(shard.num_columns) if shard.schema.column(i).path.startswith("time."))
     tokens = sum(shard.row_group(i).column(time).num_values for i in range(shard.num_row_groups))
     return max(1, min(CHUNK_CUSTOMERS, CHUNK_TOKENS * shard.num_rows // max(tokens, 1)))
@@ -92,17 +91,17 @@ def score(
     csv: bool = True,
     model: Model = "clv",
 ) -> dict[str, Any]:
-    """Writes SCORES of everybody known at `origin` to `out` and returns the manifest. Ray must be running.
+    """Writes the scores of all customers known at `origin` (us) to `out`; returns the manifest. Ray must be running.
 
-    A run that was killed goes on with the shards it had not finished. Raises ValueError for an origin the bundle must
-    not score, or a bundle of another dataset's currency or timezone.
+    A killed run continues with the remaining shards. Raises ValueError for an origin before the bundle's cut or after
+    the data, or a bundle with another currency or timezone.
     """
     begun = datetime.now(UTC)
     manifest = bundles.verify(bundle)
     predictor = check_bundle(bundle, prepared, origin)
     wanted = sorted(set(horizons or predictor.horizons))
     plan = {
-        "bundle": sha256_of(bundle / "manifest.json"),
+        "bundle": file_sha256(bundle / "manifest.json"),
         "shards": sorted(entry["sha256"] for entry in prepared.manifest["shards"]),
         "origin": origin,
         "horizons": wanted,
@@ -112,7 +111,7 @@ def score(
         rows = _score_all(bundle, prepared, origin, horizons, model, folder, workers)
         _rank(folder, wanted)
         parts = sorted(folder.glob("part-*.parquet"))
-        lists = _lists(parts, folder, wanted) if csv and rows else []
+        lists = _write_lists(parts, folder, wanted) if csv and rows else []
         written = {
             "origin": to_datetime(origin).isoformat(),
             "bundle": manifest["version"],
@@ -122,7 +121,7 @@ def score(
             "horizons_days": wanted,
             "rows": rows,
             "customers": rows // len(wanted),
-            "parts": {path.name: sha256_of(path) for path in parts},
+            "parts": {path.name: file_sha256(path) for path in parts},
             "lists": lists,
             "seconds": round((datetime.now(UTC) - begun).total_seconds(), 2),
         }
@@ -134,19 +133,19 @@ def _score_all(
     bundle: Path, prepared: PreparedDataset, origin: int, horizons: tuple[int, ...] | None, model: Model, folder: Path,
     workers: int,
 ) -> int:  # fmt: skip
-    """Scores the shards that an earlier run has not; returns the number of rows of all."""
+    """Scores the shards that an interrupted run has left; returns the number of rows of all shards."""
     import ray
 
     (folder / SCORED).mkdir(parents=True, exist_ok=True)
     shards = list(enumerate(map(str, prepared.shards)))
     known = {part: json.loads(_entry(folder, part).read_text()) for part, _ in shards if _entry(folder, part).is_file()}
-    left = [{"part": part, "shard": shard} for part, shard in shards if part not in known]
+    remaining = [{"part": part, "shard": shard} for part, shard in shards if part not in known]
     begun, fresh = time.monotonic(), 0
-    if left:
-        scored = ray.data.from_items(left, override_num_blocks=len(left)).map_batches(
+    if remaining:
+        scored = ray.data.from_items(remaining, override_num_blocks=len(remaining)).map_batches(
             ShardScorer,
             fn_constructor_args=(str(bundle), origin, horizons, model, str(folder)),
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(left))),
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(remaining))),
             batch_size=1,
             batch_format="numpy",
         )
@@ -169,7 +168,7 @@ def check_target(out: Path) -> None:
 
 
 def check_bundle(bundle: Path, prepared: PreparedDataset, origin: int) -> Predictor:
-    """The bundle, loaded; ValueError when it is damaged, of another shop, or must not score at `origin` (us)."""
+    """Loads the bundle; raises ValueError when it is damaged, of another dataset, or cannot score at `origin` (us)."""
     predictor = Predictor(bundle)
     _same_dataset(predictor, prepared)
     predictor.check_origin(origin, prepared.data_through)
@@ -187,7 +186,7 @@ def _same_dataset(predictor: Predictor, prepared: PreparedDataset) -> None:
 
 
 def _rank(folder: Path, horizons: list[int]) -> None:
-    """The parts with ranks and deciles over all of them, one horizon after the other.
+    """Writes the parts with ranks and deciles over all customers, one horizon after the other.
 
     The driver holds four bytes per customer and horizon, and one horizon's values while it sorts them.
     """
@@ -205,21 +204,22 @@ def _rank(folder: Path, horizons: list[int]) -> None:
     for path, begin, end in zip(parts, stop - sizes, stop, strict=True):
         scores, ranks = pq.read_table(path), rank[begin:end].ravel().astype(np.int64)
         for name, numbers in (("value_rank", ranks), ("value_decile", 1 + (ranks - 1) * 10 // max(count, 1))):
-            place = scores.column_names.index(name)
-            scores = scores.set_column(place, SCORES.field(name), pa.array(numbers).cast(SCORES.field(name).type))
-        with atomic_write(folder / path.name) as aside:
-            pq.write_table(scores, aside, compression="zstd")
+            scores = scores.set_column(
+                scores.column_names.index(name), SCORES.field(name), pa.array(numbers).cast(SCORES.field(name).type)
+            )
+        with atomic_write(folder / path.name) as staged:
+            pq.write_table(scores, staged, compression="zstd")
 
 
-def _lists(parts: list[Path], folder: Path, horizons: list[int]) -> list[str]:
-    """scores.csv (all rows) and valuable_and_leaving.csv, for spreadsheets."""
+def _write_lists(parts: list[Path], folder: Path, horizons: list[int]) -> list[str]:
+    """Writes scores.csv (all rows) and valuable_and_leaving.csv; returns their names."""
     with pa.csv.CSVWriter(folder / "scores.csv", SCORES) as writer:
         for path in parts:
             writer.write_table(pq.read_table(path))
     horizon = min(horizons, key=lambda days: abs(days - 90))
     near = pc.field("horizon_days") == horizon
-    worth = [pq.read_table(path, columns=["clv_mean"], filters=near)["clv_mean"].to_numpy() for path in parts]
-    threshold = float(np.quantile(np.concatenate(worth), 1 - VALUABLE_SHARE))
+    values = [pq.read_table(path, columns=["clv_mean"], filters=near)["clv_mean"].to_numpy() for path in parts]
+    threshold = float(np.quantile(np.concatenate(values), 1 - VALUABLE_SHARE))
     columns = ["customer_id", "clv_mean", "churn_probability", "p_purchase", "value_mean", "value_p10", "value_p90"]
     found = [
         valuable_and_leaving(pq.read_table(path, columns=columns, filters=near).to_pandas(), threshold)
@@ -231,9 +231,9 @@ def _lists(parts: list[Path], folder: Path, horizons: list[int]) -> list[str]:
 
 
 def valuable_and_leaving(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Customers with a lifetime value from `threshold` on who more likely than not will not buy in the horizon.
+    """Customers with a lifetime value of at least `threshold` and a churn probability of at least one half.
 
-    `value_at_risk` = lifetime value x churn probability: whom to call first.
+    `value_at_risk` is the lifetime value times the churn probability.
     """
     chosen = table[(table["clv_mean"] >= threshold) & (table["churn_probability"] >= LEAVING_PROBABILITY)]
     return chosen.assign(value_at_risk=chosen["clv_mean"] * chosen["churn_probability"])

@@ -1,4 +1,4 @@
-"""Starting or joining Ray, quietly and with the settings the jobs need."""
+"""Connecting to Ray: start or join a cluster with the settings of the jobs, and raise the tasks' own errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ray_session(
 
 
 def quiet_data() -> None:
-    """Ray Data without progress bars and statistics logs; the jobs print their own lines."""
+    """Ray Data without progress bars and statistics logs; the jobs log their own progress."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -69,7 +69,7 @@ def cluster_cpus() -> int:
 
 
 def get(references: Any) -> Any:
-    """`ray.get`, whose errors are those of the tasks themselves, without pages of Ray's traceback in their text."""
+    """`ray.get` that raises the tasks' own errors, without Ray's traceback in their text."""
     import ray
 
     with plain_errors():
@@ -78,7 +78,7 @@ def get(references: Any) -> Any:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raises the cause of a failed task or actor in place of Ray's wrapping of it; RuntimeError for one that died."""
+    """Raises the error of a failed task or actor instead of Ray's wrapper; RuntimeError for one that died."""
     from ray.exceptions import RayError, RayTaskError
 
     try:
@@ -94,13 +94,13 @@ def plain_errors() -> Iterator[None]:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """What a Ray error was raised for."""
+    """The error that a Ray error wraps."""
     while (cause := getattr(error, "cause", None)) is not None and cause is not error:
         error = cause
     return error
 
 
 def first_line(error: BaseException) -> str:
-    """The message of an error in one line."""
+    """The first line of an error's message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

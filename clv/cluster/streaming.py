@@ -1,4 +1,4 @@
-"""Samples made by Ray Data on any node of the cluster, in order: for workers whose own cores are busy or few."""
+"""Training examples assembled by Ray Data on any node of the cluster, for workers whose own cores are busy or few."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clv.train.examples.on_storage import Piece
 
 
 def load(assemble: Callable[[Piece], Samples], pieces: Iterable[Piece]) -> Iterator[Samples]:
-    """What `clv.train.examples.on_storage.load_here` yields; each worker has a stream of its own."""
+    """Yields what `clv.train.examples.on_storage.load_here` yields; each worker has its own stream."""
     import ray
 
     session.quiet_data()

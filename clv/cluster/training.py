@@ -24,10 +24,10 @@ TOKEN_BYTES, LINE_BYTES = 74, 8  # of a token's fields and offset, of an item ke
 def read_dataset(
     folder: Path | str, horizons: tuple[int, ...] | None = None, config: TrainConfig | None = None
 ) -> Dataset:
-    """The dataset of a histories folder, in memory; by `config.loader`, a share of it and the way to the rest."""
+    """The dataset of a histories folder: all in memory or, by `config.loader`, some shards and the paths of all."""
     prepared = PreparedDataset.open(folder)
     spec = prepared.spec
-    loader = "memory" if config is None else loader_of(prepared, config)
+    loader = "memory" if config is None else choose_loader(prepared, config)
     num_shards = None if config is None or loader == "memory" else prepared.shards_within(config.memory_events)
     return Dataset(
         histories=Histories.from_table(prepared.histories(num_shards)),
@@ -42,37 +42,37 @@ def read_dataset(
     )
 
 
-def loader_of(prepared: PreparedDataset, config: TrainConfig) -> Literal["memory", "shards", "ray"]:
-    """`config.loader`, `auto` decided."""
+def choose_loader(prepared: PreparedDataset, config: TrainConfig) -> Literal["memory", "shards", "ray"]:
+    """The data loader of a run: `config.loader`, or for `auto` the one that fits the size of the histories."""
     if config.loader != "auto":
         return config.loader
     return "memory" if prepared.manifest["num_tokens"] <= config.memory_events else "shards"
 
 
 def describe_loader(prepared: PreparedDataset, config: TrainConfig) -> str:
-    """How much of the histories a process will hold, and how the network is fed."""
-    m, loader = prepared.manifest, loader_of(prepared, config)
+    """A log line: the size of the histories in memory and the data loader."""
+    m, loader = prepared.manifest, choose_loader(prepared, config)
     size = m["num_tokens"] * TOKEN_BYTES + m["num_lines"] * LINE_BYTES
     whole = f"histories: {m['num_tokens']:,} events, {size / 2**30:.3g} GiB in memory"
     if loader == "memory":
-        return f"{whole}: every worker holds them (feed memory)"
+        return f"{whole}: every worker holds them (loader memory)"
     num, of = prepared.shards_within(config.memory_events), len(prepared.shards)
     customers = sum(part["customers"] for part in m["shards"][:num])
     share = customers / max(m["num_customers"], 1)
     return (
         f"{whole}: a process holds {num} of {of} shards, {customers:,} customers, {share * size / 2**30:.3g} GiB, and "
-        f"a worker up to two shards more, {2 * size / of / 2**30:.3g} GiB; the network is fed from all (feed {loader})"
+        f"a worker up to two shards more, {2 * size / of / 2**30:.3g} GiB; training reads all of them (loader {loader})"
     )
 
 
 def check_loader(source: ExampleSource, config: TrainConfig, workers: int) -> None:
-    """ValueError for settings that shards cannot be dealt out by."""
+    """Raises ValueError for settings by which the shards cannot be divided among the workers."""
     if isinstance(source, Sharded):
         source.check(config, workers * config.engine.accumulation)
 
 
 def dataset_facts(prepared: PreparedDataset) -> dict[str, Any]:
-    """What a bundle remembers of its dataset."""
+    """The facts of a dataset that a bundle stores."""
     spec = prepared.spec
     return {
         "name": spec.name,
@@ -87,12 +87,12 @@ def dataset_facts(prepared: PreparedDataset) -> dict[str, Any]:
 
 
 def train(histories: Path, phases: Phases, config: TrainConfig, cluster: Cluster, tracking: Tracking) -> Any:
-    """Run both phases on a group of workers; returns `clv.train.trainer.Fitted`.
+    """Run the holdout fit and the final fit on a group of workers; returns `clv.train.trainer.Fitted`.
 
     Raises RuntimeError when the loss is no longer finite, when the disk of the checkpoints is full, or when workers
     failed more than `max_failures` times.
 
-    A killed worker or node costs the steps since the last checkpoint; the loss curve is the undisturbed one.
+    A killed worker or node costs the steps since the last checkpoint; the loss curve stays that of an undisturbed run.
     """
     import ray
 
@@ -101,7 +101,7 @@ def train(histories: Path, phases: Phases, config: TrainConfig, cluster: Cluster
 
 
 def worker(arguments: dict[str, Any]) -> None:
-    """What every worker runs."""
+    """The function that every worker runs."""
     import ray
 
     from clv.train import trainer

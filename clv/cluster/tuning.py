@@ -1,4 +1,4 @@
-"""Ray Tune over training runs: Optuna proposes, ASHA stops the poor early, each trial has a worker group of its own."""
+"""Hyperparameter search with Ray Tune: Optuna proposes settings, ASHA stops weak trials, each runs a worker group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = "tune"
 
 @dataclass(frozen=True)
 class TuneTrial:
-    """One trial: what was chosen, the held-out score after each epoch, and why it ended early, if it failed."""
+    """A trial: its setting, the held-out score after each epoch, and the error of one that failed."""
 
     name: str
     setting: dict[str, Any]
@@ -65,12 +65,12 @@ def tune(
             cluster=cluster,
             tracking=Tracking(folder=str(folder.absolute() / "tracking"), run="tune", names=tuple(trackers)),
         ),
-        # The trial's function only waits for its workers, which ask for what they need themselves.
+        # The trial's function only waits for its workers, which request their own resources.
         {"CPU": 0.001},
     )
     path = str(folder.absolute() / NAME)
     if ray_tune.Tuner.can_restore(path):
-        LOG.info(f"going on with the trials in {path}")
+        LOG.info(f"continuing the trials in {path}")
         tuner = ray_tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
     else:
         tuner = ray_tune.Tuner(
@@ -84,7 +84,7 @@ def tune(
                 scheduler=ASHAScheduler(time_attr=EPOCH, max_t=_longest(space, base), grace_period=options.grace),
             ),
             run_config=ray_tune.RunConfig(
-                name=NAME, storage_path=str(folder.absolute()), verbose=0, callbacks=[_telling()]
+                name=NAME, storage_path=str(folder.absolute()), verbose=0, callbacks=[_log_epochs()]
             ),
         )
     found = sorted((_trial(result) for result in tuner.fit()), key=lambda trial: -trial.best)
@@ -96,7 +96,7 @@ def tune(
 def run_trial(
     setting: dict[str, Any], *, histories: str, phases: Phases, base: TrainConfig, cluster: Cluster, tracking: Tracking
 ) -> None:
-    """One trial: a worker group whose epochs are reported to Ray Tune."""
+    """Run a trial: a worker group whose epochs are reported to Ray Tune."""
     import os
 
     import ray
@@ -118,7 +118,7 @@ def _reporter() -> Any:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     class Epochs(TuneReportCallback):
-        """Passes on the ends of epochs, and nothing else that a run reports."""
+        """Reports the ends of epochs, and no checkpoints between them."""
 
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
             if SCORE in metrics[0]:
@@ -127,11 +127,11 @@ def _reporter() -> Any:
     return Epochs()
 
 
-def _telling() -> Any:
+def _log_epochs() -> Any:
     from ray.tune import Callback
 
-    class Telling(Callback):
-        """A line for every epoch of a trial, and for one that fails."""
+    class LogEpochs(Callback):
+        """Logs every epoch of a trial, and a trial that fails."""
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
             if SCORE in result:
@@ -140,7 +140,7 @@ def _telling() -> Any:
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             LOG.info(f"trial {trial.trial_id} failed")
 
-    return Telling()
+    return LogEpochs()
 
 
 def _longest(space: Mapping[str, SearchRange | Choice], base: TrainConfig) -> int:

@@ -32,7 +32,7 @@ def run_group(
     name: str,
     callbacks: Sequence[Any] = (),
 ) -> Any:
-    """Run `loop` on a group of workers; returns the object that the first worker saved as RESULT in its last checkpoint.
+    """Run `loop` on a group of workers; returns the object that the first worker saved in its last checkpoint.
 
     Adds to the arguments: `cluster`; `lines`, a queue of log lines for the driver, which Ray's own forwarding of the
     workers' output would bury; and `stop`, a queue of reasons why a retry would fail again. Raises RuntimeError when

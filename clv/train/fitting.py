@@ -1,4 +1,4 @@
-"""Fitting at a cut: everything that a bundle holds, from histories known before one instant."""
+"""What is fitted before the network, on histories known before a cut: BTYD model, feature space, past origins."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ HISTORY_SHARE = 0.45
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset in memory and what its spec says of it.
+    """A dataset for training: histories in memory and the settings of its spec.
 
-    shards: files of all its histories, where `histories` holds a random share of the customers; empty: it holds all.
-    load: how samples are made of those files.
+    shards: files of all histories, where `histories` holds only some of the shards; empty where it holds all of them.
+    load: how examples are assembled from those files.
     """
 
     histories: Histories
@@ -61,19 +61,23 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Setup:
-    """What is fitted before the network: BTYD model, level, feature space; and the past origins to train at."""
+    """What one fit needs before the network: BTYD model, feature space, and the past origins to train at.
+
+    days: local days of the training origins. cutoff (us): no event known at or after it is used.
+    """
 
     assembler: Assembler
     days: NDArray[np.int32]
     cutoff: int
 
     @property
-    def num_matured(self) -> int:
-        """For how many horizons, the shortest ones, a training origin has fully observed before the cut."""
+    def num_observed(self) -> int:
+        """The number of horizons, from the shortest, that are fully observed at some training origin."""
         longest = self.assembler.btyd.cutoff_day - int(self.days.min())
         return sum(horizon <= longest for horizon in self.assembler.horizons)
 
     def source(self, dataset: Dataset, config: TrainConfig) -> ExampleSource:
+        """Training examples at random past origins, from memory or shard by shard."""
         num, seed = config.samples_per_epoch, config.seed
         if dataset.shards:
             return ShardOrigins(
@@ -88,10 +92,10 @@ class Setup:
         return RandomOrigins(self.assembler, dataset.histories, self.days, self.cutoff, num, seed)
 
     def model(self, config: TrainConfig) -> CustomerModel:
-        """A fresh model, seeded; pretrained weights where the backbone names some, and adapters beside them."""
+        """A new model, seeded, with the pretrained weights that the backbone names and with adapters."""
         torch.manual_seed(config.seed)
         backbone = config.model.backbone
-        model = CustomerModel(config.model.plain, self.assembler.space, len(self.assembler.horizons))
+        model = CustomerModel(config.model.without_adapters, self.assembler.space, len(self.assembler.horizons))
         if backbone.pretrained:
             transfer.warm_start(model, self.assembler.space, backbone, backbone.pretrained)
         if config.model.adapters.method:
@@ -100,14 +104,17 @@ class Setup:
 
 
 def prepare(dataset: Dataset, cutoff: int, config: TrainConfig, primary: int) -> Setup:
-    """Fit BTYD model, level and feature space on what was known before `cutoff` (us), for `primary` days above all."""
+    """Fit the BTYD model and the feature space on what was known before `cutoff` (us).
+
+    primary: the horizon in days that the choice of training origins leaves room for.
+    """
     h, clock = dataset.histories, dataset.clock
     cutoff_day = int(clock.local_day(np.array([cutoff]))[0])
     first_day = dataset.first_day_known(cutoff)
     grid = origin_grid(first_day, cutoff_day, config.num_origins, config.min_history_days)
     btyd = SeasonalBTYD.fit(h, cutoff, dataset.horizons, clock, value=dataset.value, origin_days=grid)
     days = grid[grid + min(dataset.horizons) <= cutoff_day]
-    # Origins at which everybody is new teach little about a shop with a past; a short log cannot be choosy.
+    # Origins at which every customer is new teach little about a shop with a past; a short log has to keep them.
     needed = min(ENOUGH_HISTORY_DAYS, HISTORY_SHARE * (cutoff_day - primary - first_day))
     days = days[days >= first_day + needed]
     chosen = np.unique(np.linspace(0, len(grid) - 1, NUM_SPACE_ORIGINS).astype(int)) if len(grid) else grid
@@ -137,16 +144,18 @@ def prepare(dataset: Dataset, cutoff: int, config: TrainConfig, primary: int) ->
 
 
 def primary_horizon(horizons: Sequence[int], log_days: int) -> int:
-    """The horizon that models are chosen and calibrated by: the longest up to 90 days that fits the log three times."""
+    """The horizon (days) of model choice and calibration: the longest up to 90 days that fits the log three times."""
     fitting = [h for h in horizons if h <= 90 and 3 * h <= log_days]
     return max(fitting) if fitting else min(horizons)
 
 
 @dataclass(frozen=True)
 class Phases:
-    """The two fits of a run: `holdout` knows nothing after the calibration origin, which it is judged at; `final` all.
+    """The two fits of a training run.
 
-    trial is None where the log is too short to hold an origin out; `notices` say so in plain words.
+    holdout: the fit that ends before the calibration origin and is evaluated there; None for a log that is too short to
+    hold an origin out. final: the fit on the whole log. primary: horizon (days) of the evaluation. notices: what the
+    log does not support, as sentences for the model card.
     """
 
     holdout: Setup | None
@@ -156,7 +165,7 @@ class Phases:
 
 
 def plan(dataset: Dataset, cutoff: int, config: TrainConfig) -> Phases:
-    """Fit BTYD models, levels and feature spaces of both phases. Raises ValueError for a cut outside the log."""
+    """Fit what both phases need before the network. Raises ValueError for a cut outside the log or a log too short."""
     clock = dataset.clock
     cutoff_day = int(clock.local_day(np.array([cutoff]))[0])
     first_day = dataset.first_day_known(cutoff)
@@ -173,17 +182,18 @@ def plan(dataset: Dataset, cutoff: int, config: TrainConfig) -> Phases:
     if len(final.days) == 0:
         raise ValueError(
             f"the log before {clock.format(cutoff)} has {log_days} days: too short for a past origin with "
-            f"{config.min_history_days} days before it and the shortest horizon, {min(dataset.horizons)} days, after it; "
+            f"{config.min_history_days} days before it and the shortest horizon ({min(dataset.horizons)} days) after "
+            "it; "
             "choose a later --origin, or prepare with shorter horizons_days"
         )
     notices = [
-        f"horizon {h} days: no past origin of the log has fully observed for it, so its increments follow the BTYD model"
-        for h in dataset.horizons[final.num_matured :]
+        f"horizon {h} days: the log fully observes it at no past origin, so its increments follow the BTYD model"
+        for h in dataset.horizons[final.num_observed :]
     ]
-    held_out = cutoff_day - primary
+    calibration_day = cutoff_day - primary
     holdout = None
-    if held_out - primary - config.min_history_days > first_day:
-        holdout = prepare(dataset, int(clock.day_start(held_out)), config, primary)
+    if calibration_day - primary - config.min_history_days > first_day:
+        holdout = prepare(dataset, int(clock.day_start(calibration_day)), config, primary)
         if len(holdout.days) == 0:
             holdout = None
     if holdout is None:
@@ -191,8 +201,8 @@ def plan(dataset: Dataset, cutoff: int, config: TrainConfig) -> Phases:
             f"the log is too short ({log_days} days) to hold an origin out: no calibration, no early stopping; "
             "the model keeps half way to the BTYD model"
         )
-    judged = (holdout or final).cutoff
-    transfer.check_cut(config.model.backbone.pretrained, dataset.name, judged, clock.format(judged))
+    evaluated = (holdout or final).cutoff
+    transfer.check_cut(config.model.backbone.pretrained, dataset.name, evaluated, clock.format(evaluated))
     if final.assembler.btyd.warning is not None:
         notices.append(f"BTYD model: {final.assembler.btyd.warning}")
     return Phases(holdout, final, primary, tuple(notices))

@@ -1,4 +1,4 @@
-"""Judging a trial at its held-out origin: which epoch, how much of the model against the BTYD model, which bands."""
+"""What the held-out origin decides: the best epoch, the blend weights against the BTYD model, and the calibration."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from clv.models.inputs.assemble import AssembledRows
 Floats = NDArray[np.float64]
 
 PURCHASE_BLEND_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-VALUE_BLEND_WEIGHTS = PURCHASE_BLEND_WEIGHTS[
-    :-1
-]  # a few customers make most of the money: some of the BTYD model steadies what they get
-PANEL_ROWS = 50_000  # customers, and as many visitors, whose predictions a held-out panel keeps
-SIMPLE_BASELINES = ("past_spend", "bgnbd_gg")  # cost no training
-ENOUGH_GAIN = 0.004  # of the mean log ratio: less does not pay for moving away from the BTYD model
+# A few customers account for most of the value; a share of the BTYD model stabilises their forecasts.
+VALUE_BLEND_WEIGHTS = PURCHASE_BLEND_WEIGHTS[:-1]
+PANEL_ROWS = 50_000  # customers, and as many visitors, in a held-out panel
+SIMPLE_BASELINES = ("past_spend", "bgnbd_gg")  # baselines that need no training
+ENOUGH_GAIN = 0.004  # mean log ratio; below it the forecast stays with the BTYD model
 TIE = 0.002
-REPEATS_SCALE = (0.2, 5.0)  # beyond this the two totals do not speak of the same thing
+REPEATS_SCALE = (0.2, 5.0)  # limits of the factor on the repeat orders
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Everybody known at the calibration origin, with labels; `horizon` indexes the primary horizon."""
+    """All customers known at the calibration origin, with labels. horizon: index of the primary horizon.
+
+    factor_error: standard error of the log of the value's seasonal factor, (H,).
+    """
 
     rows: AssembledRows
     horizon: int
@@ -50,7 +52,7 @@ class HeldOut:
 
 
 def score(held_out: HeldOut, value: Floats, p_purchase: Floats) -> float:
-    """Mean log ratio of the core metrics to the BTYD model's at the same total; 0 is the BTYD model, higher is better."""
+    """Mean log ratio of the core metrics to those of the BTYD model at the same total; higher is better, BTYD has 0."""
     return float(np.mean([*_value_gains(held_out, value), _purchase_gain(held_out, p_purchase)]))
 
 
@@ -62,7 +64,7 @@ def _purchase_gain(held_out: HeldOut, p_purchase: Floats) -> float:
 
 
 def _value_gains(held_out: HeldOut, value: Floats) -> list[float]:
-    """Log ratios of the metrics of value to the BTYD model's, at the BTYD model's total; none where there are no prices."""
+    """Log ratios of the value metrics to the BTYD model's, at the BTYD model's total; none without prices."""
     keep, i = held_out.buyers, held_out.horizon
     y = held_out.labels(i)[0][keep]
     if y.sum() <= 0:
@@ -79,8 +81,9 @@ def _value_gains(held_out: HeldOut, value: Floats) -> list[float]:
 
 
 def choose_blend_weights(held_out: HeldOut, raw: Forecast) -> tuple[float, float, float]:
-    """(weight on purchase, weight on value, score) of the best mean of model and BTYD model, each weight by its own
-    metrics: probabilities differ by less than values do, and would otherwise always tie."""
+    """(weight on purchase, weight on value, score) of the best mixture of model and BTYD model.
+
+    Each weight is chosen by its own metrics: probabilities differ by less than values do and would always tie."""
     i, base = held_out.horizon, held_out.rows.base
     mixed = {
         blend_weight: raw.blend_with_btyd(base, blend_weight, blend_weight) for blend_weight in PURCHASE_BLEND_WEIGHTS
@@ -92,8 +95,10 @@ def choose_blend_weights(held_out: HeldOut, raw: Forecast) -> tuple[float, float
 
 
 def best_blend_weight(gains: dict[float, float]) -> float:
-    """The BTYD model where no blend weight gains enough over it; else the largest blend weight that is about as good as the best: the final
-    fit will have seen more than this trial, so ties go to the model."""
+    """The largest blend weight about as good as the best one, or 0 where none gains enough over the BTYD model.
+
+    Ties go to the model, because the final fit trains on more data than the holdout fit.
+    """
     best = max(gains.values())
     if best < gains[0.0] + ENOUGH_GAIN:
         return 0.0
@@ -101,8 +106,8 @@ def best_blend_weight(gains: dict[float, float]) -> float:
 
 
 def match_totals(raw: Forecast, rows: AssembledRows, adjustment: Adjustment) -> Adjustment:
-    """The adjustment with the factors that give the customers' totals, of value and of orders, the BTYD model's level:
-    ranking and level are two problems. It needs no label; horizons that have not fully observed need no factor."""
+    """The adjustment with the factors that make the customers' total value and orders equal to the BTYD model's:
+    ranking and totals are two problems. It needs no label; the factor is 1 for horizons that are not fully observed."""
     buyers, ones = rows.table["has_purchase"].to_numpy(bool), (1.0,) * raw.hazard.shape[1]
     plain = replace(adjustment, scale=ones, scale_repeats=ones)
     found = adjust(raw, rows, plain).forecast
@@ -117,7 +122,9 @@ def match_totals(raw: Forecast, rows: AssembledRows, adjustment: Adjustment) -> 
 def fit_adjustment(
     held_out: HeldOut, raw: Forecast, blend_weight: tuple[float, float]
 ) -> tuple[Adjustment, AdjustedForecast]:
-    """The adjustment that the held-out origin supports, and the held-out forecast after it."""
+    """The adjustment of forecasts fitted at the held-out origin, and the held-out forecast after it.
+
+    It holds the blend weights, the slope, the factors of the totals, and a calibration per horizon."""
     rows, keep = held_out.rows, held_out.buyers
     num = raw.hazard.shape[1]
     mixed = raw.blend_with_btyd(rows.base, *blend_weight).value[keep, held_out.horizon]
@@ -145,15 +152,17 @@ def fit_adjustment(
                 table["frequency"].to_numpy(),
                 factor_error=float(rows.factor_error[i]),
             )
-        # A horizon too long to have fully observed takes the bands of the longest that has.
+        # A horizon that is not fully observed takes the calibration of the longest one that is.
         calibrations[i] = newest
     adjustment = match_totals(raw, rows, replace(adjustment, calibration=tuple(calibrations)))
     return adjustment, adjust(raw, rows, adjustment)
 
 
-def held_out_panel(held_out: HeldOut, outlook: AdjustedForecast, origin: str, first_day: int) -> Panel:
-    """What happened at the held-out origin (a date text) over the primary horizon, and what model, BTYD model and baselines
-    that cost no training had said. `first_day`: local day on which the log begins."""
+def held_out_panel(held_out: HeldOut, adjusted: AdjustedForecast, origin: str, first_day: int) -> Panel:
+    """Actual outcomes over the primary horizon and the predictions of model, BTYD model and simple baselines.
+
+    origin: the held-out origin as a date text. first_day: local day on which the log begins.
+    """
     i, table = held_out.horizon, held_out.rows.table
     labels, base = held_out.rows.cut.labels, held_out.rows.base
     assert labels is not None
@@ -161,7 +170,7 @@ def held_out_panel(held_out: HeldOut, outlook: AdjustedForecast, origin: str, fi
     buyers, visitors = (_some(np.flatnonzero(rows), rng) for rows in (held_out.buyers, ~held_out.buyers))
     y, orders = held_out.labels(i)
     btyd = Prediction(value=base.value[:, i], p_purchase=base.p_purchase[:, i])
-    ours, part = outlook.prediction(i), table.iloc[buyers]
+    ours, part = adjusted.prediction(i), table.iloc[buyers]
     day = int(table["origin_day"].iloc[0])
     simple = run_baselines(
         table.iloc[:0], part, labels.horizons[i], names=SIMPLE_BASELINES, context=Context(log_start_day=first_day)
@@ -186,7 +195,7 @@ def held_out_panel(held_out: HeldOut, outlook: AdjustedForecast, origin: str, fi
 
 
 def _some(rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """All rows, or PANEL_ROWS random ones of more."""
+    """All rows, or a random PANEL_ROWS of them."""
     return rows if len(rows) <= PANEL_ROWS else np.sort(rng.choice(rows, PANEL_ROWS, replace=False))
 
 

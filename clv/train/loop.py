@@ -134,7 +134,7 @@ class CheckpointSchedule:
         self._saved = self._checked = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step`, with the same answer on every worker. Every worker calls it after every step."""
+        """Whether to save after `step`, the same on every worker; every worker calls it after every step."""
         now = time.monotonic()
         due = bool(self.steps) and step % self.steps == 0
         if self.seconds or self.warned:
@@ -218,7 +218,7 @@ def run(
 
 
 def sum_loss(config: TrainConfig, has_value: bool) -> Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]:
-    """(model, batch) -> (sum of the losses, their weight) of the value model; adalora adds its orthogonality penalty."""
+    """(model, batch) -> (sum of the losses, weight) of the value model; adalora adds its orthogonality penalty."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.targets is not None

@@ -49,7 +49,7 @@ def test_a_search_goes_on_where_it_stopped_and_its_best_is_a_configuration(
 
     with redirect_stdout(text := StringIO()):
         tune.run(options)
-    assert "going on with the trials in" in text.getvalue()
+    assert "continuing the trials in" in text.getvalue()
     assert ", epoch 1: held-out score" not in text.getvalue()  # nothing was left to do
     assert list(csv.DictReader((out / "trials.csv").open())) == rows
 

@@ -140,7 +140,7 @@ def test_a_log_too_short_to_hold_an_origin_out_keeps_half_way_to_the_btyd_model(
     assert phases.holdout is None
     long, short, *_ = phases.notices
     assert long == (
-        "horizon 90 days: no past origin of the log has fully observed for it, so its increments follow the BTYD model"
+        "horizon 90 days: the log fully observes it at no past origin, so its increments follow the BTYD model"
     )
     assert short.startswith("the log is too short (78 days) to hold an origin out: no calibration, no early stopping")
     assert run.adjustment.blend_purchase == run.adjustment.blend_value == (DEFAULT_BLEND_WEIGHT, 0.0) == (0.5, 0.0)
@@ -167,7 +167,7 @@ def test_a_horizon_that_fully_observed_for_the_final_fit_alone_keeps_the_chosen_
     shop = make_shop(horizons=(30, 300))
     phases, run = fit(shop, cutoff, tiny)
     assert phases.holdout is not None
-    assert (phases.holdout.num_matured, phases.final.num_matured) == (1, 2)
+    assert (phases.holdout.num_observed, phases.final.num_observed) == (1, 2)
     assert phases.notices == ()
     best = max((row for row in run.history if row["phase"] == "holdout"), key=lambda row: float(row["held_out_score"]))
     assert run.adjustment.blend_purchase == (best["blend_purchase"],) * 2

@@ -1,4 +1,4 @@
-"""DeepSpeed as an engine: ZeRO stages, its JSON file, and checkpoints that any number of workers can load."""
+"""The DeepSpeed engine: ZeRO stages, its JSON, and checkpoints that any number of workers can load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clv.train.engines.torch_engine import Engine
 from clv.train.optimizers import make_optimizer
 
 TAG, UNIVERSAL = "ds", "universal"
-# Keys of a DeepSpeed JSON that have an effect here; DeepSpeed drops others in silence.
+# Keys of a DeepSpeed JSON that have an effect here; DeepSpeed ignores unknown keys without an error.
 PASSED_ON = (
     *("zero_optimization", "bf16", "fp16", "data_types", "communication_data_type", "prescale_gradients"),
     *("gradient_predivide_factor", "disable_allgather", "aio", "comms_logger", "flops_profiler", "memory_breakdown"),
@@ -38,7 +38,7 @@ INSTEAD = {
 
 
 class DeepSpeedEngine(Engine):
-    """The same over DeepSpeed: ZeRO stages, mixed precision with loss scaling, its own clipping and checkpoints."""
+    """Training with DeepSpeed: ZeRO stages, mixed precision with loss scaling, its own clipping and checkpoints."""
 
     def _start(self) -> None:
         if not dist.is_initialized():
@@ -46,7 +46,7 @@ class DeepSpeedEngine(Engine):
         size = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
         settings = deepspeed_config(self.config, self.precision, self.world_size, size)
         deepspeed = import_deepspeed(dynamo=self.config.engine.compile)
-        # Ours is built by hand: a name in the JSON would make DeepSpeed compile a fused optimizer of its own.
+        # We build the optimizer: a name in the JSON would make DeepSpeed compile a fused one.
         optimizer = make_optimizer(self.config.optimizer, self.module)
         self.model, self.optimizer, _, _ = deepspeed.initialize(
             model=self.objective, optimizer=optimizer, config=settings
@@ -55,7 +55,7 @@ class DeepSpeedEngine(Engine):
 
     def _backward(self, batch: Batch, scale: Tensor, *, last: bool) -> Tensor:
         loss: Tensor = self.model(batch)
-        # DeepSpeed divides by the number of micro-batches; ours is already the share of the whole.
+        # DeepSpeed divides by the number of micro-batches; `scale` already makes the loss a share of the global batch.
         self.model.backward(loss * scale * self.config.engine.accumulation)
         if last:
             self._observe()
@@ -63,7 +63,7 @@ class DeepSpeedEngine(Engine):
         return loss.detach()
 
     def _step(self) -> None:
-        """`step` of the last micro-batch has done it."""
+        """DeepSpeed steps with the last micro-batch."""
 
     def live(self) -> dict[str, Tensor]:
         if self.zero_stage < 3:
@@ -117,7 +117,7 @@ class DeepSpeedEngine(Engine):
                 super().load_weights(weights)
 
     def save(self, folder: Path) -> None:
-        # A stage below 3 writes the universal form only where the parameters are named; the entry marks ours as such.
+        # Below stage 3 DeepSpeed writes the universal form only for named parameters; this entry declares them so.
         state = {"step": self.step_count, "universal_checkpoint_info": {}}
         self.model.save_checkpoint(str(folder), tag=TAG, client_state=state)
         if self.rank == 0:
@@ -125,14 +125,15 @@ class DeepSpeedEngine(Engine):
             (folder / "deepspeed.json").write_text(json.dumps(facts))
 
     def load(self, folder: Path) -> None:
-        """Also a checkpoint of another number of workers. Raises ValueError for one of another ZeRO stage."""
+        """Inverse of `save`, with any number of workers. Raises ValueError for a checkpoint of another ZeRO stage."""
         try:
             saved = json.loads((folder / "deepspeed.json").read_text())
         except FileNotFoundError:
             raise ValueError(f"no DeepSpeed checkpoint in {folder}") from None
         if saved["zero_stage"] != self.zero_stage:
             raise ValueError(
-                f"{folder} was saved with ZeRO stage {saved['zero_stage']}, this run has {self.zero_stage}: keep it"
+                f"{folder} was saved with ZeRO stage {saved['zero_stage']}, this run has {self.zero_stage}: "
+                "resume with the saved stage"
             )
         if saved["world_size"] == self.world_size or self.zero_stage == 0:
             self.model.load_checkpoint(str(folder), tag=TAG)
@@ -165,7 +166,7 @@ class DeepSpeedEngine(Engine):
 
 
 def _to_universal(folder: Path) -> None:
-    """One file per parameter and state beside DeepSpeed's own, for any number of workers."""
+    """Converts a checkpoint to one file per parameter and state, which any number of workers can load."""
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(folder / TAG), "--output_folder", str(folder / UNIVERSAL)]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1", "--inject_missing_state"]
@@ -175,7 +176,7 @@ def _to_universal(folder: Path) -> None:
 
 
 def import_deepspeed(*, dynamo: bool = False) -> Any:
-    """DeepSpeed without a compiler: on a CPU it would build a shared-memory extension that gloo does not need.
+    """Imports DeepSpeed without its CPU extension, which needs a compiler and which gloo does not use.
 
     Without `dynamo`, `torch.compile` is off in this process: importing it costs 5 CPU-s.
     """
@@ -193,7 +194,7 @@ def import_deepspeed(*, dynamo: bool = False) -> Any:
 def deepspeed_config(
     config: TrainConfig, precision: str, world_size: int, num_parameters: int | None = None
 ) -> dict[str, Any]:
-    """The DeepSpeed JSON of these settings, with what the user's own adds. Raises ValueError where the two conflict."""
+    """The DeepSpeed JSON of these settings and of the user's own JSON. Raises ValueError where the two conflict."""
     engine = config.engine
     parts = world_size * engine.accumulation
     if config.batch_size < parts:

@@ -1,4 +1,4 @@
-"""The engine of a configuration."""
+"""Builds the training engine of a configuration: plain torch or DeepSpeed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clv.train.engines.torch_engine import Engine, LossSum
 
 
 def make_engine(model: nn.Module, loss: LossSum, config: TrainConfig, device: torch.device) -> Engine:
-    """The engine of `config.engine`. Raises ValueError for an option that would do nothing here."""
+    """The engine that `config.engine` names. Raises ValueError for an option that would have no effect here."""
     check_options(config.engine, device)
     if config.prunes and config.engine.kind == "deepspeed" and choose_precision(config.engine, device) != "fp32":
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Precision and options of an engine, checked against the hardware."""
+"""Numerical precision and hardware options of an engine, checked against the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_precision(config: EngineConfig, device: torch.device) -> str:
-    """The precision in force: `auto` is the fastest that the hardware has and the engine can train in.
+    """The precision of a run; `auto` is the fastest that the hardware has and the engine supports.
 
     bf16 on a GPU that has it; fp16 on an older one, where DeepSpeed scales the loss; fp32 on a CPU, where half
     precision is emulated and many times slower.
@@ -28,7 +28,7 @@ def choose_precision(config: EngineConfig, device: torch.device) -> str:
 
 
 def slow_precision(config: EngineConfig, device: torch.device) -> str | None:
-    """What to tell a user whose precision the hardware is slow in; None where it is not."""
+    """A notice for a precision that is slow on this hardware; None otherwise."""
     chosen, best = choose_precision(config, device), choose_precision(replace(config, precision="auto"), device)
     if device.type == "cpu" and chosen != "fp32":
         return f"precision {chosen} is emulated on a CPU: fp32 is 5 to 8 times faster"
@@ -38,7 +38,7 @@ def slow_precision(config: EngineConfig, device: torch.device) -> str | None:
 
 
 def check_options(config: EngineConfig, device: torch.device) -> None:
-    """ValueError for an option that would do nothing on this device."""
+    """Raises ValueError for an option that would have no effect on this device."""
     if device.type == "cpu":
         if config.precision == "fp16":
             raise ValueError("engine.precision fp16 needs a GPU: use fp32 on a CPU, or bf16")

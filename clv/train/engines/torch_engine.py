@@ -1,4 +1,4 @@
-"""The one seam to the training back ends: forward, backward, step, save, load; plain torch or DeepSpeed behind it."""
+"""The training engine: forward, backward, optimizer step, checkpoints. Plain torch here, DeepSpeed in a subclass."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LossSum = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
 
 class _Objective(nn.Module):
-    """Model and loss as one module whose output is a tensor, in mixed precision where that is asked for.
+    """Model and loss as one module whose output is a tensor, in the precision of the run.
 
     ZeRO-3 gathers and frees parameters by hooks on the tensors that a module returns, and finds none in a dataclass;
-    DistributedDataParallel tells by the output which parameters take no part. DeepSpeed casts parameters but not our
-    batches, and undoes an autocast around it: so it stands inside.
+    DistributedDataParallel finds unused parameters by the output. DeepSpeed casts parameters but not our batches, and
+    undoes an autocast around the model, so the autocast is inside.
     """
 
     def __init__(self, model: nn.Module, loss: LossSum, device: torch.device, precision: str) -> None:
@@ -66,13 +66,13 @@ class Engine:
         self.optimizer: Any = make_optimizer(self.config.optimizer, self.module)
         self.model: Any = self.objective
         if self.world_size > 1:
-            # Without prices, or with half of the model switched off, some parameters take no part in the loss.
+            # Without prices, or with half of the model switched off, the loss does not use some parameters.
             self.model = nn.parallel.DistributedDataParallel(self.objective, find_unused_parameters=True)
 
     def train_step(self, batches: Sequence[Batch], learning_rate: float, epochs: float = math.inf) -> float:
         """One optimizer step over the micro-batches of this worker; returns the mean loss of the global batch.
 
-        epochs: how many are done; layers that have not been unfrozen by then stay as they are.
+        epochs: completed epochs; layers that are still frozen by then do not change.
 
         The weight is reduced over workers and micro-batches before scaling, so any split of the same global batch
         gives the same step.
@@ -113,7 +113,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _observe(self) -> None:
-        """Called when the gradients of a step are whole, before its update."""
+        """Runs once the gradients of a step are complete, before the update."""
         if self.config.prunes:
             adalora.update_importance(self.module)
 
@@ -124,7 +124,7 @@ class Engine:
         return value
 
     def random(self) -> tuple[Tensor, ...]:
-        """States of the workers' generators, on every worker; every worker calls it."""
+        """States of all workers' random generators, on every worker; every worker calls it."""
         state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
         if self.world_size == 1:
             return (state,)
@@ -133,7 +133,7 @@ class Engine:
         return tuple(found)
 
     def set_random(self, states: tuple[Tensor, ...]) -> None:
-        """Inverse of `random`; with another number of workers each goes on from some saved state."""
+        """Inverse of `random`; with another number of workers each continues from one of the saved states."""
         state = states[self.rank % len(states)]
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state, self.device)
@@ -145,7 +145,7 @@ class Engine:
         return dict(self.module.state_dict())
 
     def whole(self, live: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All weights of what every worker holds in the form of `live`; every worker calls it."""
+        """Complete tensors, gathered from those that the workers hold as `live` returns them; every worker calls it."""
         return live
 
     def share(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -157,6 +157,7 @@ class Engine:
         return {name: value.detach().float().cpu().clone() for name, value in self.module.state_dict().items()}
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Inverse of `weights`."""
         self.module.load_state_dict(weights)
 
     def save(self, folder: Path) -> None:
@@ -174,7 +175,7 @@ class Engine:
 
 
 def recompute_layers(model: nn.Module) -> None:
-    """Transformer layers of `model` keep their inputs only and run again in the backward pass.
+    """Makes the transformer layers of `model` keep only their inputs and run again in the backward pass.
 
     Raises ValueError for a model without such layers.
     """

@@ -1,4 +1,4 @@
-"""What training draws: random (customer, origin) pairs of past origins, from memory or shard by shard."""
+"""Training examples of the value model: random (customer, past origin) pairs, from memory or shard by shard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEASON_DAYS = 30
 
 @dataclass(frozen=True)
 class RandomOrigins(Whole):
-    """Random (customer, origin) pairs of the grid; the season of the cut, a year earlier, is drawn more often."""
+    """Random (customer, origin) pairs of the past origins; origins in the season of the cut are drawn more often."""
 
     assembler: Assembler
     histories: Histories
@@ -35,12 +35,12 @@ class RandomOrigins(Whole):
         pairs = draw(
             self.histories, self.days, self.cutoff, self.assembler.clock, rng, self.num_samples, self.season_bonus
         )
-        return samples_of(self.assembler, self.histories, self.days, self.cutoff, np.unique(pairs))
+        return assemble_pairs(self.assembler, self.histories, self.days, self.cutoff, np.unique(pairs))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOrigins(Sharded):
-    """The same of histories that stay on storage."""
+    """The same pairs, drawn from histories that stay on storage."""
 
     assembler: Assembler
     days: NDArray[np.int32]
@@ -48,10 +48,10 @@ class ShardOrigins(Sharded):
     season_bonus: float = 1.0
 
     def assemble(self, piece: Piece) -> Samples:
-        """Exactly `piece.num` samples; a shard in which nobody is known at any origin raises ValueError."""
+        """Exactly `piece.num` samples; raises ValueError for a shard without a customer known at any origin."""
         histories, rng = read_shard(piece.shard), np.random.default_rng(piece.seed)
         pairs = draw(histories, self.days, self.cutoff, self.assembler.clock, rng, piece.num, self.season_bonus)
-        return samples_of(self.assembler, histories, self.days, self.cutoff, np.sort(pairs))
+        return assemble_pairs(self.assembler, histories, self.days, self.cutoff, np.sort(pairs))
 
 
 def draw(
@@ -63,8 +63,11 @@ def draw(
     num: int,
     season_bonus: float,
 ) -> Ints:
-    """`num` pairs, customer * len(days) + index of the day: an origin by how many customers are known there, then one
-    of them."""
+    """`num` random pairs (num,), coded as customer * len(days) + index of the day.
+
+    The origin is drawn in proportion to its known customers, times 1 + `season_bonus` in the season of the cut; then
+    one of those customers. Raises ValueError where no customer is known at any origin.
+    """
     first = first_days(h, cutoff)
     by_first = np.argsort(first, kind="stable")
     known = np.searchsorted(first[by_first], days)  # customers known at each origin
@@ -78,14 +81,13 @@ def draw(
     return np.asarray(customer * len(days) + origin)
 
 
-def samples_of(assembler: Assembler, h: Histories, days: NDArray[np.int32], cutoff: int, pairs: Ints) -> Samples:
-    """Rows of pairs as `draw` codes them, in their order, with labels known before `cutoff` (us)."""
+def assemble_pairs(assembler: Assembler, h: Histories, days: NDArray[np.int32], cutoff: int, pairs: Ints) -> Samples:
+    """Examples of the pairs that `draw` returns, in their order, with labels known before `cutoff` (us)."""
     return assembler.training_samples(h, pairs // len(days), days[pairs % len(days)], cutoff)
 
 
 def first_days(h: Histories, cutoff: int) -> Ints:
-    """Local day of each customer's first event known before `cutoff` (us); far in the future where there is none."""
+    """Local day of each customer's first event known before `cutoff` (us); the largest integer without one."""
     seen = np.flatnonzero((h.time < cutoff) & (h.known_at < cutoff))
-    place = np.searchsorted(seen, h.offsets[:-1])
-    token = np.append(seen, len(h.time))[place]
+    token = np.append(seen, len(h.time))[np.searchsorted(seen, h.offsets[:-1])]
     return np.where(token < h.offsets[1:], np.append(h.day, 0)[token].astype(np.int64), np.iinfo(np.int64).max)

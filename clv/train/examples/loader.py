@@ -1,4 +1,4 @@
-"""Feeding the engine: the batches of each epoch, the same for any number of workers, made ahead of the steps."""
+"""The data loader: each epoch's batches, the same for any number of workers, made ahead of the training steps."""
 
 from __future__ import annotations
 
@@ -26,16 +26,20 @@ class Step(NamedTuple):
 
 
 class ExampleSource(Protocol):
-    """Where the steps of an epoch come from: the same (epoch, seed) gives the same, from step `first` on, and the same
-    global batches to any number of workers that make as many micro-batches together."""
+    """A source of training steps.
+
+    The same seed and epoch give the same steps, from step `first` on, and the same global batches to any number of
+    workers that compute as many micro-batches together.
+    """
 
     def steps(self, config: TrainConfig, rank: int, world_size: int, epoch: int, first: int = 0) -> Iterator[Step]: ...
 
 
 class Whole:
-    """A source that holds an epoch in memory, the whole of it on every worker."""
+    """A source that holds all examples of an epoch in memory, on every worker."""
 
     def epoch(self, epoch: int) -> Samples:
+        """All examples of an epoch."""
         raise NotImplementedError
 
     def steps(self, config: TrainConfig, rank: int, world_size: int, epoch: int, first: int = 0) -> Iterator[Step]:
@@ -47,14 +51,14 @@ def steps_of(
 ) -> Iterator[Step]:
     """The steps of one worker, from step `first` on.
 
-    A global batch, and which of its tokens are dropped, depends on seed, epoch and step alone; each micro-batch of each
-    worker takes every n-th of its rows.
+    A global batch and its dropped tokens depend on seed, epoch and step alone; each micro-batch of each worker takes
+    every n-th row of it.
     """
     plan = global_batches(samples, config, epoch)
     num_parts = world_size * config.engine.accumulation
     for index in range(first, len(plan)):
         rows = plan[index]
-        if len(rows) < num_parts:  # a handful of samples in all: some count twice
+        if len(rows) < num_parts:  # With only a handful of samples, some count twice.
             rows = np.resize(rows, num_parts)
         seed = hash((config.seed, epoch, index, 0)) % 2**32
         parts = range(rank, num_parts, world_size)
@@ -70,7 +74,9 @@ def global_batches(samples: Samples, config: TrainConfig, epoch: int) -> list[ND
     rng = np.random.default_rng((config.seed, epoch, 1))
     order, size = rng.permutation(len(samples)), config.batch_size
     if not config.batch_tokens:
-        order = order[: max(len(order) // size, 1) * size]  # what fills no batch is left out by chance, not by length
+        order = order[
+            : max(len(order) // size, 1) * size
+        ]  # The rows that fill no batch are a random choice, not the longest ones.
     windows = [
         chunk[np.argsort(samples.lengths[chunk], kind="stable")]
         for chunk in np.split(order, range(size * WINDOW, len(order), size * WINDOW))
@@ -98,14 +104,14 @@ def _by_tokens(rows: NDArray[np.int64], lengths: NDArray[np.int64], budget: int)
 def loader(
     source: ExampleSource, config: TrainConfig, rank: int, world_size: int, epochs: range, first: int = 0
 ) -> Iterator[Step | None]:
-    """The steps of all epochs, the first of them from step `first`; None ends an epoch."""
+    """The steps of all epochs, those of the first epoch from step `first` on; None ends each epoch."""
     for epoch in epochs:
         yield from source.steps(config, rank, world_size, epoch, first if epoch == epochs.start else 0)
         yield None
 
 
 def ahead(items: Iterator[T], depth: int) -> Generator[T]:
-    """The same items, up to `depth` of them made by a thread before they are asked for; its errors are raised here."""
+    """The same items, up to `depth` of them prefetched by a thread, whose errors are raised here."""
     if depth == 0:
         yield from items
         return

@@ -1,4 +1,4 @@
-"""Samples of histories that stay on storage: shard by shard, the same global batches to any number of workers."""
+"""Training examples from histories on storage, shard by shard, in the same global batches for any number of workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Piece:
-    """The samples of WINDOW steps of one part of the global batch: `num` of them from one shard."""
+    """The request for `num` examples from one shard: those of one part of the global batch for WINDOW steps."""
 
     shard: str
     num: int
@@ -28,19 +28,21 @@ class Piece:
 
 
 Load = Callable[[Callable[[Piece], Samples], Iterable[Piece]], Iterator[Samples]]
-"""(how a piece is assembled, pieces) -> their samples, in order."""
+"""(function that assembles a piece, pieces) -> their samples, in order."""
 
 
 def load_here(assemble: Callable[[Piece], Samples], pieces: Iterable[Piece]) -> Iterator[Samples]:
-    """In this process; of the histories, one shard is in memory at a time and the one before it."""
+    """Assembles the pieces in this process, with at most two shards in memory."""
     return map(assemble, pieces)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sharded:
-    """A source of `num_samples` an epoch from histories that stay on storage. Shards are dealt out anew every epoch to
-    the parts of the global batch (workers times micro-batches), so a worker reads its own only, in turn; what a part
-    draws depends on the number of parts and not on who holds it.
+    """A source of `num_samples` examples per epoch from histories on storage.
+
+    Every epoch assigns the shards anew to the parts of the global batch (workers times micro-batches), so a worker
+    reads only its own shards, one after the other. The examples of a part depend on the number of parts, not on the
+    worker that computes it.
     """
 
     shards: tuple[str, ...]
@@ -49,11 +51,11 @@ class Sharded:
     load: Load = load_here
 
     def assemble(self, piece: Piece) -> Samples:
-        """Exactly `piece.num` samples of its shard."""
+        """Exactly `piece.num` examples of its shard."""
         raise NotImplementedError
 
     def steps(self, config: TrainConfig, rank: int, world_size: int, epoch: int, first: int = 0) -> Iterator[Step]:
-        """Raises ValueError for settings that cannot be fed so."""
+        """The steps of one worker; raises the errors of `check`."""
         num_parts = world_size * config.engine.accumulation
         self.check(config, num_parts)
         mine = range(rank, num_parts, world_size)
@@ -69,12 +71,12 @@ class Sharded:
 
         loaded = self.load(self.assemble, (piece(window, part) for window in windows for part in mine))
         for window in windows:
-            # The parts of a step hold rows of similar length: nobody waits for another's longer batch.
+            # The parts of a step hold rows of similar length, so that no worker waits for another's longer batch.
             turns = np.random.default_rng((self.seed, epoch, 5, window)).permutation(WINDOW)
             parts = [(part, next(loaded)) for part in mine]
             rows = {part: by_length(samples, num_rows) for part, samples in parts}
-            for place, turn in enumerate(turns):
-                number = window * WINDOW + place
+            for index, turn in enumerate(turns):
+                number = window * WINDOW + index
                 if first <= number < num_steps:
                     batches = [
                         samples.batch(
@@ -87,27 +89,28 @@ class Sharded:
                     yield Step(number, num_steps, batches)
 
     def check(self, config: TrainConfig, num_parts: int) -> None:
-        """ValueError where the shards or the batch cannot be dealt out."""
+        """Raises ValueError where the shards or the batch cannot be divided among the parts."""
         if config.batch_tokens:
-            raise ValueError("batch_tokens needs the histories in memory: set batch_size, or feed memory")
+            raise ValueError("batch_tokens needs the histories in memory: set batch_size, or loader memory")
         if config.batch_size % num_parts:
             raise ValueError(
-                f"batch_size {config.batch_size} cannot be dealt out evenly to workers x accumulation = {num_parts}"
+                f"batch_size {config.batch_size} cannot be divided evenly among workers x accumulation = {num_parts}"
             )
         if len(self.shards) < num_parts:
             raise ValueError(
-                f"{len(self.shards)} shards cannot feed workers x accumulation = {num_parts}: "
-                f"prepare with --partitions {num_parts} or more, or feed memory"
+                f"{len(self.shards)} shards are too few for workers x accumulation = {num_parts}: "
+                f"prepare with --partitions {num_parts} or more, or use loader memory"
             )
 
 
 @lru_cache(maxsize=2)
 def read_shard(path: str) -> Histories:
+    """The histories of a shard; the last two shards stay in memory."""
     return Histories.from_table(pq.read_table(path))
 
 
 def by_length(samples: Samples, num_rows: int) -> Ints:
-    """(WINDOW, num_rows) rows in ascending order of length; some come twice where a few customers had no past yet."""
+    """Row numbers (WINDOW, num_rows) in ascending order of length; short samples repeat some rows."""
     order = np.argsort(samples.lengths, kind="stable")
     places = np.sort(np.resize(np.arange(len(order)), WINDOW * num_rows))
     return order[places].reshape(WINDOW, num_rows)

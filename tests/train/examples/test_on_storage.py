@@ -132,10 +132,10 @@ def test_memory_does_not_grow_with_the_number_of_shards(
 
 def test_what_cannot_be_dealt_out_is_refused_by_name(source: ShardOrigins, tiny: TrainConfig) -> None:
     with pytest.raises(
-        ValueError, match="5 shards cannot feed workers x accumulation = 8: prepare with --partitions 8"
+        ValueError, match="5 shards are too few for workers x accumulation = 8: prepare with --partitions 8"
     ):
         next(source.steps(tiny, 0, 8, 0))
-    with pytest.raises(ValueError, match="batch_size 64 cannot be dealt out evenly to workers x accumulation = 3"):
+    with pytest.raises(ValueError, match="batch_size 64 cannot be divided evenly among workers x accumulation = 3"):
         next(source.steps(tiny, 0, 3, 0))
     with pytest.raises(ValueError, match="batch_tokens needs the histories in memory"):
         next(source.steps(replace(tiny, batch_tokens=1_000), 0, 1, 0))
