@@ -170,7 +170,7 @@ def judged(shop: Dataset, origin: str, config: TrainConfig, variant: Variant) ->
     i = shop.horizons.index(HORIZON)
     raw = forecast_samples(load_model(setup, config, weights), rows.samples, setup.assembler.value_scale)
     base = plain.assembler.assemble(shop.histories, cutoff, known_before=shop.data_through)
-    held_out = HeldOut(base, i, np.zeros(len(shop.horizons)))
+    held_out = HeldOut(base, i)
     keep, (value, orders) = held_out.buyers, held_out.labels(i)
     found = []
     for blend_weight in variant.blend_weights:

@@ -113,7 +113,7 @@ def scores(
     shop: Dataset, setup: Setup, config: TrainConfig, options: Options, origin: str, horizon: int
 ) -> list[float]:
     rows = setup.assembler.assemble(shop.histories, setup.cutoff, known_before=shop.data_through)
-    held_out = HeldOut(rows, shop.horizons.index(horizon), np.zeros(len(shop.horizons)))
+    held_out = HeldOut(rows, shop.horizons.index(horizon))
     config = replace(config, samples_per_epoch=int(options.samples * options.labelled), epochs=options.epochs)
     engine = make_engine(setup.model(config), loop.sum_loss(config, True), config, torch.device("cpu"))
     found: list[float] = []

@@ -61,10 +61,10 @@ def prepare(folder: Path, **settings: Any) -> Path:
     from clv.cluster import preparing, work_units
     from clv.data.spec.models import DatasetSpec
     from clv.simulate import files, log
-    from clv.simulate.settings import Dataset
+    from clv.simulate.settings import ShopSettings
 
-    shop = Dataset.full(start="2024-01-01", **settings)
-    plan = files.Plan(shop, (), (30, 90))
+    shop = ShopSettings.full(start="2024-01-01", **settings)
+    plan = files.SimulationPlan(shop, (), (30, 90))
     blocks = [files.write_block(plan, folder / "log", number) for number in range(log.num_blocks(shop))]
     files.write_shop(plan, folder / "log", blocks, folder / "log")
     spec, out = DatasetSpec.load(folder / "log" / "spec.yaml"), folder / "histories"
@@ -151,7 +151,7 @@ def measure(model: Model, histories: Path, bundle: Path, folder: Path, start: Tr
 
 def alone(folder: Path, histories: Path, bundle: Path) -> None:
     """Prints what one actor does in this process with one thread."""
-    from clv.cluster.scoring import Scorer
+    from clv.cluster.scoring import ShardScorer
     from clv.data.dataset import PreparedDataset
     from clv.data.histories import Histories
 
@@ -160,7 +160,7 @@ def alone(folder: Path, histories: Path, bundle: Path) -> None:
     read = Histories.from_table(pq.read_table(prepared.shards[0]))
     before = np.add.reduceat((read.time < origin).astype(np.int64), read.offsets[:-1])
     for model in ("btyd", "clv"):
-        scorer = Scorer(str(bundle), origin, None, model, str(folder / "alone"))
+        scorer = ShardScorer(str(bundle), origin, None, model, str(folder / "alone"))
         scorer.score(0, str(prepared.shards[0]))
         begun = time.process_time()
         rows = scorer.score(1, str(prepared.shards[0]))

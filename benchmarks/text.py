@@ -97,7 +97,7 @@ def judged(shop: Dataset, name: str, config: TrainConfig) -> dict[str, dict[str,
     trained = time.process_time() - begun
     held = setup.assembler.assemble(shop.histories, cutoff, known_before=shop.data_through)
     i = shop.horizons.index(HORIZON)
-    held_out = HeldOut(held, i, np.zeros(len(shop.horizons)))
+    held_out = HeldOut(held, i)
     begun = time.process_time()
     raw = forecast_samples(load_model(setup, config, weights), held.samples, setup.assembler.value_scale)
     scored = time.process_time() - begun
