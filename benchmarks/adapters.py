@@ -59,9 +59,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.cache.mkdir(parents=True, exist_ok=True)
     shop, (origin, horizon) = read_dataset(histories(options.shop, options.cache)), ROWS[options.shop]
-    config = replace(
-        TrainConfig().with_engine(kind="torch"), samples_per_epoch=options.samples, epochs=options.epochs
-    )
+    config = replace(TrainConfig().with_engine(kind="torch"), samples_per_epoch=options.samples, epochs=options.epochs)
     setup = fitting.prepare(shop, shop.clock.parse(origin), config, horizon)
     rows: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     for seed in range(options.seeds):
@@ -129,7 +127,7 @@ def trained(module: nn.Module) -> int:
 def sizes(engine: Engine, config: TrainConfig, average: loop.Average) -> dict[str, float]:
     """MiB of a checkpoint, and KiB of what has to be kept beside the pretrained encoder: adapters, or the backbone."""
     with tempfile.TemporaryDirectory() as place:
-        loop.save(engine, Path(place), loop.Position(), average)
+        loop.save(engine, average, loop.Position(), Path(place))
         checkpoint = sum(path.stat().st_size for path in Path(place).iterdir())
     weights = engine.weights()
     if config.model.adapters.method:

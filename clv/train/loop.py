@@ -205,12 +205,12 @@ def run(
                     average.update(engine.live())
                 loss_sum, num = loss_sum + loss, num + 1
                 row: Row = {"epoch": epoch, "step": engine.step_count, "loss": loss, "learning_rate": rate}
-                yield StepDone(row, partial(_save, engine, average, Position(epoch, num, loss_sum)))
+                yield StepDone(row, partial(save, engine, average, Position(epoch, num, loss_sum)))
             weights = engine.whole(average.weights) if config.ema_decay else engine.weights()
             seconds = time.perf_counter() - began
             row = {"epoch": epoch + 1, "step": engine.step_count, "loss": loss_sum / max(num, 1)}
             row |= {"seconds": seconds, "waiting": waited / seconds}
-            yield EpochDone(row, partial(_save, engine, average, Position(epoch + 1)), weights)
+            yield EpochDone(row, partial(save, engine, average, Position(epoch + 1)), weights)
     if config.ema_decay:
         yield Finished({name: value.cpu() for name, value in engine.whole(average.weights).items()})
     else:
@@ -230,7 +230,8 @@ def sum_loss(config: TrainConfig, has_value: bool) -> Callable[[nn.Module, Batch
     return loss
 
 
-def _save(engine: Engine, average: Average, position: Position, folder: Path) -> None:
+def save(engine: Engine, average: Average, position: Position, folder: Path) -> None:
+    """Writes a checkpoint that `resume` loads; every worker calls it."""
     if position.step:
         position = replace(position, random=engine.random())
     folder.mkdir(parents=True, exist_ok=True)

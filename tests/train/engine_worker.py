@@ -111,7 +111,7 @@ def run_case(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> dict[
             average = loop.Average(0.9)
             average.update(engine.live())
             expected = engine.weights()
-            loop.save(engine, folder / case["name"], loop.Position(3, i), average)
+            loop.save(engine, average, loop.Position(3, i), folder / case["name"])
             if dist.get_world_size() > 1:
                 dist.barrier()
             engine, config = build(case, setup, folder)
