@@ -62,12 +62,6 @@ def test_the_btyd_model_alone_scores_any_horizon_and_nobody_before_the_log(histo
     assert len(btyd_model.predict(whole, prepared.spec.clock.parse("2022-01-01"))) == 0
 
 
-def test_valuable_and_leaving_are_those_above_the_threshold_who_will_rather_not_buy() -> None:
-    table = pd.DataFrame({"clv_mean": [10.0, 50.0, 90.0, 90.0], "churn_probability": [0.9, 0.9, 0.4, 0.5]})
-    chosen = scoring.valuable_and_leaving(table, 50.0)
-    assert chosen["value_at_risk"].tolist() == [45.0, 45.0]
-
-
 def test_long_histories_are_scored_few_at_a_time_with_the_same_result(
     histories: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
