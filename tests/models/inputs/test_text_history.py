@@ -204,8 +204,8 @@ def test_messages_are_part_of_the_text_word_for_word_even_if_no_fit_has_seen_the
 ) -> None:
     h = shop.histories
     letters = np.array(["late again", "thank you!", "where is my order 4711?"])
-    said = pa.array(letters[np.arange(len(h.time)) % 3], mask=np.arange(len(h.time)) % 5 > 0)
-    past = replace(shop.past, histories=replace(h, raw_text=said))
+    messages = pa.array(letters[np.arange(len(h.time)) % 3], mask=np.arange(len(h.time)) % 5 > 0)
+    past = replace(shop.past, histories=replace(h, raw_text=messages))
     tokenizer = text_backbone.load_tokenizer(text_checkpoint)
     silent = replace(space, item_keys=space.item_keys[:0], item_phrase=space.item_phrase[:0])
     # The tokenizers of some checkpoints truncate and pad by themselves.
@@ -222,14 +222,14 @@ def test_messages_are_part_of_the_text_word_for_word_even_if_no_fit_has_seen_the
 
 
 def test_a_long_message_is_cut_and_a_column_without_messages_changes_nothing(shop, space: TextSpace) -> None:
-    said = pa.array(["x y " * 20_000] * len(shop.histories.time))
-    long = replace(shop.past, histories=replace(shop.histories, raw_text=said))
+    messages = pa.array(["x y " * 20_000] * len(shop.histories.time))
+    long = replace(shop.past, histories=replace(shop.histories, raw_text=messages))
     arrays = space.tokens(long, 96)
     plain = space.tokens(shop.past, 96)
     newest = arrays.offsets[1:] - 1, plain.offsets[1:] - 1
     more = np.diff(arrays.piece_offsets)[newest[0]] - np.diff(plain.piece_offsets)[newest[1]]
     assert (more == MESSAGE_PIECES).all()
-    none = pa.nulls(len(said), pa.string())
+    none = pa.nulls(len(messages), pa.string())
     quiet = space.tokens(replace(shop.past, histories=replace(shop.histories, raw_text=none)), 96)
     np.testing.assert_array_equal(quiet.pieces, plain.pieces)
 
