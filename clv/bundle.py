@@ -19,8 +19,6 @@ from safetensors.numpy import load_file, save_file
 
 from clv.data.hashing import file_sha256
 from clv.data.workdir import check_output, temporary_folder
-from clv.data.hashing import file_sha256
-from clv.data.workdir import check_output, temporary_folder
 from clv.version import __version__
 
 FORMAT = 4

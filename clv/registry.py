@@ -26,8 +26,6 @@ import pandas as pd
 from clv import bundle as bundles
 from clv.data.clock import to_datetime
 from clv.data.workdir import atomic_write, temporary_folder
-from clv.data.clock import to_datetime
-from clv.data.workdir import atomic_write, temporary_folder
 from clv.evaluate.bootstrap import bootstrap, interval
 from clv.forecast.distributions import Prediction
 

@@ -137,7 +137,7 @@ class Predictor:
         `data_through` (us) is the end of the scored data, where it is newer than the bundle's training data.
         """
         origin = self._origin_after_cut(as_of)
-        through = max(toto_us(self.data_through), data_through or 0)
+        through = max(to_us(self.data_through), data_through or 0)
         if origin > through + MAX_DAYS_AHEAD * DAY_US:
             raise ValueError(
                 f"origin {self.clock.format(origin)} lies more than {MAX_DAYS_AHEAD} days past the data "
