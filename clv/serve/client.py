@@ -31,6 +31,7 @@ from clv.serve.http.schemas import (
     Customer,
     CustomerResponse,
     EventsRequest,
+    EventsResponse,
     ModelResponse,
     PortfolioRequest,
     PortfolioResponse,
@@ -38,7 +39,6 @@ from clv.serve.http.schemas import (
     PredictRequest,
     PredictResponse,
     Problem,
-    Stored,
 )
 
 if TYPE_CHECKING:
@@ -149,15 +149,15 @@ class Client:
         asked = {"as_of": as_of, "horizons_days": horizons, "customer_ids": list(customer_ids)}
         return PortfolioResponse.model_validate_json(self._post("portfolio", PortfolioRequest, asked))
 
-    def send(self, events: Sequence[PostedEvent | Mapping[str, Any]]) -> Stored:
+    def send(self, events: Sequence[PostedEvent | Mapping[str, Any]]) -> EventsResponse:
         """Stores any number of events, 1,000 per request; the parts before a refused one are stored. Raises as
         `predict`; ClvError 409 names an event id that stands for another event."""
         stored = repeated = 0
         for start in range(0, len(events), MAX_POSTED):
             part = {"events": list(events[start : start + MAX_POSTED])}
-            done = Stored.model_validate_json(self._post("events", EventsRequest, part))
+            done = EventsResponse.model_validate_json(self._post("events", EventsRequest, part))
             stored, repeated = stored + done.stored, repeated + done.repeated
-        return Stored(stored=stored, repeated=repeated)
+        return EventsResponse(stored=stored, repeated=repeated)
 
     def erase(self, customer_id: str) -> bool:
         """Erases a customer and returns whether one was there; False also after an answer that was lost and repeated.

@@ -22,13 +22,13 @@ from ray.serve import metrics as serve_metrics
 
 from clv.registry import Registry
 from clv.serve.http.metrics import Metrics
-from clv.serve.http.rate_limits import Limiter
-from clv.serve.http.routes import routes
+from clv.serve.http.rate_limits import RateLimiter
+from clv.serve.http.routes import create_app
 from clv.serve.http.security import check_exposure, keys_from_env
 from clv.serve.rollout.follower import Follower
 from clv.serve.scoring.backend import LiveBackend
 from clv.serve.scoring.batching import Batching
-from clv.serve.scoring.scorer import Predicts
+from clv.serve.scoring.protocol import PredictorProtocol
 from clv.serve.store.factory import is_folder, open_store
 
 LOG = logging.getLogger(__name__)
@@ -54,10 +54,7 @@ class AppArgs(BaseModel):
         1, ge=1, description="Threads of torch and Arrow in a replica; match ray_actor_options.num_cpus."
     )
     deadline_s: float = Field(30.0, gt=0, description="A request not answered by then gets 503.")
-    batch_wait_ms: float = Field(2.0, ge=0, le=1_000)
-    max_batch_customers: int = Field(1_024, ge=1)
-    max_batch_tokens: int = Field(32_768, ge=1, description="Customers times the longest history of one call.")
-    max_waiting_customers: int = Field(20_000, ge=1, description="More waiting in one replica are refused with 429.")
+    batching: Batching = Field(Batching(), description="How requests are joined into calls of the predictor.")
     requests_per_minute: int | None = Field(
         None,
         ge=1,
@@ -95,24 +92,19 @@ class Replica:
         log_with_serve()
         self.args = AppArgs.model_validate(args)
         self.keys = keys_from_env(os.environ)
-        self.limiter = Limiter(self.args.store)
+        self.limiter = RateLimiter(self.args.store)
         self.metrics = Metrics()
+        max_wait_s = min(self.args.batching.max_wait_s, self.args.deadline_s)
         self.backend = LiveBackend(
             open_store(self.args.store) if self.args.store else None,
-            Batching(
-                wait_s=self.args.batch_wait_ms / 1000,
-                max_customers=self.args.max_batch_customers,
-                max_tokens=self.args.max_batch_tokens,
-                max_waiting=self.args.max_waiting_customers,
-                max_wait_s=self.args.deadline_s,
-            ),
+            self.args.batching.model_copy(update={"max_wait_s": max_wait_s}),
             self.metrics,
         )
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once. Until it returns the replica gets no requests: ready means loaded and warmed up."""
-        check_exposure(self.keys.now(), await http_host())
+        check_exposure(self.keys.current(), await http_host())
         # Parsing and reading take turns with scoring; the default of a thread per CPU of the machine would fight it.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="clv"))
         await asyncio.to_thread(self._start)
@@ -121,13 +113,13 @@ class Replica:
             registry = Registry(self.args.registry)
             follower = Follower(self.backend, registry, self.load, replica, self.args.follow_registry_s)
             self._tasks.append(asyncio.create_task(follower.run()))
-        self._tasks.append(asyncio.create_task(Exporter(self.metrics).run()))
+        self._tasks.append(asyncio.create_task(MetricsExporter(self.metrics).run()))
         # Serve's proxy writes the X-Request-ID header itself.
-        return self.routes(echo_request_id=False)
+        return self.create_app(echo_request_id=False)
 
-    def routes(self, *, echo_request_id: bool = True) -> FastAPI:
+    def create_app(self, *, echo_request_id: bool = True) -> FastAPI:
         """The HTTP application over what this replica holds."""
-        return routes(
+        return create_app(
             self.backend,
             self.keys,
             limiter=self.limiter,
@@ -137,7 +129,7 @@ class Replica:
             echo_request_id=echo_request_id,
         )
 
-    def load(self, bundle: Path) -> Predicts:
+    def load(self, bundle: Path) -> PredictorProtocol:
         """The predictor of a bundle folder; raises what a damaged or foreign bundle raises."""
         from clv.forecast.predictor import Predictor
 
@@ -160,7 +152,7 @@ class Replica:
         self.backend.check_health(2 * self.args.deadline_s)
 
 
-class Exporter:
+class MetricsExporter:
     """Our metrics among Ray's, which each node exports with the replica's name: an HTTP call to /metrics reaches one
     replica, chosen by the proxy. Counters and histograms go as gauges of their samples: to Prometheus they look alike.
     """

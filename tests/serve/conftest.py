@@ -24,14 +24,13 @@ import pytest
 import redis
 import uvicorn
 
-from clv.data.clock import DAY_US, Clock
+from clv.data.clock import DAY_US, Clock, to_us
 from clv.data.events import EVENTS, US
 from clv.data.histories import Histories, build
 from clv.serve.http.routes import create_app
 from clv.serve.rollout.follower import Follower
 from clv.serve.scoring.backend import LiveBackend
 from clv.serve.scoring.batching import Batching
-from clv.serve.scoring.scorer import to_us
 from clv.serve.store.sqlite import SqliteStore
 
 CUT = datetime(2011, 6, 1, tzinfo=UTC)
@@ -293,7 +292,7 @@ def shop_histories() -> pa.Table:
 
 @pytest.fixture(scope="session")
 def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a real bundle, cut 2011-06-12: BTYD model and feature space fitted, the network's weights drawn by a seed."""
+    """Writes a real bundle, cut 2011-06-12: fitted BTYD model and feature space, network weights drawn by a seed."""
     from clv import bundle as bundles
     from clv.forecast.adjustment import Adjustment
     from clv.models.inputs.feature_space import Items

@@ -15,8 +15,8 @@ import uvicorn
 from pydantic import ValidationError
 
 from clv.serve.client import Client, ClvError
-from clv.serve.http.routes import routes
-from clv.serve.http.schemas import Stored
+from clv.serve.http.routes import create_app
+from clv.serve.http.schemas import EventsResponse
 from clv.serve.http.security import Keys
 from clv.serve.scoring.backend import LiveBackend
 
@@ -44,7 +44,7 @@ def served(app: Any) -> Iterator[str]:
 
 def test_ids_events_and_the_model_over_a_real_connection(backend: Any) -> None:
     event = {"event_time": "2011-06-03", "event_type": "purchase", "amount": 7.3}
-    with served(routes(backend, KEYS)) as url, Client(url, KEY) as client:
+    with served(create_app(backend, KEYS)) as url, Client(url, KEY) as client:
         answer = client.predict(["A", {"customer_id": "new", "events": [event]}, "nobody"], horizons_days=[365])
         assert [result.status for result in answer.results] == ["ok", "ok", "unknown_customer"]
         assert [result.scores[0].value_mean for result in answer.results[:2]] == pytest.approx([50.0, 7.3])
@@ -57,7 +57,7 @@ def test_ids_events_and_the_model_over_a_real_connection(backend: Any) -> None:
 
 
 def test_a_refusal_names_the_field_and_the_request(backend: Any) -> None:
-    with served(routes(backend)) as url, Client(url) as client:
+    with served(create_app(backend)) as url, Client(url) as client:
         with pytest.raises(ClvError, match=r"HTTP 422: as_of: origin lies before") as refused:
             client.predict(["A"], as_of="2001-01-01")
         assert refused.value.problem is not None
@@ -66,7 +66,7 @@ def test_a_refusal_names_the_field_and_the_request(backend: Any) -> None:
 
 
 def test_a_wrong_key_is_told_at_once(backend: Any) -> None:
-    with served(routes(backend, KEYS)) as url, Client(url, "wrong") as client:
+    with served(create_app(backend, KEYS)) as url, Client(url, "wrong") as client:
         began = time.perf_counter()
         with pytest.raises(ClvError, match="HTTP 401"):
             client.model()
@@ -83,7 +83,7 @@ def test_what_cannot_be_valid_is_not_sent(backend: Any) -> None:
 
 def test_many_customers_are_asked_in_parts_of_one_time(backend: Any, predictor: Any) -> None:
     names = ["A", *(f"nobody-{i}" for i in range(1_500)), "B"]
-    with served(routes(backend, metrics=backend.metrics)) as url, Client(url) as client:
+    with served(create_app(backend, metrics=backend.metrics)) as url, Client(url) as client:
         answer = client.predict(names)
     assert [result.customer_id for result in answer.results] == names
     assert [result.status for result in answer.results if result.status == "ok"] == ["ok", "ok"]
@@ -125,7 +125,7 @@ class Failing:
     ],
 )
 def test_lost_answers_and_busy_servers_are_asked_again(backend: Any, failures: list[Any]) -> None:
-    app = Failing(failures, routes(backend))
+    app = Failing(failures, create_app(backend))
     with served(app) as url, Client(url, retry_for_s=5) as client:
         assert client.predict(["A"]).results[0].status == "ok"
         assert sum(client.failures.values()) == len(failures), "those that were made good count"
@@ -135,14 +135,14 @@ def test_lost_answers_and_busy_servers_are_asked_again(backend: Any, failures: l
 
 @pytest.mark.parametrize("status", [500, 501, 502, 504])
 def test_no_other_5xx_is_repeated(backend: Any, status: int) -> None:
-    app = Failing([(status, {"content-type": "text/plain"}, "The actor died")], routes(backend))
+    app = Failing([(status, {"content-type": "text/plain"}, "The actor died")], create_app(backend))
     with served(app) as url, Client(url) as client, pytest.raises(ClvError, match=f"HTTP {status}: no explanation"):
         client.predict(["A"])
     assert len(app.seen) == 1
 
 
 def test_a_pause_that_would_outlast_the_time_for_retries_is_not_begun(backend: Any) -> None:
-    app = Failing([(503, {"retry-after": "9"}, "")], routes(backend))
+    app = Failing([(503, {"retry-after": "9"}, "")], create_app(backend))
     began = time.monotonic()
     with served(app) as url, Client(url) as client, pytest.raises(ClvError, match="HTTP 503"):
         client.model()
@@ -157,9 +157,9 @@ def test_events_portfolio_and_erasure_over_a_real_connection(backend: Any) -> No
         for i in range(1_000)
     ]
     bought = {"customer_id": "A", "event_id": "e", "event_time": "2011-06-11T10:00:00Z", "event_type": "purchase"}
-    with served(routes(backend)) as url, Client(url) as client:
-        assert client.send([*events, {**bought, "amount": 50.0}]) == Stored(stored=1_001, repeated=0)
-        assert client.send([*events, {**bought, "amount": 50.0}]) == Stored(stored=0, repeated=1_001)
+    with served(create_app(backend)) as url, Client(url) as client:
+        assert client.send([*events, {**bought, "amount": 50.0}]) == EventsResponse(stored=1_001, repeated=0)
+        assert client.send([*events, {**bought, "amount": 50.0}]) == EventsResponse(stored=0, repeated=1_001)
         found = client.portfolio(["A", "B", "nobody"], horizons_days=[365])
         assert (found.customers, found.unknown) == (2, 1)
         assert found.totals[0].value_mean == pytest.approx(100.0)
@@ -182,7 +182,7 @@ OTHER_404 = {
 
 @pytest.mark.parametrize(("headers", "body"), OTHER_404.values(), ids=OTHER_404.keys())
 def test_a_404_that_is_not_the_services_own_is_an_error(backend: Any, headers: dict[str, str], body: str) -> None:
-    app = Failing([(404, headers, body)] * 2, routes(backend))
+    app = Failing([(404, headers, body)] * 2, create_app(backend))
     with served(app) as url, Client(url) as client:
         with pytest.raises(ClvError, match="HTTP 404"):
             client.erase("A")
@@ -193,13 +193,13 @@ def test_a_404_that_is_not_the_services_own_is_an_error(backend: Any, headers: d
 
 def test_a_wrong_prefix_and_a_service_without_a_store_do_not_pass_for_an_unknown_customer(backend: Any) -> None:
     with (
-        served(routes(backend)) as url,
+        served(create_app(backend)) as url,
         Client(f"{url}/shop") as client,
         pytest.raises(ClvError, match="HTTP 404: There is nothing at this address"),
     ):
         client.erase("A")
     with (
-        served(routes(LiveBackend())) as url,
+        served(create_app(LiveBackend())) as url,
         Client(url) as client,
         pytest.raises(ClvError, match="HTTP 404: This service has no online store"),
     ):
@@ -207,7 +207,7 @@ def test_a_wrong_prefix_and_a_service_without_a_store_do_not_pass_for_an_unknown
 
 
 def test_an_erasure_that_is_answered_by_a_page_is_an_error(backend: Any) -> None:
-    app = Failing([(200, {"content-type": "text/html"}, "<p>Log in</p>")], routes(backend))
+    app = Failing([(200, {"content-type": "text/html"}, "<p>Log in</p>")], create_app(backend))
     with served(app) as url, Client(url) as client, pytest.raises(ClvError, match="HTTP 200"):
         client.erase("A")
 
@@ -229,7 +229,7 @@ def test_the_time_for_retries_begins_with_the_first_failure() -> None:
 
 
 def test_retry_after_is_obeyed(backend: Any) -> None:
-    app = Failing([(503, {"retry-after": "1"}, "")], routes(backend))
+    app = Failing([(503, {"retry-after": "1"}, "")], create_app(backend))
     with served(app) as url, Client(url) as client:
         client.model()
     assert 0.95 < app.seen[1][0] - app.seen[0][0] < 3
@@ -237,7 +237,7 @@ def test_retry_after_is_obeyed(backend: Any) -> None:
 
 def test_a_service_that_stays_busy_is_an_error_with_its_reason() -> None:
     with (
-        served(routes(LiveBackend())) as url,
+        served(create_app(LiveBackend())) as url,
         Client(url, retries=2, retry_for_s=0.3) as client,
         pytest.raises(ClvError, match="HTTP 503: No bundle is in service"),
     ):
@@ -249,7 +249,7 @@ def test_a_failure_of_the_service_itself_is_not_repeated(backend: Any, predictor
         raise RuntimeError
 
     predictor.before = fail
-    with served(routes(backend)) as url, Client(url) as client, pytest.raises(ClvError, match="HTTP 500"):
+    with served(create_app(backend)) as url, Client(url) as client, pytest.raises(ClvError, match="HTTP 500"):
         client.predict(["A"])
     assert len(predictor.calls) == 1
 

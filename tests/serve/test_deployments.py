@@ -67,7 +67,7 @@ def address(ray_cluster: None, request: pytest.FixtureRequest, tmp_path: Path) -
 def test_two_replicas_behind_serves_proxy_are_one_service(
     address: str, make_predictor: Callable[..., Any], store: SqliteStore, tmp_path: Path
 ) -> None:
-    args = {"bundle": str(tmp_path / "v7"), "store": str(store.path.parent), "batch_wait_ms": 20}
+    args = {"bundle": str(tmp_path / "v7"), "store": str(store.path.parent), "batching": {"wait_s": 0.02}}
     serve.run(small_service(make_predictor, num_replicas=2).bind(args), route_prefix="/")
 
     body = {"as_of": AS_OF, "horizons_days": [365], "customers": [{"customer_id": "A"}, {"customer_id": "nobody"}]}

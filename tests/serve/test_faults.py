@@ -22,6 +22,7 @@ from benchmarks.serve_cluster import Cluster, cluster
 from benchmarks.serve_shop import make_shop
 from clv.registry import Registry
 from clv.serve.client import Client
+from clv.serve.rollout.policy import RolloutPolicy
 from clv.serve.store.factory import open_store
 from ray_jobs import deploy
 
@@ -175,13 +176,14 @@ def test_a_bundle_is_rolled_out_and_back(shop: Shop, monkeypatch: pytest.MonkeyP
     load = shop.load()
     with load.running(shop.ids[:60]):
         load.wait_for(4)
-        options = {"registry": shop.registry.root, "url": shop.cluster.url, "watch_s": 2.0, "trial_s": 5.0}
-        deploy.run(deploy.Options(bundle=shop.folder / "bundle-1", canary_share=0.3, **options))
+        options: dict[str, Any] = {"registry": shop.registry.root, "url": shop.cluster.url}
+        canary = RolloutPolicy(canary_share=0.3, watch_s=2.0, candidate_s=5.0)
+        deploy.run(deploy.Options(bundle=shop.folder / "bundle-1", policy=canary, **options))
         second = shop.registry.current()
         assert second != first
         load.wait_for(4)
         assert first is not None
-        deploy.run(deploy.Options(version=first, reason="and back", **options))
+        deploy.run(deploy.Options(version=first, reason="and back", policy=RolloutPolicy(watch_s=2.0), **options))
         load.wait_for(4)
     load.assert_unharmed("rolled out and back")
     assert set(load.versions) == {first, second}

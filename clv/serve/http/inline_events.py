@@ -1,4 +1,4 @@
-"""From a request to histories: inline events are built by the same code as prepared data, the rest comes by id."""
+"""Histories of the customers of a request: built from its events by the code of data preparation, or read by id."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ from clv.serve.http.schemas import MAX_EVENTS, Customer, Event, FieldError
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Histories of the customers of one request that are known, and the newest inline event (µs, None without)."""
+class RequestHistories:
+    """Histories of the known customers of one request, and the time of its newest event (microseconds UTC)."""
 
     histories: pa.Table
     newest: int | None
 
 
-def gather(customers: Sequence[Customer], stored: Callable[[Sequence[str]], pa.Table], clock: Clock) -> Asked:
-    """Histories in any order; ProblemError 422 for a repeated customer or too many events."""
-    refuse_repeated([customer.customer_id for customer in customers], "customers[{}].customer_id")
+def build_histories(
+    customers: Sequence[Customer], stored: Callable[[Sequence[str]], pa.Table], clock: Clock
+) -> RequestHistories:
+    """Returns histories in any order; `stored` loads those of customers without events in the request.
+
+    Raises ProblemError 422 for a repeated customer or too many events.
+    """
+    check_unique([customer.customer_id for customer in customers], "customers[{}].customer_id")
     inline = [customer for customer in customers if customer.events is not None]
     num_events = sum(len(customer.events or ()) for customer in inline)
     if num_events > MAX_EVENTS:
-        raise refused("customers", f"hold {num_events} events, more than {MAX_EVENTS}: send fewer per request")
+        raise invalid_field("customers", f"hold {num_events} events, more than {MAX_EVENTS}: send fewer per request")
     tables, newest = [], None
     ids = [customer.customer_id for customer in customers if customer.events is None]
     if ids:
@@ -43,21 +48,21 @@ def gather(customers: Sequence[Customer], stored: Callable[[Sequence[str]], pa.T
         events = events_table(owners, [event for customer in inline for event in customer.events or ()], clock)
         newest = int(np.max(events["event_time"].cast(pa.int64()).to_numpy()))
         tables.append(histories.build(events, clock))
-    return Asked(histories.concat(tables), newest)
+    return RequestHistories(histories.concat(tables), newest)
 
 
-def refuse_repeated(names: Sequence[str], place: str) -> None:
-    """422 for the first name that stands twice; `place` is where, with {} for the position."""
+def check_unique(names: Sequence[str], path: str) -> None:
+    """Raises ProblemError 422 for the first repeated name; `path` is its field, with {} for the position."""
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
-        places = [place.format(i) for i, name in enumerate(names) if name == repeated[0]]
-        raise refused(places[1], f"stands already in {places[0].removesuffix('.customer_id')}")
+        paths = [path.format(i) for i, name in enumerate(names) if name == repeated[0]]
+        raise invalid_field(paths[1], f"repeats {paths[0].removesuffix('.customer_id')}")
 
 
 def events_table(owners: Sequence[str], events: Sequence[Event], clock: Clock) -> pa.Table:
-    """Validated events of these customers as a table of schema EVENTS; naive times are the shop's."""
-    times = to_us([event.event_time for event in events], clock)
-    known = np.maximum(times, to_us([event.known_at or event.event_time for event in events], clock))
+    """Returns validated events as a table of schema EVENTS; times without an offset are in the shop's local time."""
+    times = instants_us([event.event_time for event in events], clock)
+    known = np.maximum(times, instants_us([event.known_at or event.event_time for event in events], clock))
     columns = {
         "event_id": [event.event_id for event in events],
         "customer_id": list(owners),
@@ -75,8 +80,8 @@ def events_table(owners: Sequence[str], events: Sequence[Event], clock: Clock) -
     return pa.table(columns, schema=EVENTS)
 
 
-def to_us(times: Sequence[datetime], clock: Clock) -> NDArray[np.int64]:
-    """Instants in microseconds UTC; those without an offset are local to the shop (as `Clock.parse` reads them)."""
+def instants_us(times: Sequence[datetime], clock: Clock) -> NDArray[np.int64]:
+    """Returns instants in microseconds UTC; those without an offset are local to the shop, as in `Clock.parse`."""
     naive = np.fromiter((time.tzinfo is None for time in times), bool, len(times))
     aware = [time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC) for time in times]
     us = pa.array(aware, US).cast(pa.int64()).to_numpy().copy()
@@ -87,6 +92,6 @@ def to_us(times: Sequence[datetime], clock: Clock) -> NDArray[np.int64]:
     return us
 
 
-def refused(field: str, message: str) -> ProblemError:
-    """422 that names one field."""
+def invalid_field(field: str, message: str) -> ProblemError:
+    """Returns a ProblemError 422 that names one field."""
     return ProblemError(422, f"{field} {message}.", errors=[FieldError(field=field, message=message)])

@@ -1,4 +1,4 @@
-"""Prometheus metrics of one replica. No label holds anything a caller can invent, and none names a customer."""
+"""Prometheus metrics of one replica. No label holds a text of a caller or names a customer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-SAMPLED = 64
+SCORES_PER_REQUEST = 64
 
 
 class Metrics:
-    """Prometheus metrics of one process, in a registry of their own."""
+    """The metrics of one process, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
@@ -23,7 +23,7 @@ class Metrics:
             "clv_request_seconds", "Seconds from request to answer.", ["route"], buckets=seconds, registry=r
         )
         self.customers = Counter(
-            "clv_customers_total", "Customers answered for, by result status.", ["status"], registry=r
+            "clv_customers_total", "Customers of predictions, by result status.", ["status"], registry=r
         )
         self.events = Counter("clv_events_total", "Events posted, stored or repeated.", ["status"], registry=r)
         self.waiting = Gauge("clv_waiting_customers", "Customers queued for a predictor call.", registry=r)
@@ -40,47 +40,51 @@ class Metrics:
         self.tokens = Counter("clv_tokens_total", "Tokens of predictor calls, real or padding.", ["kind"], registry=r)
         self.p_purchase = Histogram(
             "clv_score_p_purchase",
-            f"Purchase probability at the shortest horizon asked for; at most {SAMPLED} customers per request.",
+            f"Purchase probability at the shortest horizon; at most {SCORES_PER_REQUEST} customers per request.",
             buckets=tuple(i / 10 for i in range(1, 11)),
             registry=r,
         )
         self.value = Histogram(
             "clv_score_value",
-            f"Expected value at the shortest horizon asked for; at most {SAMPLED} customers per request.",
+            f"Expected value at the shortest horizon; at most {SCORES_PER_REQUEST} customers per request.",
             buckets=(0.1, 1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 100_000),
             registry=r,
         )
-        self.store_errors = Counter("clv_store_errors_total", "Requests that the store did not answer.", registry=r)
-        self.failed_bundles = Gauge("clv_failed_bundles", "Named bundles that this replica cannot load.", registry=r)
+        self.store_errors = Counter("clv_store_errors_total", "Requests that failed because of the store.", registry=r)
+        self.failed_bundles = Gauge(
+            "clv_failed_bundles", "Bundles of the registry that this replica cannot load.", registry=r
+        )
         self.model = Gauge("clv_model_info", "1 for the bundle in service.", ["version", "cut"], registry=r)
         self.data_through = Gauge(
             "clv_data_through_timestamp_seconds", "Time of the newest event in the store, Unix seconds.", registry=r
         )
 
-    def batched(self, customers: int, real: int, padded: int, seconds: float) -> None:
-        """One predictor call: its customers, the tokens of their histories, and those computed with the padding."""
+    def observe_batch(self, customers: int, real: int, padded: int, seconds: float) -> None:
+        """Records one predictor call: its customers, the tokens of their histories, and the tokens with padding."""
         self.batch.observe(customers)
         self.call.observe(seconds)
         self.tokens.labels("real").inc(real)
         self.tokens.labels("padding").inc(padded - real)
 
-    def in_service(self, version: str, cut: datetime) -> None:
-        """The bundle that answers from now on."""
+    def set_model(self, version: str, cut: datetime) -> None:
+        """Records the version and cut of the bundle in service."""
         self.model.clear()
         self.model.labels(version, cut.isoformat()).set(1)
 
-    def answers_and_errors(self) -> tuple[int, int]:
-        """Requests answered so far, and how many of them with 5xx."""
+    def count_responses(self) -> tuple[int, int]:
+        """Returns the number of requests answered so far, and how many of them with 5xx."""
         found = [
             sample for metric in self.requests.collect() for sample in metric.samples if sample.name.endswith("_total")
         ]
         errors = sum(sample.value for sample in found if sample.labels["status"].startswith("5"))
         return int(sum(sample.value for sample in found)), int(errors)
 
-    def scored(self, scores: pa.Table) -> None:
-        """The distribution of scores, from an evenly spaced sample of one answer."""
+    def observe_scores(self, scores: pa.Table) -> None:
+        """Records scores of an evenly spaced sample of the customers of one answer."""
         shortest = scores.filter(pc.equal(scores["horizon_days"], pc.min(scores["horizon_days"])))
-        rows = pa.array(np.unique(np.linspace(0, len(shortest) - 1, SAMPLED).astype(np.int64))[: len(shortest)])
+        rows = pa.array(
+            np.unique(np.linspace(0, len(shortest) - 1, SCORES_PER_REQUEST).astype(np.int64))[: len(shortest)]
+        )
         sample = shortest.select(["p_purchase", "value_mean"]).take(rows)
         for name, histogram in (("p_purchase", self.p_purchase), ("value_mean", self.value)):
             values = sample[name].to_numpy()

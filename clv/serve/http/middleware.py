@@ -1,4 +1,4 @@
-"""What surrounds every request: id, size, key, rate, headers, metrics, and errors as RFC 9457 problem details."""
+"""ASGI middleware of every request: id, size, API key, rate limit, headers, metrics, and RFC 9457 problem details."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clv.serve.http.metrics import Metrics
-from clv.serve.http.rate_limits import Limiter
+from clv.serve.http.rate_limits import RateLimiter
 from clv.serve.http.schemas import MAX_BODY_BYTES, FieldError, Problem
-from clv.serve.http.security import Key, Keys, KeySource, host_of, is_loopback, needed
+from clv.serve.http.security import Key, Keys, KeySource, host_name, is_loopback, required_scope
 
 LOG = logging.getLogger(__name__)
 
-# Probes come without keys; the documents tell nothing about customers.
+# Liveness and readiness probes send no key; the API documents hold no customers.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -30,7 +30,7 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
-# The page of the documents loads its script and style from a CDN.
+# The page of the API documents loads its script and style from a CDN.
 _PAGE_POLICY = (
     "default-src 'none'; script-src https://cdn.jsdelivr.net 'unsafe-inline'; style-src https://cdn.jsdelivr.net "
     "'unsafe-inline'; img-src 'self' https://fastapi.tiangolo.com data:; connect-src 'self'; frame-ancestors 'none'"
@@ -40,7 +40,7 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class ProblemError(Exception):
-    """Ends a request with problem details; `detail` is shown to the caller and must name no internals."""
+    """Ends a request with problem details. The caller sees `detail`, which must name no internals."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ProblemError(Exception):
             self.headers["Retry-After"] = str(retry_after_s)
 
     def response(self, request_id: str) -> Response:
-        """The answer, media type application/problem+json."""
+        """Returns the answer, media type application/problem+json."""
         problem = Problem(
             title=HTTPStatus(self.status).phrase,
             status=self.status,
@@ -70,15 +70,15 @@ class ProblemError(Exception):
 
 
 def too_large(limit: int = MAX_BODY_BYTES) -> ProblemError:
-    """413, naming the body and the remedy."""
+    """Returns ProblemError 413 for a body above `limit` bytes."""
     message = f"must not exceed {limit} bytes; send fewer customers per request"
     return ProblemError(413, f"The request body {message}.", errors=[FieldError(field="body", message=message)])
 
 
-class Guard:
-    """ASGI middleware around requests and websockets. `per_minute` holds for keys that name no rate of their own.
+class RequestMiddleware:
+    """Checks requests and websockets, and counts them. `per_minute` limits keys without a rate of their own.
 
-    `echo_request_id` is off behind Ray Serve, whose proxy writes the X-Request-ID header itself.
+    `echo_request_id` is false behind Ray Serve, whose proxy writes the X-Request-ID header itself.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Guard:
         *,
         keys: KeySource,
         metrics: Metrics,
-        limiter: Limiter | None = None,
+        limiter: RateLimiter | None = None,
         per_minute: int | None = None,
         max_body: int = MAX_BODY_BYTES,
         echo_request_id: bool = True,
     ) -> None:
         self.app, self.keys, self.metrics = app, keys, metrics
-        self.limiter, self.per_minute = limiter or Limiter(), per_minute
+        self.limiter, self.per_minute = limiter or RateLimiter(), per_minute
         self.max_body, self.echo_request_id = max_body, echo_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,8 +104,8 @@ class Guard:
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send, headers)
             return
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        sent = headers.get("x-request-id", "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         began, status = time.perf_counter(), 500
         started = False
@@ -115,15 +115,15 @@ class Guard:
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
                 answer = MutableHeaders(scope=message)
-                answer.update(_headers(scope, headers))
+                answer.update(_answer_headers(scope, headers))
                 if self.echo_request_id:
                     answer["X-Request-ID"] = request_id
             await send(message)
 
         try:
             try:
-                await self._admit(scope["method"], scope["path"], headers)
-                await self.app(scope, self._limited(receive), send_with_id)
+                await self._check_request(scope["method"], scope["path"], headers)
+                await self.app(scope, self._limit_body(receive), send_with_id)
             except ProblemError as problem:
                 if started:
                     raise
@@ -136,32 +136,32 @@ class Guard:
                 await failed.response(request_id)(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            self.metrics.requests.labels(_method(scope["method"]), route, status).inc()
+            self.metrics.requests.labels(_method_label(scope["method"]), route, status).inc()
             self.metrics.latency.labels(route).observe(time.perf_counter() - began)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        """Admits a websocket by a valid key only, also where no keys are set: browsers let any page open one."""
+        """Requires a valid key, also where no keys are set: browsers let any page open a websocket."""
         try:
-            await self._count(self._key(self.keys.now(), "GET", scope["path"], headers))
+            await self._check_rate(self._authenticate(self.keys.current(), "GET", scope["path"], headers))
         except ProblemError as problem:
             await send({"type": "websocket.close", "code": 1008, "reason": problem.detail})
             return
         await self.app(scope, receive, send)
 
-    async def _admit(self, method: str, path: str, headers: Headers) -> None:
-        keys = self.keys.now()
+    async def _check_request(self, method: str, path: str, headers: Headers) -> None:
+        keys = self.keys.current()
         if path not in OPEN_PATHS:
-            await self._count(self._key(keys, method, path, headers) if keys else None)
-        if not keys and not is_loopback(host_of(headers.get("host"))):
-            # A page in a browser of this machine could otherwise reach us under a name of its own (DNS rebinding).
+            await self._check_rate(self._authenticate(keys, method, path, headers) if keys else None)
+        if not keys and not is_loopback(host_name(headers.get("host"))):
+            # Otherwise a page in a browser of this machine could call the server by a name of its own (DNS rebinding).
             raise ProblemError(421, "Without API keys this server answers only to localhost.")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_body:
             raise too_large(self.max_body)
 
     @staticmethod
-    def _key(keys: Keys, method: str, path: str, headers: Headers) -> Key:
-        key, scope = keys.find(headers.get("authorization")), needed(method, path)
+    def _authenticate(keys: Keys, method: str, path: str, headers: Headers) -> Key:
+        key, scope = keys.find(headers.get("authorization")), required_scope(method, path)
         if key is None:
             raise ProblemError(
                 401,
@@ -172,18 +172,18 @@ class Guard:
             challenge = f'Bearer realm="clv", error="insufficient_scope", scope="{scope}"'
             raise ProblemError(
                 403,
-                f"This needs a key of scope {scope}; this key's is {key.scope}.",
+                f"This needs a key of scope {scope}; this key has scope {key.scope}.",
                 headers={"WWW-Authenticate": challenge},
             )
         return key
 
-    async def _count(self, key: Key | None) -> None:
+    async def _check_rate(self, key: Key | None) -> None:
         name, rate = (key.name, key.per_minute or self.per_minute) if key else ("local", self.per_minute)
         wait = await self.limiter.wait_s(name, rate) if rate else 0.0
         if wait > 0:
-            raise ProblemError(429, f"This key may ask {rate} times a minute.", retry_after_s=math.ceil(wait))
+            raise ProblemError(429, f"This key may send {rate} requests a minute.", retry_after_s=math.ceil(wait))
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limit_body(self, receive: Receive) -> Receive:
         size = 0
 
         async def limited() -> Message:
@@ -197,12 +197,12 @@ class Guard:
         return limited
 
 
-def _headers(scope: Scope, headers: Headers) -> dict[str, str]:
+def _answer_headers(scope: Scope, headers: Headers) -> dict[str, str]:
     over_tls = scope["scheme"] == "https" or headers.get("x-forwarded-proto") == "https"
     page = {"Content-Security-Policy": _PAGE_POLICY} if scope["path"] == "/docs" else {}
     return HEADERS | page | (_TLS if over_tls else {})
 
 
-def _method(method: str) -> str:
+def _method_label(method: str) -> str:
     known = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"}
-    return method if method in known else "other"  # a label of a metric must not be the caller's to invent
+    return method if method in known else "other"  # a caller must not create labels of metrics

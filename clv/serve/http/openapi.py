@@ -1,4 +1,4 @@
-"""What FastAPI cannot derive for the OpenAPI document: bodies that pydantic parses from bytes, and problem details."""
+"""OpenAPI document: adds request bodies and problem details, which FastAPI cannot derive."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 _REFERENCE = "#/components/schemas/{model}"
 _ERRORS = {
     401: "No valid key",
-    403: "The key does not cover this",
-    404: "Nobody of this id is stored, or there is no store",
-    409: "An event id stands for another event; `errors` names it. Nothing was stored",
+    403: "The key has too small a scope",
+    404: "The store holds no customer of this id (`errors` names `customer_id`), or there is no store",
+    409: "An event id belongs to another event; `errors` names it. Nothing was stored",
     413: "The body is too large",
-    415: "Not a media type of this address",
-    422: "A field is wrong; `errors` names it",
-    429: "Too many customers are waiting, or too many requests of this key; Retry-After says when to come back",
-    503: "No bundle is in service, no answer in time, or the store is down; Retry-After says when to come back",
+    415: "The media type is not supported here",
+    422: "A field is invalid; `errors` names it",
+    429: "Too many customers are waiting, or too many requests of this key; Retry-After holds the seconds to wait",
+    503: "No bundle is in service, no answer in time, or the store is down; Retry-After holds the seconds to wait",
 }
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns `responses` of a route. FastAPI's `model` would document them as application/json."""
+    """Returns `responses` of a route for these statuses. FastAPI's `model` would document them as application/json."""
     content = {"application/problem+json": {"schema": {"$ref": _REFERENCE.format(model=Problem.__name__)}}}
     return {status: {"description": _ERRORS[status], "content": content} for status in statuses}
 
@@ -44,7 +44,7 @@ def request_body(model: type[BaseModel], examples: dict[str, Any]) -> dict[str, 
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
-def document(app: FastAPI) -> dict[str, Any]:
+def openapi_document(app: FastAPI) -> dict[str, Any]:
     """Returns the document of `app`, made once, with the schemas to which `problems` and `request_body` refer."""
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, routes=app.routes)

@@ -1,4 +1,4 @@
-"""How often a key may ask: a sliding window over a tenth of a minute, counted in Redis for all replicas together.
+"""Rate limits per API key, by a sliding window over a tenth of a minute, counted in Redis for all replicas together.
 
 Without a Redis store each replica counts for itself, in memory.
 """
@@ -20,20 +20,20 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as LostConnectionError
 
-from clv.serve.store.protocol import is_redis
+from clv.serve.store.factory import is_redis
 
 LOG = logging.getLogger(__name__)
 
 WINDOW_S = 6
 CONNECTIONS = 16
-ANSWER_S = 0.5  # Redis has so long to answer
-PAUSE_S = 1.0  # after a failure Redis is not asked again for so long
+TIMEOUT_S = 0.5  # of a call of Redis
+PAUSE_S = 1.0  # without calls after a failure of Redis
 
 
-class Limiter:
-    """Counts the requests of each key. `store` is the address of the online store; one event loop uses a limiter.
+class RateLimiter:
+    """Counts the requests of each key, in the online store `store` if that is a Redis. It belongs to one event loop.
 
-    A Redis that does not answer must not stop the service: requests then pass uncounted, and a warning is logged.
+    While Redis does not answer, requests pass uncounted and a warning is logged, so that the service continues.
     """
 
     def __init__(self, store: str | None = None) -> None:
@@ -43,8 +43,8 @@ class Limiter:
         self._paused_until = 0.0
 
     async def wait_s(self, name: str, per_minute: int) -> float:
-        """Count one request of `name` and return 0, or return the seconds until the next request may pass."""
-        limit = window(per_minute)
+        """Counts one request of `name` and returns 0, or returns the seconds until the next request may pass."""
+        limit = rate_window(per_minute)
         async with self._turns:
             if time.monotonic() < self._paused_until:
                 return 0.0
@@ -60,8 +60,8 @@ class Limiter:
         return max(reset - time.time(), 0.001)
 
 
-def window(per_minute: int) -> RateLimitItemPerSecond:
-    """Requests in whole seconds: in at most WINDOW_S where that is a whole number, else in the fewest that allow one.
+def rate_window(per_minute: int) -> RateLimitItemPerSecond:
+    """Returns a limit with a whole number of requests in at most WINDOW_S, else in the fewest seconds that allow one.
 
     60 a minute are 6 in 6 seconds, 90 are 9 in 6, 25 are 5 in 12, and 7 are 7 in 60.
     """
@@ -71,11 +71,11 @@ def window(per_minute: int) -> RateLimitItemPerSecond:
 
 
 def _redis_storage(address: str) -> RedisStorage:
-    # A pool of our own: the library refuses addresses without a port, and redis-py would retry for seconds.
+    # An own pool: the library refuses addresses without a port, and redis-py would retry for seconds.
     pool: Any = ConnectionPool.from_url(
         address,
-        socket_timeout=ANSWER_S,
-        socket_connect_timeout=ANSWER_S,
+        socket_timeout=TIMEOUT_S,
+        socket_connect_timeout=TIMEOUT_S,
         retry=Retry(NoBackoff(), 1, (LostConnectionError,)),
     )
     return RedisStorage(

@@ -1,101 +1,109 @@
-"""From a request about scores to a checked question: which bundle, whose histories, at which instant and horizons."""
+"""Resolves validated prediction and portfolio requests: scorer, histories, prediction time and horizons."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from clv.data.clock import Clock
 from clv.serve.http import inline_events
-from clv.serve.http.inline_events import Asked
+from clv.serve.http.inline_events import RequestHistories
 from clv.serve.http.middleware import ProblemError
 from clv.serve.http.schemas import FieldError, PortfolioRequest, PredictRequest
-from clv.serve.scoring.protocol import Backend, Facts, NotReady, Scorer
+from clv.serve.scoring.protocol import Backend, BundleFacts, NotReady, Scorer
 from clv.serve.store.protocol import StoreUnavailableError
 
 
 @dataclass(frozen=True)
-class Question:
-    """A checked request: who answers, whose histories, at which instant (µs UTC), over which horizons (days)."""
+class ScoringRequest:
+    """A request ready to be scored. `histories` lacks unknown customers; `as_of` and `data_through` are microseconds
+    UTC, `horizons` days."""
 
     scorer: Scorer
-    names: list[str]
+    customer_ids: Sequence[str]
     histories: pa.Table
     as_of: int
     horizons: tuple[int, ...]
     data_through: int
 
 
-def in_service(backend: Backend, pinned: str | None = None) -> Scorer:
-    """503 when no bundle is in service."""
+def scorer_in_service(backend: Backend, pinned: str | None = None) -> Scorer:
+    """Returns the scorer of a request; raises ProblemError 503 while no bundle is in service."""
     try:
         return backend.scorer(pinned)
     except NotReady:
         raise ProblemError(503, "No bundle is in service yet.", retry_after_s=5) from None
 
 
-def of_predict(asked: PredictRequest, backend: Backend) -> Question:
-    """Customers by id and with their events."""
-    names = [customer.customer_id for customer in asked.customers]
-    by_id = any(customer.events is None for customer in asked.customers)
-    return ask(asked, names, lambda clock: inline_events.gather(asked.customers, backend.stored, clock), backend, by_id)
+def resolve_prediction(request: PredictRequest, backend: Backend) -> ScoringRequest:
+    """Resolves a request for customers of the store and customers with their events; blocks while the store is read.
+
+    Raises ProblemError 422 for a repeated customer, too many events or an impossible `as_of`.
+    """
+    customers = request.customers
+
+    def load(clock: Clock) -> RequestHistories:
+        return inline_events.build_histories(customers, backend.stored, clock)
+
+    stored = any(customer.events is None for customer in customers)
+    return _resolve(request, [customer.customer_id for customer in customers], load, backend, needs_store=stored)
 
 
-def of_portfolio(asked: PortfolioRequest, backend: Backend) -> Question:
-    """Stored customers that are worth something together."""
-    inline_events.refuse_repeated(asked.customer_ids, "customer_ids[{}]")
-    return ask(asked, asked.customer_ids, lambda clock: Asked(backend.stored(asked.customer_ids), None), backend, True)
+def resolve_portfolio(request: PortfolioRequest, backend: Backend) -> ScoringRequest:
+    """Resolves a request for customers of the store, with the errors of `resolve_prediction`."""
+    ids = request.customer_ids
+    inline_events.check_unique(ids, "customer_ids[{}]")
+    return _resolve(request, ids, lambda clock: RequestHistories(backend.stored(ids), None), backend, needs_store=True)
 
 
-def ask(
-    asked: PredictRequest | PortfolioRequest,
-    names: list[str],
-    gather: Callable[..., Asked],
+def _resolve(
+    request: PredictRequest | PortfolioRequest,
+    customer_ids: Sequence[str],
+    load: Callable[[Clock], RequestHistories],
     backend: Backend,
-    by_id: bool,
-) -> Question:
-    """Blocks while the store is read. ProblemError 422 for an instant that must not be asked about; what needs no
-    customer of the store (`by_id` false) goes on without it."""
-    scorer = in_service(backend, asked.model_version)
+    *,
+    needs_store: bool,
+) -> ScoringRequest:
+    scorer = scorer_in_service(backend, request.model_version)
     facts = scorer.facts
-    through = data_through(backend, facts, needed=by_id)
-    given = gather(facts.clock)
-    if asked.as_of is None:
-        as_of = default_as_of(facts, max(through, given.newest or through), now())
+    through = data_through(backend, facts, required=needs_store)
+    loaded = load(facts.clock)
+    if request.as_of is None:
+        as_of = default_as_of(facts, max(through, loaded.newest or through), now_us())
     else:
-        as_of = int(inline_events.to_us([asked.as_of], facts.clock)[0])
-    check(scorer, as_of, through)
-    horizons = tuple(sorted(set(asked.horizons_days))) if asked.horizons_days else facts.horizons
-    return Question(scorer, names, given.histories, as_of, horizons, through)
+        as_of = int(inline_events.instants_us([request.as_of], facts.clock)[0])
+    try:
+        scorer.check(as_of, through)
+    except ValueError as error:
+        raise ProblemError(422, f"as_of: {error}.", errors=[FieldError(field="as_of", message=str(error))]) from None
+    horizons = tuple(sorted(set(request.horizons_days))) if request.horizons_days else facts.horizons
+    return ScoringRequest(scorer, customer_ids, loaded.histories, as_of, horizons, through)
 
 
-def data_through(backend: Backend, facts: Facts, *, needed: bool = True) -> int:
-    """Time of the newest event known (µs UTC): of the store, or without one of the bundle's data."""
+def data_through(backend: Backend, facts: BundleFacts, *, required: bool = True) -> int:
+    """Returns the time of the newest event (microseconds UTC) in the store, or without one in the bundle's data.
+
+    A store that is down raises StoreUnavailableError where `required`, and counts as no store otherwise.
+    """
     try:
         return (backend.store.data_through() if backend.store else None) or facts.data_through
     except StoreUnavailableError:
-        if needed:
+        if required:
             raise
         return facts.data_through
 
 
-def check(scorer: Scorer, as_of: int, data_through: int) -> None:
-    """422 for an instant this bundle must not be asked about."""
-    try:
-        scorer.check(as_of, data_through)
-    except ValueError as error:
-        raise ProblemError(422, f"as_of: {error}.", errors=[FieldError(field="as_of", message=str(error))]) from None
-
-
-def default_as_of(facts: Facts, newest: int, now: int) -> int:
-    """First local midnight after the newest event, no later than the coming midnight, no earlier than the cut."""
+def default_as_of(facts: BundleFacts, newest: int, now: int) -> int:
+    """Returns the first local midnight after the newest event, at the latest the next midnight from now, at the
+    earliest the cut."""
     days = facts.clock.local_day([newest, now]) + 1
-    after_newest, coming = facts.clock.day_start(days).tolist()
-    return max(facts.cut, min(after_newest, coming))
+    after_newest, next_midnight = facts.clock.day_start(days).tolist()
+    return max(facts.cut, min(after_newest, next_midnight))
 
 
-def now() -> int:
-    """Microseconds UTC."""
+def now_us() -> int:
+    """Returns the present time in microseconds UTC."""
     return time.time_ns() // 1000

@@ -1,8 +1,8 @@
-"""The HTTP contract: what a request may hold, what an answer holds. JSON numbers are never read from strings."""
+"""Schemas of the HTTP requests and answers (pydantic). A JSON string is never read as a number."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
@@ -20,7 +20,7 @@ FIRST_YEAR, LAST_YEAR = 1990, 2100
 # Everything but Unicode's control characters (category Cc), as every dialect of regular expressions understands it.
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]+$"
 
-EXAMPLE: dict[str, Any] = {
+PREDICT_EXAMPLE: dict[str, Any] = {
     "as_of": "2011-06-12",
     "horizons_days": [90],
     "customers": [
@@ -59,7 +59,7 @@ PORTFOLIO_EXAMPLE: dict[str, Any] = {"horizons_days": [90], "customer_ids": ["12
 
 
 def _time(value: object) -> object:
-    """A datetime of an ISO text; a year outside 1990..2100 most likely comes from a wrong unit or a default date."""
+    """Parses an ISO time; a year outside 1990..2100 is most likely a wrong unit or a default date."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -71,7 +71,7 @@ def _time(value: object) -> object:
 
 
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=PRINTABLE)]
-# What we take is wider than the format `date-time` of JSON schema, which wants an offset.
+# The accepted texts are more than the format `date-time` of JSON schema, which requires an offset.
 _DAY, _CLOCK = r"(199[0-9]|20[0-9]{2}|2100)-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])", r"([01][0-9]|2[0-3]):[0-5][0-9]"
 Time = Annotated[
     datetime,
@@ -97,9 +97,9 @@ class Event(_Request):
     """One line of an order, or any other event of a customer."""
 
     event_time: Time
-    known_at: Time | None = Field(None, description="When the shop learned of it; absent: at event_time.")
+    known_at: Time | None = Field(None, description="Time at which the shop learned of the event; default: event_time.")
     event_type: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=PRINTABLE)] = Field(
-        description="purchase, return, view, cart, favourite, click, impression, rating, review, message or a free one."
+        description="purchase, return, view, cart, favourite, click, impression, rating, review, message or another."
     )
     event_id: Identifier | None = None
     order_id: Identifier | None = None
@@ -112,21 +112,21 @@ class Event(_Request):
     @model_validator(mode="after")
     def _known_after_it_happened(self) -> Self:
         known, time = self.known_at, self.event_time
-        # With one of the two in local time the shop's clock decides; a small difference is then levelled, not refused.
+        # Where one of the two has no offset, `events_table` converts both and takes the later one.
         if known is not None and (known.tzinfo is None) == (time.tzinfo is None) and known < time:
             raise ValueError("known_at lies before event_time")
         return self
 
 
 class PostedEvent(Event):
-    """An event for the store."""
+    """An event for the online store."""
 
     customer_id: Identifier
-    event_id: Identifier = Field(description="The same id with the same content again changes nothing.")
+    event_id: Identifier = Field(description="A second event with the same id and content changes nothing.")
 
 
 class EventsRequest(_Request):
-    """Events in any order of time; all of them are stored, or none."""
+    """Events in any order; the service stores all of them, or none."""
 
     model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra={"examples": [EVENTS_EXAMPLE]})
 
@@ -134,42 +134,41 @@ class EventsRequest(_Request):
 
 
 class Customer(_Request):
-    """A customer of the store, or, with `events`, one whose whole history comes with the request."""
+    """A customer of the store, or a customer whose whole history is in `events`."""
 
     customer_id: Identifier
     events: Annotated[list[Event], Field(min_length=1, max_length=MAX_EVENTS_PER_CUSTOMER)] | None = Field(
-        None, description="Used instead of the stored history, never merged with it."
+        None, description="Replaces the stored history for this request."
     )
 
 
 class PredictRequest(_Request):
-    """Whom to score, at which time, for which horizons."""
+    """Customers to score, the prediction time and the horizons."""
 
-    # `model_version` would else be taken for a method of pydantic's.
+    # pydantic reserves names that begin with `model_`.
     model_config = ConfigDict(
-        strict=True, extra="forbid", protected_namespaces=(), json_schema_extra={"examples": [EXAMPLE]}
+        strict=True, extra="forbid", protected_namespaces=(), json_schema_extra={"examples": [PREDICT_EXAMPLE]}
     )
 
     as_of: Time | None = Field(
         None,
-        description="Only events before it are used; the horizons begin there. Not before the bundle's cut. Absent: "
-        "the first local midnight after the newest event known (of the store, without one of the bundle, and of this "
-        "request), but no later than the coming midnight and no earlier than the cut.",
+        description="Prediction time: only earlier events are used, and the horizons begin there; not before the "
+        "bundle's cut. Default: the first local midnight after the newest event (of the store, or without one of the "
+        "bundle, and of this request), at the latest the next midnight, at the earliest the cut.",
     )
     horizons_days: Annotated[list[Horizon], Field(min_length=1, max_length=MAX_HORIZONS)] | None = Field(
-        None, description="Absent: the bundle's own horizons."
+        None, description="Default: the horizons of the bundle."
     )
     model_version: Identifier | None = Field(
         None,
-        description="The bundle that should answer, where it is loaded: while another one is tried or takes over, "
-        "requests that belong together get scores of one. Absent, or not loaded: the service chooses. The answer "
-        "names the one that answered.",
+        description="Version of the bundle that answers, if it is loaded: during a rollout, several requests then get "
+        "scores of one bundle. Default, or where it is not loaded: the service chooses. The answer holds the version.",
     )
     customers: Annotated[list[Customer], Field(min_length=1, max_length=MAX_CUSTOMERS)]
 
 
 class PortfolioRequest(_Request):
-    """Stored customers whose value together is wanted."""
+    """Stored customers whose total value is predicted."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", protected_namespaces=(), json_schema_extra={"examples": [PORTFOLIO_EXAMPLE]}
@@ -177,21 +176,21 @@ class PortfolioRequest(_Request):
 
     as_of: Time | None = Field(None, description="As in a prediction.")
     horizons_days: Annotated[list[Horizon], Field(min_length=1, max_length=MAX_HORIZONS)] | None = Field(
-        None, description="Absent: the bundle's own horizons."
+        None, description="Default: the horizons of the bundle."
     )
     model_version: Identifier | None = Field(None, description="As in a prediction.")
     customer_ids: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_PORTFOLIO)]
 
 
 class ModelRef(BaseModel):
-    """The bundle that answered, and the end of its training data."""
+    """Version of the bundle that answered, and the end of its training data."""
 
     version: str
     cut: datetime
 
 
 class Score(BaseModel):
-    """One customer at one horizon. Money in shop currency over [origin, origin + horizon), null without prices."""
+    """Scores of one customer over [origin, origin + horizon), in shop currency; values are null without prices."""
 
     customer_id: str
     origin: datetime
@@ -207,12 +206,12 @@ class Score(BaseModel):
     clv_mean: float | None
     btyd_value_mean: float | None
     extrapolated: bool
-    value_rank: int | None = Field(None, description="Null: a rank needs the whole customer base, see batch scoring.")
-    value_decile: int | None = Field(None, description="Null: a decile needs the whole customer base.")
+    value_rank: int | None = Field(None, description="Always null: batch scoring ranks the whole customer base.")
+    value_decile: int | None = Field(None, description="Always null: see value_rank.")
 
 
-class Result(BaseModel):
-    """`unknown_customer`: neither stored nor inline history with an event before as_of; scores are empty then."""
+class CustomerResult(BaseModel):
+    """Scores of one customer; `unknown_customer` without any event before as_of, stored or in the request."""
 
     customer_id: str
     status: Literal["ok", "unknown_customer"]
@@ -220,24 +219,24 @@ class Result(BaseModel):
 
 
 class PredictResponse(BaseModel):
-    """Results stand in the order of the request's customers."""
+    """Scores in the order of the request's customers."""
 
     model: ModelRef
     currency: str | None
     as_of: datetime
     data_through: datetime
-    results: list[Result]
+    results: list[CustomerResult]
 
 
-class Stored(BaseModel):
-    """What became of posted events. `repeated` ones had been stored before."""
+class EventsResponse(BaseModel):
+    """Number of events stored, and of `repeated` events that the store held already."""
 
     stored: int
     repeated: int
 
 
-class Total(BaseModel):
-    """What the known customers are worth together over one horizon; the band is that of the sum."""
+class PortfolioTotal(BaseModel):
+    """Total value of the known customers over one horizon, with quantiles of the total."""
 
     horizon_days: int
     value_mean: float | None
@@ -247,7 +246,7 @@ class Total(BaseModel):
 
 
 class PortfolioResponse(BaseModel):
-    """`customers`: those known before as_of; the others add nothing."""
+    """Totals of the `customers` with an event before as_of, without the `unknown` ones."""
 
     model: ModelRef
     currency: str | None
@@ -255,11 +254,11 @@ class PortfolioResponse(BaseModel):
     data_through: datetime
     customers: int
     unknown: int
-    totals: list[Total]
+    totals: list[PortfolioTotal]
 
 
 class CustomerResponse(BaseModel):
-    """What the store holds of one customer, events before as_of counted."""
+    """Summary and scores of one stored customer."""
 
     model: ModelRef
     currency: str | None
@@ -268,14 +267,14 @@ class CustomerResponse(BaseModel):
     customer_id: str
     first_time: datetime
     last_time: datetime
-    tokens: int = Field(description="Orders and other events; an order with its lines counts once.")
+    tokens: int = Field(description="Orders and other events; an order counts once, whatever its lines.")
     orders: int
     amount: float | None = Field(description="Sum of purchases and returns, null without prices.")
     scores: list[Score]
 
 
 class ModelResponse(BaseModel):
-    """The bundle in service and the data behind it."""
+    """Version, settings and data of the bundle in service."""
 
     model: ModelRef
     currency: str | None
@@ -283,13 +282,13 @@ class ModelResponse(BaseModel):
     data_through: datetime
     timezone: str
     horizons_days: list[int]
-    customers_stored: int | None = Field(description="Null without a store: only inline events can be scored.")
+    customers_stored: int | None = Field(description="Null without a store: requests must then hold the events.")
     max_customers: int = MAX_CUSTOMERS
     max_events: int = MAX_EVENTS
 
 
 class FieldError(BaseModel):
-    """Where in the request, as `customers[3].events[0].amount`, and what is wrong there."""
+    """Path of an invalid field, as `customers[3].events[0].amount`, and the error."""
 
     field: str
     message: str
@@ -304,9 +303,3 @@ class Problem(BaseModel):
     detail: str
     request_id: str
     errors: list[FieldError] = []
-
-
-def utc(us: int) -> datetime:
-    """Aware datetime of int64 microseconds UTC."""
-    seconds, rest = divmod(us, 1_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)

@@ -1,4 +1,4 @@
-"""API keys, what each may do, and the rule that a server without keys stays on loopback."""
+"""API keys and their scopes; a server without keys listens on loopback only."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LOG = logging.getLogger(__name__)
 
 ENV, ENV_FILE = "CLV_API_KEYS", "CLV_API_KEYS_FILE"
 MIN_KEY_LENGTH = 16
-SCOPES = ("read", "write", "admin")  # each covers those before it
+SCOPES = ("read", "write", "admin")  # each includes the scopes before it
 _ENTRY = re.compile(r"(?:(?P<scope>read|write|admin)?(?:@(?P<per_minute>[1-9][0-9]{0,8}))?=)?(?P<key>.+)")
-LOOK_S = 1.0  # how long a key that was taken out of the file may still be accepted
+RELOAD_S = 1.0  # a key removed from the file is accepted for at most so long
 
 
 @dataclass(frozen=True)
 class Key:
-    """What is kept of a key: the SHA-256 digest, the scope, and how often it may ask (None: the service's default)."""
+    """SHA-256 digest, scope and rate of an API key; `per_minute` None is the service's default."""
 
     digest: bytes = field(repr=False)
     scope: str = "read"
@@ -33,35 +33,38 @@ class Key:
 
     @property
     def name(self) -> str:
-        """What logs and rate limits call it."""
+        """Name of the key in logs and rate limits, from which neither key nor digest follows."""
         return hashlib.sha256(b"name" + self.digest).hexdigest()[:8]
 
     def covers(self, scope: str) -> bool:
-        """Whether this key may do what needs `scope`."""
+        """Returns whether this key includes `scope`."""
         return SCOPES.index(self.scope) >= SCOPES.index(scope)
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The accepted keys. Empty: no key is asked for."""
+    """The accepted keys; without any, requests need no key."""
 
     keys: tuple[Key, ...] = ()
 
     @classmethod
     def parse(cls, entries: Iterable[str], *, source: str = ENV, plain: bool = True) -> Keys:
-        """Keys of `[SCOPE][@PER_MINUTE]=KEY` or KEY alone (scope read); KEY may be `sha256:HEX` of the key
-        (`printf %s KEY | sha256sum`), and has to be where `plain` is false. ValueError names the entry, never a key."""
+        """Parses entries `[SCOPE][@PER_MINUTE]=KEY`, or KEY alone with scope read.
+
+        KEY may be `sha256:HEX` of the key (`printf %s KEY | sha256sum`), and must be where `plain` is false. Raises
+        ValueError, which names the entry and never the key.
+        """
         found = enumerate(entry.strip() for entry in entries)
-        return cls(tuple(_key(entry, f"{source}: entry {i + 1}", plain) for i, entry in found if entry))
+        return cls(tuple(_parse_entry(entry, f"{source}: entry {i + 1}", plain) for i, entry in found if entry))
 
     def __bool__(self) -> bool:
         return bool(self.keys)
 
-    def now(self) -> Keys:
+    def current(self) -> Keys:
         return self
 
     def find(self, authorization: str | None) -> Key | None:
-        """The key an Authorization header carries; takes the same time for any wrong key."""
+        """Returns the key of an Authorization header; takes the same time for every wrong key."""
         scheme, _, given = (authorization or "").partition(" ")
         digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).digest()
         matches = [hmac.compare_digest(digest, key.digest) for key in self.keys]
@@ -70,32 +73,32 @@ class Keys:
 
 
 class KeySource(Protocol):
-    """Where the keys come from; they may change while the server runs."""
+    """Source of the keys, which may change while the server runs."""
 
-    def now(self) -> Keys: ...
+    def current(self) -> Keys: ...
 
 
 class KeyFile:
-    """Keys of a file, one entry a line, # for remarks; digests only. A change is seen within a second.
+    """Keys of a file with one entry a line, digests only, and comments after #. Changes take effect within a second.
 
-    A file that cannot be read or holds something wrong leaves the keys as they were, and is logged.
+    A file that becomes unreadable or invalid is logged, and the previous keys remain valid.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
         self._keys, self._stamp = self._read()
-        self._looked = clock()
+        self._checked_at = clock()
 
-    def now(self) -> Keys:
-        """The keys that are accepted at the moment."""
-        if self._clock() - self._looked >= LOOK_S:
-            self._looked = self._clock()
+    def current(self) -> Keys:
+        """Returns the keys that are accepted now."""
+        if self._clock() - self._checked_at >= RELOAD_S:
+            self._checked_at = self._clock()
             try:
                 if self._stat() != self._stamp:
                     self._keys, self._stamp = self._read()
-                    LOG.info("%d API keys were read anew", len(self._keys.keys))
+                    LOG.info("the file of API keys changed: %d keys are valid", len(self._keys.keys))
             except (OSError, ValueError) as error:
-                LOG.error("the API keys stay as they were: %s", error)
+                LOG.error("the previous API keys remain valid: %s", error)
         return self._keys
 
     def _stat(self) -> tuple[int, int, int]:
@@ -112,9 +115,9 @@ class KeyFile:
 
 
 def keys_from_env(env: Mapping[str, str]) -> KeySource:
-    """Keys of the file CLV_API_KEYS_FILE, or of CLV_API_KEYS, separated by commas; none without either.
+    """Returns the keys of the file CLV_API_KEYS_FILE, or of CLV_API_KEYS (separated by commas); none without either.
 
-    Set but empty is an error, since it is more likely a lost secret than an intention.
+    Raises ValueError for an empty variable, which is more likely a lost secret than an intention, and for both.
     """
     text, file = env.get(ENV), env.get(ENV_FILE)
     if text is not None and file is not None:
@@ -129,22 +132,22 @@ def keys_from_env(env: Mapping[str, str]) -> KeySource:
     return keys
 
 
-def needed(method: str, path: str) -> str:
-    """The scope that a request needs."""
+def required_scope(method: str, path: str) -> str:
+    """Returns the scope that a request needs."""
     if method == "DELETE":
         return "admin"
     return "write" if path == "/v1/events" else "read"
 
 
-def _key(entry: str, where: str, plain: bool) -> Key:
+def _parse_entry(entry: str, where: str, plain: bool) -> Key:
     found = _ENTRY.fullmatch(entry)
     assert found is not None
     per_minute = found["per_minute"]
-    digest = _digest_of(found["key"], where, plain)
+    digest = _parse_digest(found["key"], where, plain)
     return Key(digest, found["scope"] or "read", int(per_minute) if per_minute else None)
 
 
-def _digest_of(key: str, where: str, plain: bool) -> bytes:
+def _parse_digest(key: str, where: str, plain: bool) -> bytes:
     kind, _, rest = key.partition(":")
     if kind == "sha256":
         try:
@@ -162,7 +165,7 @@ def _digest_of(key: str, where: str, plain: bool) -> bytes:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether a bind address or the host of a URL can only be reached from this machine; unknown names cannot."""
+    """Returns whether a bind address or the host of a URL is reachable from this machine only."""
     name = (host or "").strip("[]").lower()
     if name == "localhost":
         return True
@@ -173,7 +176,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def check_exposure(keys: Keys, host: str | None) -> None:
-    """Raise ValueError when a server without keys would listen on anything but loopback."""
+    """Raises ValueError for a server without keys that would listen on another address than loopback."""
     if not keys and not is_loopback(host):
         raise ValueError(
             f"refusing to serve on {host!r} without API keys: "
@@ -181,8 +184,8 @@ def check_exposure(keys: Keys, host: str | None) -> None:
         )
 
 
-def host_of(header: str | None) -> str:
-    """Host name of a Host header, without its port."""
+def host_name(header: str | None) -> str:
+    """Returns the host name of a Host header, without its port."""
     text = header or ""
     if text.startswith("["):
         return text.partition("]")[0] + "]"

@@ -1,7 +1,7 @@
-"""A new bundle for running replicas: tried, promoted, proved, watched, and taken back by itself when something is off.
+"""Rollout: puts a new bundle into production of a running service, and takes it back when it fails.
 
-The replicas follow the registry and sign the heartbeats; nothing here talks to Ray, and no request is dropped, since a
-replica changes its bundle between two requests.
+The replicas follow the registry and write heartbeats; this module reads and writes these files only and uses no Ray. A
+replica changes its bundle between two requests, so no request is dropped.
 """
 
 from __future__ import annotations
@@ -11,225 +11,205 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from clv.registry import BundleComparison, Candidate, Registry
-from clv.serve.rollout.canary import report
-from clv.serve.rollout.heartbeat import Entry, Served, Watch
+from clv.registry import Candidate, Registry
+from clv.serve.rollout.canary import shadow_report
+from clv.serve.rollout.heartbeat import Heartbeat, HeartbeatMonitor
+from clv.serve.rollout.policy import RolloutPolicy
 from clv.serve.rollout.smoke_test import SmokeTest
+from clv.serve.scoring.protocol import RequestCounts
 
 LOG = logging.getLogger(__name__)
 
-LOOK_S = 0.25
+POLL_S = 0.25
 
 
 class RolloutError(ValueError):
-    """The new bundle is not in service; the message says why, and what was done about it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutPolicy:
-    """What is rolled out, how, and what takes it back.
-
-    `error_share` is how much larger the share of failed answers may become, `min_errors` how few failures never count.
-    """
-
-    version: str
-    reason: str | None = None
-    comparison: BundleComparison | None = None
-    force: bool = False
-    canary_share: float = 0.0
-    shadow_share: float = 0.0
-    trial_s: float = 60.0
-    watch_s: float = 30.0
-    deadline_s: float = 300.0
-    error_share: float = 0.01
-    min_errors: int = 3
-    max_total_change: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.canary_share and self.shadow_share:
-            raise ValueError("a canary and a shadow are two rollouts: give one of canary_share and shadow_share")
-        if self.deadline_s <= 0 or min(self.trial_s, self.watch_s) < 0 or not 0 <= self.error_share < 1:
-            raise ValueError("deadline_s must be above 0, trial_s and watch_s at least 0, error_share within [0, 1)")
-
-    @property
-    def trial(self) -> Candidate | None:
-        share = self.canary_share or self.shadow_share
-        return Candidate(self.version, share, shadow=bool(self.shadow_share)) if share else None
+    """The new bundle is not in service; the message holds the reason."""
 
 
 class Rollout:
-    """One rollout, by one process at a time."""
+    """One rollout; a lock in the registry's folder refuses a second one at the same time."""
 
     def __init__(
         self,
         registry: Registry,
-        plan: RolloutPolicy,
+        version: str,
+        policy: RolloutPolicy,
         smoke_test: SmokeTest | None,
+        *,
+        reason: str = "rollout",
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.registry, self.plan, self.smoke_test = registry, plan, smoke_test
-        self._watch = Watch(registry.root)
+        self.registry, self.version, self.policy, self.smoke_test = registry, version, policy, smoke_test
+        self.reason = reason
+        self._monitor = HeartbeatMonitor(registry.root)
         self._sleep = sleep
         self.comparison: list[dict[str, Any]] = []
 
     def run(self) -> None:
-        """RolloutError when the bundle is not in service in the end; everything is then as it was before."""
-        plan = self.plan
-        with _alone(self.registry):
+        """Rolls the bundle out; after RolloutError or another exception the previous bundle is in production."""
+        policy = self.policy
+        share = policy.canary_share or policy.shadow_share
+        with _rollout_lock(self.registry):
             before = self.registry.current()
             if before is None:
                 raise RolloutError(f"nothing is in production in {self.registry.root} yet: promote the first bundle")
-            replicas = self._present()
+            replicas = self._find_replicas()
             LOG.info(f"{len(replicas)} replicas follow the registry; in production is {before}")
             try:
-                if plan.trial and before != plan.version:
-                    self._try_out(plan.trial)
-                self.registry.promote(
-                    plan.version, comparison=plan.comparison, force=plan.force, reason=plan.reason or "rollout"
-                )
-                self.registry.end_trial(reason="promoted")
-                self._until("serve", lambda entry: entry.in_service == plan.version)
-                self._prove()
-                self._observe(plan.watch_s, Tally(self._watch, plan.version))
+                if share and before != self.version:
+                    self._run_candidate(Candidate(self.version, share, shadow=bool(policy.shadow_share)))
+                self.registry.promote(self.version, reason=self.reason)
+                self.registry.end_candidate(reason="promoted")
+                self._wait_for_replicas("serve", lambda heartbeat: heartbeat.in_service == self.version)
+                self._run_smoke_test()
+                self._watch_failures(policy.watch_s, FailureMonitor(self._monitor, self.version))
             except BaseException as error:
-                self._take_back(before, error)
+                self._roll_back(before, error)
                 raise
-            LOG.info(f"in production: {plan.version} (before: {before})")
+            LOG.info(f"in production: {self.version} (before: {before})")
 
-    def _present(self) -> list[Entry]:
-        """Replicas that sign, after looking for as long as one of them may stay silent."""
-        until = time.monotonic() + min(self.plan.deadline_s, 30.0)
+    def _find_replicas(self) -> list[Heartbeat]:
+        """Returns the live replicas, once two heartbeat intervals have passed since the first one was found."""
+        until = time.monotonic() + min(self.policy.deadline_s, 30.0)
         settled = None
         while time.monotonic() < (settled or until):
-            found = self._watch.alive()
+            found = self._monitor.live_replicas()
             if found and settled is None:
-                settled = time.monotonic() + 2 * max(entry.every_s for entry in found)
-            self._sleep(LOOK_S)
-        if not (found := self._watch.alive()):
+                settled = time.monotonic() + 2 * max(heartbeat.every_s for heartbeat in found)
+            self._sleep(POLL_S)
+        if not (found := self._monitor.live_replicas()):
             raise RolloutError(
-                f"no replica signs the heartbeats in {self.registry.root}: is the service running, with this registry?"
+                f"no replica writes heartbeats in {self.registry.root}: start the service with this registry"
             )
         return found
 
-    def _try_out(self, trial: Candidate) -> None:
-        kind = "shadow" if trial.shadow else "canary"
-        self.registry.start_trial(trial)
-        self._until("have loaded", lambda entry: entry.trial == trial.version)
-        self._prove()
-        LOG.info(f"{trial.version} is a {kind} on {trial.share:.0%} of the requests for {self.plan.trial_s:g} s")
-        tally = Tally(self._watch, trial.version)
-        self._observe(self.plan.trial_s, tally)
-        LOG.info(tally.text())
-        if not trial.shadow:
+    def _run_candidate(self, candidate: Candidate) -> None:
+        kind = "shadow" if candidate.shadow else "canary"
+        self.registry.start_candidate(candidate)
+        self._wait_for_replicas("have loaded", lambda heartbeat: heartbeat.candidate == candidate.version)
+        self._run_smoke_test()
+        seconds = self.policy.candidate_s
+        LOG.info(f"{candidate.version} is a {kind} on {candidate.share:.0%} of the requests for {seconds:g} s")
+        failures = FailureMonitor(self._monitor, candidate.version)
+        self._watch_failures(seconds, failures)
+        LOG.info(failures.summary())
+        if not candidate.shadow:
             return
-        self.comparison = rows = report(entry.comparison for entry in tally.last.values() if entry.comparison)
+        comparisons = (heartbeat.comparison for heartbeat in failures.last.values())
+        self.comparison = rows = shadow_report(comparison for comparison in comparisons if comparison)
         for row in rows:
             LOG.info("  ".join(f"{name} {_short(value)}" for name, value in row.items()))
         for row in rows:
-            total, limit = row["total_candidate_over_current"], 1 + self.plan.max_total_change
+            total, limit = row["total_candidate_over_current"], 1 + self.policy.max_total_change
             if total is not None and not 1 / limit <= total <= limit:
                 raise RolloutError(
-                    f"{trial.version} predicts {total:.2f} times the total of the bundle in production over "
-                    f"{row['horizon_days']} days: more than max_total_change {self.plan.max_total_change:g} allows"
+                    f"{candidate.version} predicts {total:.2f} times the total of the bundle in production over "
+                    f"{row['horizon_days']} days: more than max_total_change {self.policy.max_total_change:g} allows"
                 )
 
-    def _until(self, what: str, done: Callable[[Entry], bool]) -> None:
-        """Until all replicas are `done`; RolloutError when one of them cannot, or the deadline passes."""
-        version, until = self.plan.version, time.monotonic() + self.plan.deadline_s
+    def _wait_for_replicas(self, what: str, done: Callable[[Heartbeat], bool]) -> None:
+        """Waits until all live replicas are `done`; raises RolloutError when one cannot load, or at the deadline."""
+        version, until = self.version, time.monotonic() + self.policy.deadline_s
         while True:
-            found = self._watch.alive()
-            for entry in found:
-                if version in entry.failed:
-                    raise RolloutError(f"replica {entry.replica} cannot serve {version}: {entry.failed[version]}")
-            ready = [entry for entry in found if done(entry)]
+            found = self._monitor.live_replicas()
+            for heartbeat in found:
+                if version in heartbeat.failed:
+                    raise RolloutError(
+                        f"replica {heartbeat.replica} cannot serve {version}: {heartbeat.failed[version]}"
+                    )
+            ready = [heartbeat for heartbeat in found if done(heartbeat)]
             if found and len(ready) == len(found):
                 LOG.info(f"all {len(found)} replicas {what} {version}")
                 return
             if time.monotonic() > until:
                 raise RolloutError(
-                    f"after {self.plan.deadline_s:g} s only {len(ready)} of {len(found)} replicas {what} {version}"
+                    f"after {self.policy.deadline_s:g} s only {len(ready)} of {len(found)} replicas {what} {version}"
                 )
-            self._sleep(LOOK_S)
+            self._sleep(POLL_S)
 
-    def _prove(self) -> None:
+    def _run_smoke_test(self) -> None:
         if self.smoke_test is not None:
-            asked = self.smoke_test.check(len(self._watch.alive()))
+            requests = self.smoke_test.run(len(self._monitor.live_replicas()))
             LOG.info(
-                f"{asked} answers for {self.smoke_test.num_customers} probe customers are those of {self.plan.version}"
+                f"smoke test: {requests} answers for {self.smoke_test.num_customers} customers equal the scores of "
+                f"{self.version}"
             )
 
-    def _observe(self, seconds: float, tally: Tally) -> None:
-        """Looks for so long; RolloutError as soon as failures rise."""
+    def _watch_failures(self, seconds: float, failures: FailureMonitor) -> None:
+        """Watches for `seconds`; raises RolloutError as soon as the failures exceed the policy."""
         until = time.monotonic() + seconds
         while True:
-            if objection := tally.look(self.plan.error_share, self.plan.min_errors):
+            if objection := failures.check(self.policy.error_share, self.policy.min_errors):
                 raise RolloutError(objection)
             if time.monotonic() >= until:
                 return
-            self._sleep(LOOK_S)
+            self._sleep(POLL_S)
 
-    def _take_back(self, before: str, error: BaseException) -> None:
-        version, why = self.plan.version, str(error) or type(error).__name__
-        self.registry.end_trial(reason=why)
+    def _roll_back(self, before: str, error: BaseException) -> None:
+        version, reason = self.version, str(error) or type(error).__name__
+        self.registry.end_candidate(reason=reason)
         if self.registry.current() != version or version == before:
             LOG.info(f"in production is still {before}")
             return
-        self.registry.rollback(reason=why)
-        until = time.monotonic() + min(self.plan.deadline_s, 60.0)
+        self.registry.rollback(reason=reason)
+        until = time.monotonic() + min(self.policy.deadline_s, 60.0)
         while time.monotonic() < until:
-            found = self._watch.alive()
-            if found and all(entry.in_service == before for entry in found):
+            found = self._monitor.live_replicas()
+            if found and all(heartbeat.in_service == before for heartbeat in found):
                 break
-            self._sleep(LOOK_S)
+            self._sleep(POLL_S)
         LOG.info(f"rolled back: in production is {before}")
 
 
-class Tally:
-    """What replicas answered and failed since the tally began, those that died meanwhile included."""
+class FailureMonitor:
+    """Counts predictions and HTTP answers of all replicas since its creation, including replicas that died since."""
 
-    def __init__(self, watch: Watch, version: str) -> None:
-        self._watch, self._version = watch, version
-        self._first = {entry.replica: entry for entry in watch.alive()}
+    def __init__(self, heartbeats: HeartbeatMonitor, version: str) -> None:
+        self._heartbeats, self._version = heartbeats, version
+        self._first = {heartbeat.replica: heartbeat for heartbeat in heartbeats.live_replicas()}
         self.last = dict(self._first)
 
-    def look(self, error_share: float, min_errors: int) -> str | None:
-        """What is wrong, if anything."""
-        self.last |= {entry.replica: entry for entry in self._watch.alive()}
-        scored, http = self._scored(), self._http()
-        old = [(entry.http_answers, entry.http_errors) for entry in self._first.values()]
-        usual = sum(errors for _, errors in old) / max(sum(answers for answers, _ in old), 1)
-        if scored.errors >= min_errors and scored.errors > error_share * scored.answered:
-            return f"{self._version} failed {scored.errors} of {scored.answered} predictions"
+    def check(self, error_share: float, min_errors: int) -> str | None:
+        """Returns why the rollout must end; None while the failures are tolerable."""
+        self.last |= {heartbeat.replica: heartbeat for heartbeat in self._heartbeats.live_replicas()}
+        predictions, http = self._predictions(), self._sum(_http_counts)
+        earlier = [_http_counts(heartbeat) for heartbeat in self._first.values()]
+        usual = sum(counts.errors for counts in earlier) / max(sum(counts.answered for counts in earlier), 1)
+        if predictions.errors >= min_errors and predictions.errors > error_share * predictions.answered:
+            return f"{self._version} failed {predictions.errors} of {predictions.answered} predictions"
         if http.errors >= min_errors and http.errors > (usual + error_share) * http.answered:
-            return f"{http.errors} of {http.answered} answers were 5xx, {usual:.1%} were before"
+            return f"{http.errors} of {http.answered} answers were 5xx, compared with {usual:.1%} before"
         return None
 
-    def text(self) -> str:
-        """One line for people."""
-        scored = self._scored()
-        mean = 1000 * scored.seconds / scored.answered if scored.answered else 0.0
-        return f"{self._version} answered {scored.answered} predictions in {mean:.0f} ms each, {scored.errors} failed"
+    def summary(self) -> str:
+        """Returns one line with the number, mean duration and failures of the predictions."""
+        counts = self._predictions()
+        mean = 1000 * counts.seconds / counts.answered if counts.answered else 0.0
+        return f"{self._version} answered {counts.answered} predictions in {mean:.0f} ms each, {counts.errors} failed"
 
-    def _scored(self) -> Served:
-        return self._sum(lambda entry: entry.served.get(self._version, Served()))
+    def _predictions(self) -> RequestCounts:
+        return self._sum(lambda heartbeat: heartbeat.counts.get(self._version, RequestCounts()))
 
-    def _http(self) -> Served:
-        return self._sum(lambda entry: Served(answered=entry.http_answers, errors=entry.http_errors))
-
-    def _sum(self, of: Callable[[Entry], Served]) -> Served:
-        total = Served()
-        for name, entry in self.last.items():
-            now, then = of(entry), of(self._first[name]) if name in self._first else Served()
+    def _sum(self, counts_of: Callable[[Heartbeat], RequestCounts]) -> RequestCounts:
+        total = RequestCounts()
+        for name, heartbeat in self.last.items():
+            last = counts_of(heartbeat)
+            first = counts_of(self._first[name]) if name in self._first else RequestCounts()
             total = replace(
                 total,
-                answered=total.answered + now.answered - then.answered,
-                errors=total.errors + now.errors - then.errors,
-                seconds=total.seconds + now.seconds - then.seconds,
+                answered=total.answered + last.answered - first.answered,
+                errors=total.errors + last.errors - first.errors,
+                seconds=total.seconds + last.seconds - first.seconds,
             )
         return total
+
+
+def _http_counts(heartbeat: Heartbeat) -> RequestCounts:
+    return RequestCounts(answered=heartbeat.http_answers, errors=heartbeat.http_errors)
 
 
 def _short(value: Any) -> str:
@@ -237,10 +217,10 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def _alone(registry: Registry) -> Iterator[None]:
+def _rollout_lock(registry: Registry) -> Iterator[None]:
     with (registry.root / ".rollout").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RolloutError(f"another rollout is going on in {registry.root}: wait for it to end") from None
+            raise RolloutError(f"another rollout is running in {registry.root}: wait for it to end") from None
         yield

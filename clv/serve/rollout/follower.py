@@ -1,4 +1,4 @@
-"""A replica follows its registry: the bundle in production, and what is tried beside it. It signs the heartbeats."""
+"""Follower: a replica loads the bundles that its registry names, in the background, and writes heartbeats."""
 
 from __future__ import annotations
 
@@ -8,98 +8,104 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from clv.registry import Candidate, Registry
-from clv.serve.rollout.heartbeat import Entry, sign
+from clv.serve.rollout.heartbeat import Heartbeat, write_heartbeat
 from clv.serve.scoring.backend import LiveBackend
-from clv.serve.scoring.scorer import BatchedScorer, Predicts
+from clv.serve.scoring.protocol import PredictorProtocol
+from clv.serve.scoring.scorer import BatchedScorer
 
 LOG = logging.getLogger(__name__)
 
 
 class Follower:
-    """Loads in the background what the registry names, and puts it in service between two requests.
+    """Loads the production version and the candidate of a registry, and replaces bundles between two requests.
 
-    A version that fails stays with its reason in the heartbeats and is not tried again while it is named. Signing goes
-    on while a bundle loads, however long: a replica that hangs is seen to be behind, not taken for dead.
+    A version that cannot be loaded is listed with its error in the heartbeats, and is not loaded again while the
+    registry names it. Heartbeats continue during a load, which distinguishes a slow replica from a dead one.
     """
 
     def __init__(
-        self, backend: LiveBackend, registry: Registry, load: Callable[[Path], Predicts], replica: str, every_s: float
+        self,
+        backend: LiveBackend,
+        registry: Registry,
+        load: Callable[[Path], PredictorProtocol],
+        replica: str,
+        every_s: float,
     ) -> None:
         self.backend, self.registry, self.replica, self.every_s = backend, registry, replica, every_s
         self._load = load
         self._failed: dict[str, str] = {}
-        self._beat = 0
+        self._sequence = 0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Follows the registry and writes heartbeats until it is cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._again(self.follow))
-            tasks.create_task(self._again(self.sign))
+            tasks.create_task(self._repeat(self.follow))
+            tasks.create_task(self._repeat(self.write_heartbeat))
 
     async def follow(self) -> None:
-        """One look at the registry, and what follows from it."""
-        production, trial = await asyncio.to_thread(self._named)
-        named = {production, trial.version if trial else production}
-        self._failed = {version: why for version, why in self._failed.items() if version in named}
-        current, candidate = self.backend.current, self.backend.candidate
+        """Reads the registry once, and loads, promotes or drops bundles accordingly."""
+        production, candidate = await asyncio.to_thread(self._read_registry)
+        named = {production, candidate.version if candidate else production}
+        self._failed = {version: error for version, error in self._failed.items() if version in named}
+        current = self.backend.current
         if current is None or production != current.facts.version:
-            known = candidate if candidate and candidate.facts.version == production else None
-            scorer = known or await self._prepared(production)
-            if scorer and (await asyncio.to_thread(self._named))[0] == production:  # not rolled back meanwhile
+            scorer = await self._scorer(production)
+            if scorer and (await asyncio.to_thread(self._read_registry))[0] == production:  # no rollback meanwhile
                 self.backend.put_in_service(scorer)
-        await self._follow_trial(trial, production)
+        await self._follow_candidate(candidate, production)
         self.backend.metrics.failed_bundles.set(len(self._failed))
 
-    async def _follow_trial(self, trial: Candidate | None, production: str) -> None:
-        if trial is None or trial.version == production:
+    async def _follow_candidate(self, candidate: Candidate | None, production: str) -> None:
+        if candidate is None or candidate.version == production:
             if self.backend.candidate:
-                self.backend.end_trial()
-        elif trial != self.backend.trial:
-            candidate = self.backend.candidate
-            known = candidate if candidate and candidate.facts.version == trial.version else None
-            if scorer := known or await self._prepared(trial.version):
-                self.backend.fit_holdout(scorer, trial)
+                self.backend.end_candidate()
+        elif candidate != self.backend.candidate and (scorer := await self._scorer(candidate.version)):
+            self.backend.start_candidate(scorer, candidate)
 
-    async def sign(self) -> None:
-        """One line in the heartbeats."""
-        self._beat += 1
-        await asyncio.to_thread(sign, self.registry.root, self.entry())
+    async def write_heartbeat(self) -> None:
+        """Writes one heartbeat."""
+        self._sequence += 1
+        await asyncio.to_thread(write_heartbeat, self.registry.root, self.heartbeat())
 
-    def entry(self) -> Entry:
-        """What this replica serves at the moment."""
-        current, candidate = self.backend.current, self.backend.candidate
+    def heartbeat(self) -> Heartbeat:
+        """Returns the present state of this replica."""
+        current, candidate = self.backend.current, self.backend.candidate_scorer
         scorers = [scorer for scorer in (current, candidate) if scorer]
-        answers, errors = self.backend.metrics.answers_and_errors()
-        return Entry(
+        answers, errors = self.backend.metrics.count_responses()
+        return Heartbeat(
             replica=self.replica,
-            beat=self._beat,
+            sequence=self._sequence,
             every_s=self.every_s,
             in_service=current.facts.version if current else "",
-            trial=candidate.facts.version if candidate else None,
+            candidate=candidate.facts.version if candidate else None,
             failed=dict(self._failed),
-            served={scorer.facts.version: scorer.served for scorer in scorers},
+            counts={scorer.facts.version: scorer.counts for scorer in scorers},
             http_answers=answers,
             http_errors=errors,
             comparison=self.backend.comparison.to_json() if candidate else None,
         )
 
-    def _named(self) -> tuple[str, Candidate | None]:
-        return self.registry.production().name, self.registry.trial()
+    def _read_registry(self) -> tuple[str, Candidate | None]:
+        return self.registry.production().name, self.registry.candidate()
 
-    async def _prepared(self, version: str) -> BatchedScorer | None:
+    async def _scorer(self, version: str) -> BatchedScorer | None:
+        """Returns the candidate's scorer where it has this version, otherwise a new one; None after a failure."""
+        candidate = self.backend.candidate_scorer
+        if candidate and candidate.facts.version == version:
+            return candidate
         if version in self._failed:
             return None
         try:
             return await asyncio.to_thread(lambda: self.backend.prepare(self._load(self.registry.path(version))))
         except Exception as error:
-            LOG.exception("bundle %s cannot be served, still serving the one from before", version)
+            LOG.exception("bundle %s cannot be served; the previous bundle stays in service", version)
             self._failed[version] = f"{type(error).__name__}: {error}"
             return None
 
-    async def _again(self, step: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(self.every_s)
             try:
                 await step()
             except Exception:
-                LOG.exception("cannot follow the registry %s", self.registry.root)
+                LOG.exception("the registry %s cannot be followed", self.registry.root)

@@ -1,6 +1,6 @@
-"""Replicas say what they serve, in the folder that all of them see: ROOT/serving/REPLICA.json beside the registry.
+"""Heartbeats of the replicas: ROOT/serving/REPLICA.json beside the registry, a folder that every replica can write.
 
-An HTTP call reaches one replica, chosen by the proxy; whoever rolls out a bundle must hear from all of them.
+Serve's proxy chooses the replica of an HTTP call; a rollout needs the state of every replica, hence these files.
 """
 
 from __future__ import annotations
@@ -12,77 +12,72 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clv.data.workdir import write_text
+from clv.serve.scoring.protocol import RequestCounts
+
 FOLDER = "serving"
-FORGOTTEN_S = 3_600.0
-# A replica that has not signed that often, and for that long on top, is taken for dead.
-MISSED, SLACK_S = 4, 2.0
+EXPIRY_S = 3_600.0
+# A replica is dead once it has missed so many heartbeats, and so many seconds more have passed.
+MAX_MISSED, GRACE_S = 4, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
-    """What one version has done in one replica."""
+class Heartbeat:
+    """State of one replica, written every `every_s` seconds with a growing `sequence`.
 
-    answered: int = 0
-    errors: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One replica's line, written every `every_s`; `beat` grows each time. `trial`: the version loaded for a trial."""
+    `candidate` is the version that is loaded beside the one in service; `failed` holds the error of each version that
+    could not be loaded, `counts` the predictions of each loaded version.
+    """
 
     replica: str
-    beat: int
+    sequence: int
     every_s: float
     in_service: str
-    trial: str | None = None
+    candidate: str | None = None
     failed: dict[str, str] = field(default_factory=dict)
-    served: dict[str, Served] = field(default_factory=dict)
+    counts: dict[str, RequestCounts] = field(default_factory=dict)
     http_answers: int = 0
     http_errors: int = 0
     comparison: dict[str, Any] | None = None
 
 
-def sign(root: Path, entry: Entry) -> None:
-    """Write a replica's line, in one step."""
-    folder = root / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{entry.replica}"
-    aside.write_text(json.dumps(asdict(entry)), encoding="utf-8")
-    aside.replace(folder / f"{entry.replica}.json")
+def write_heartbeat(root: Path, heartbeat: Heartbeat) -> None:
+    """Replaces the replica's file atomically."""
+    write_text(root / FOLDER / f"{heartbeat.replica}.json", json.dumps(asdict(heartbeat)))
 
 
-def entries(root: Path) -> list[Entry]:
-    """Every line there is, of replicas that died too; those untouched for an hour are removed."""
+def read_heartbeats(root: Path) -> list[Heartbeat]:
+    """Returns the last heartbeat of every replica, dead ones included; deletes files older than an hour."""
     found = []
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
-            if time.time() - path.stat().st_mtime > FORGOTTEN_S:
+            if time.time() - path.stat().st_mtime > EXPIRY_S:
                 path.unlink()
                 continue
-            plain = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue
-        plain["served"] = {version: Served(**one) for version, one in plain["served"].items()}
-        found.append(Entry(**plain))
+        content["counts"] = {version: RequestCounts(**counts) for version, counts in content["counts"].items()}
+        found.append(Heartbeat(**content))
     return found
 
 
-class Watch:
-    """Who is alive: a replica is while its beat changes. No clock of another machine is believed."""
+class HeartbeatMonitor:
+    """Finds the replicas that are alive: those whose sequence number grows. It uses only this machine's clock."""
 
     def __init__(self, root: Path, now: Callable[[], float] = time.monotonic) -> None:
         self.root, self._now = root, now
         self._seen: dict[str, tuple[int, float | None]] = {}
 
-    def alive(self) -> list[Entry]:
-        """Replicas whose beat has changed in the time of MISSED signatures, as far as this watch has looked."""
+    def live_replicas(self) -> list[Heartbeat]:
+        """Returns the heartbeats whose sequence number grew, between calls of this monitor, within MAX_MISSED
+        intervals and GRACE_S."""
         now, found = self._now(), []
-        for entry in entries(self.root):
-            beat, since = self._seen.get(entry.replica, (entry.beat, None))
-            if beat != entry.beat:
+        for heartbeat in read_heartbeats(self.root):
+            sequence, since = self._seen.get(heartbeat.replica, (heartbeat.sequence, None))
+            if sequence != heartbeat.sequence:
                 since = now
-            self._seen[entry.replica] = (entry.beat, since)
-            if since is not None and now - since <= MISSED * entry.every_s + SLACK_S:
-                found.append(entry)
+            self._seen[heartbeat.replica] = (heartbeat.sequence, since)
+            if since is not None and now - since <= MAX_MISSED * heartbeat.every_s + GRACE_S:
+                found.append(heartbeat)
         return found

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from clv.data.histories import concat
 from clv.serve.http.metrics import Metrics
 
-Score = Callable[[pa.Table, int, tuple[int, ...]], pa.Table]
+ScoreFunction = Callable[[pa.Table, int, tuple[int, ...]], pa.Table]
 # What of earlier calls remains, after each new one, in the pace that waiting times are estimated from.
-REMAINS = 0.8
+DECAY = 0.8
 
 
 class Overloaded(Exception):
@@ -33,32 +34,33 @@ class Overloaded(Exception):
         self.retry_after_s = retry_after_s
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batching:
-    """`wait_s` is paid only by the first request of an idle replica; while a call runs, the next batch gathers.
+# Histories that the predictor pads to one length, in order of length.
+PADDED_ROWS = 512
 
-    `max_tokens` bounds customers times the longest history of a call, which is what the network computes, padding
-    included; one request alone may exceed it. A request that would wait for `max_wait_s` at the present pace, or behind
-    `max_waiting` customers, is refused at once. `longest` and `rows` are how the predictor pads: histories are cut to
-    their newest `longest` tokens and computed in order of length, `rows` at a time.
-    """
 
-    wait_s: float = 0.002
-    max_customers: int = 1_024
-    max_tokens: int = 32_768
-    max_waiting: int = 20_000
-    max_wait_s: float = 30.0
-    longest: int = 512
-    rows: int = 512
+class Batching(BaseModel):
+    """How requests are joined into calls of the predictor; `args.batching` of the application in a Serve file."""
 
-    def __post_init__(self) -> None:
-        bounds = (self.max_customers, self.max_tokens, self.max_waiting, self.longest, self.rows)
-        if self.wait_s < 0 or self.max_wait_s <= 0 or min(bounds) < 1:
-            raise ValueError(f"wait_s must be >= 0, max_wait_s > 0 and all bounds >= 1, got {self}")
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    wait_s: float = Field(0.002, ge=0, le=1, description="Seconds that the first request of an idle replica waits.")
+    max_customers: int = Field(1_024, ge=1, description="Customers of a call.")
+    max_tokens: int = Field(
+        32_768,
+        ge=1,
+        description="Customers times the longest history of a call, which is what the network computes, padding "
+        "included; one request alone may exceed it.",
+    )
+    max_waiting: int = Field(20_000, ge=1, description="Customers that wait in a replica; more are refused with 429.")
+    max_wait_s: float = Field(
+        30.0,
+        gt=0,
+        description="A request that would wait longer at the present pace is refused with 429; at most deadline_s.",
+    )
 
 
 @dataclass
-class _Entry:
+class _PendingRequest:
     histories: pa.Table
     key: tuple[int, tuple[int, ...]]
     lengths: NDArray[np.int64]  # tokens that the predictor computes, by customer
@@ -70,42 +72,44 @@ class Batcher:
     """Calls `score(histories, as_of, horizons)` in one thread, on the joined histories of waiting requests.
 
     Requests of different `as_of` or horizons are never joined. Batchers may share a thread: they then take turns.
+    max_length: newest tokens of a history that the predictor computes.
     """
 
     def __init__(
         self,
-        score: Score,
+        score: ScoreFunction,
         options: Batching,
         metrics: Metrics | None = None,
         thread: ThreadPoolExecutor | None = None,
+        max_length: int = 512,
     ) -> None:
-        self.options = options
+        self.options, self.max_length = options, max_length
         self._score = score
         self._metrics = metrics or Metrics()
-        self._thread = thread or one_thread()
-        self._waiting: deque[_Entry] = deque()
+        self._thread = thread or scoring_thread()
+        self._waiting: deque[_PendingRequest] = deque()
         self._num_waiting = 0
         self._tokens_waiting = 0
-        self._fastest = math.inf  # seconds of the shortest call: what a call costs whatever it holds
+        self._shortest_call_s = math.inf  # seconds of the shortest call: what a call costs whatever it holds
         self._seconds = self._tokens = 0.0  # of the latest calls, beyond that
         self._worker: asyncio.Task[None] | None = None
         self._began: float | None = None  # when the running call did
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
         """SCORES of the histories; raises Overloaded when it would wait too long. Cancelling withdraws the request."""
-        self._admit(len(histories))
+        self._check_capacity(len(histories))
         lengths = pc.list_value_length(histories["time"]).to_numpy().astype(np.int64)
-        lengths = np.clip(lengths, 1, self.options.longest)
-        entry = _Entry(histories, (as_of, horizons), lengths, asyncio.get_running_loop().create_future())
+        lengths = np.clip(lengths, 1, self.max_length)
+        entry = _PendingRequest(histories, (as_of, horizons), lengths, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
         self._count(len(lengths), int(lengths.sum()))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await entry.result
 
-    async def alone(self, call: Callable[[], pa.Table], histories: pa.Table) -> pa.Table:
+    async def run_alone(self, call: Callable[[], pa.Table], histories: pa.Table) -> pa.Table:
         """What `call` returns, in this batcher's thread and turn; raises Overloaded as `score` does."""
-        self._admit(len(histories))
+        self._check_capacity(len(histories))
         tokens = int(pc.sum(pc.list_value_length(histories["time"])).as_py() or 0)
         self._count(len(histories), tokens)
         try:
@@ -118,7 +122,7 @@ class Batcher:
         began = self._began
         return time.perf_counter() - began if began is not None else 0.0
 
-    def _admit(self, customers: int) -> None:
+    def _check_capacity(self, customers: int) -> None:
         wait_s = self._tokens_waiting * self._seconds / self._tokens if self._tokens else 0.0
         full = self._num_waiting and self._num_waiting + customers > self.options.max_waiting
         if full or wait_s > self.options.max_wait_s:
@@ -134,10 +138,10 @@ class Batcher:
         while batch := self._next_batch():
             await self._run(batch)
 
-    def _next_batch(self) -> list[_Entry]:
+    def _next_batch(self) -> list[_PendingRequest]:
         """The oldest request, and in their order those that may be computed with it."""
-        batch: list[_Entry] = []
-        later: deque[_Entry] = deque()
+        batch: list[_PendingRequest] = []
+        later: deque[_PendingRequest] = deque()
         customers = longest = 0
         while self._waiting:
             entry = self._waiting.popleft()
@@ -159,7 +163,7 @@ class Batcher:
             self._metrics.queued.observe(now - entry.since)
         return batch
 
-    async def _run(self, batch: list[_Entry]) -> None:
+    async def _run(self, batch: list[_PendingRequest]) -> None:
         try:
             tables = await asyncio.get_running_loop().run_in_executor(self._thread, self._call, batch)
         except Exception as error:
@@ -173,7 +177,7 @@ class Batcher:
             if not entry.result.done():
                 entry.result.set_result(table)
 
-    def _call(self, batch: list[_Entry]) -> list[pa.Table]:
+    def _call(self, batch: list[_PendingRequest]) -> list[pa.Table]:
         sizes = [len(entry.histories) for entry in batch]
         histories = concat([entry.histories for entry in batch])
         ids = histories["customer_id"]
@@ -195,18 +199,18 @@ class Batcher:
 
     def _observe(self, lengths: NDArray[np.int64], seconds: float) -> None:
         real = int(lengths.sum())
-        self._metrics.batched(len(lengths), real, padded(lengths, self.options.rows), seconds)
-        self._fastest = min(self._fastest, seconds)
-        self._seconds = REMAINS * self._seconds + seconds - self._fastest
-        self._tokens = REMAINS * self._tokens + real
+        self._metrics.observe_batch(len(lengths), real, padded_tokens(lengths, PADDED_ROWS), seconds)
+        self._shortest_call_s = min(self._shortest_call_s, seconds)
+        self._seconds = DECAY * self._seconds + seconds - self._shortest_call_s
+        self._tokens = DECAY * self._tokens + real
 
 
-def one_thread() -> ThreadPoolExecutor:
+def scoring_thread() -> ThreadPoolExecutor:
     """The thread that scores."""
     return ThreadPoolExecutor(1, thread_name_prefix="clv-score")
 
 
-def padded(lengths: NDArray[np.int64], rows: int) -> int:
+def padded_tokens(lengths: NDArray[np.int64], rows: int) -> int:
     """Tokens computed for histories of these lengths, sorted and padded to the longest of each `rows`."""
     ordered = np.sort(lengths)
     starts = np.arange(0, len(ordered), rows)

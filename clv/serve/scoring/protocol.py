@@ -1,9 +1,10 @@
-"""What the HTTP routes need of the service behind them; the real one is `clv.serve.scoring.backend.LiveBackend`."""
+"""Interfaces between HTTP routes, scorers and predictor; `scoring.backend.LiveBackend` implements `Backend`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 import pyarrow as pa
@@ -13,8 +14,8 @@ from clv.serve.store.protocol import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What answers say about a bundle; instants in microseconds UTC."""
+class BundleFacts:
+    """Version, dates and settings of a loaded bundle; instants in microseconds UTC, horizons in days."""
 
     version: str
     cut: int
@@ -24,34 +25,65 @@ class Facts:
     clock: Clock
 
 
+@dataclass(frozen=True, kw_only=True)
+class RequestCounts:
+    """Requests answered, how many of them failed, and the sum of their seconds."""
+
+    answered: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+
+
 class NotReady(Exception):
     """No bundle is in service yet."""
 
 
-class Scorer(Protocol):
-    """One loaded bundle. A request uses the same one from its first check to its answer."""
+class PredictorProtocol(Protocol):
+    """The part of `clv.forecast.predictor.Predictor` that serving uses."""
 
     @property
-    def facts(self) -> Facts: ...
+    def version(self) -> str: ...
+    @property
+    def cut(self) -> datetime: ...
+    @property
+    def data_through(self) -> datetime: ...
+    @property
+    def currency(self) -> str | None: ...
+    @property
+    def horizons(self) -> tuple[int, ...]: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def max_tokens(self) -> int: ...
+    def check_origin(self, as_of: int, data_through: int | None = None) -> int: ...
+    def predict(self, histories: pa.Table, as_of: int, horizons: Sequence[int] | None = None) -> pa.Table: ...
+    def portfolio(self, histories: pa.Table, as_of: int, horizons: Sequence[int] | None = None) -> pa.Table: ...
+
+
+class Scorer(Protocol):
+    """One loaded bundle. A request uses the same scorer for its checks and for its answer."""
+
+    @property
+    def facts(self) -> BundleFacts: ...
 
     def check(self, as_of: int, data_through: int) -> None:
-        """ValueError for an instant this bundle must not be asked about: before its cut, or too long after its data."""
+        """Raises ValueError for an `as_of` that lies before the bundle's cut, or too long after `data_through`."""
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
-        """SCORES, by customer and horizon; customers without an event before `as_of` are absent."""
+        """Returns SCORES by customer and horizon, without the customers that have no event before `as_of`."""
 
     async def portfolio(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
-        """PORTFOLIO of all these customers together."""
+        """Returns PORTFOLIO of all these customers together."""
 
 
 class Backend(Protocol):
-    """A bundle in service and a store; `stored` and the store may block, so they are called in threads."""
+    """A bundle in service and a store. `stored` and the store may block: call them in a thread."""
 
     @property
     def store(self) -> Store | None: ...
 
     def scorer(self, pinned: str | None = None) -> Scorer:
-        """The scorer of one request, of the version `pinned` where that is loaded; raises NotReady."""
+        """Returns the scorer of one request, of version `pinned` where that is loaded; raises NotReady."""
 
     def stored(self, customer_ids: Sequence[str]) -> pa.Table:
-        """Histories of those that the store holds; empty without a store."""
+        """Returns histories of the stored ones among these customers; an empty table without a store."""

@@ -1,1 +1,1 @@
-"""The online store: one protocol, SQLite or Redis behind it."""
+"""The online store: histories by customer id, in SQLite or Redis."""

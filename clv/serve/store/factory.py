@@ -1,16 +1,17 @@
-"""Opens the store of an address."""
+"""Opens the online store of an address: a folder (SQLite) or a Redis server."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from clv.serve.store.protocol import Store, is_redis
+from clv.serve.store.protocol import Store
 
 
 def open_store(address: str | Path, *, create: bool = False) -> Store:
-    """The store at a folder or sqlite:PATH (SQLite), or at redis://, rediss:// or unix:// (Redis).
+    """Returns the store of a folder or sqlite://PATH (SQLite), or of redis://, rediss:// or unix:// (Redis).
 
-    Without `create` it must be there: ValueError otherwise. A Redis that does not answer now is asked again later.
+    Raises ValueError for another address, and for a store that does not exist unless `create`. A Redis that does not
+    answer is opened nevertheless: the store connects again at each call.
     """
     text = str(address)
     if is_redis(text):
@@ -21,10 +22,14 @@ def open_store(address: str | Path, *, create: bool = False) -> Store:
         raise ValueError(f"{text} is no store: give a folder, or an address that begins with redis:// or rediss://")
     from clv.serve.store.sqlite import SqliteStore
 
-    path = text.removeprefix("sqlite://") if text.startswith("sqlite://") else text
-    return SqliteStore(Path(path), create=create)
+    return SqliteStore(Path(text.removeprefix("sqlite://")), create=create)
 
 
 def is_folder(address: str | Path) -> bool:
-    """Whether the address is one of SQLite on this machine."""
+    """Returns whether the address is a folder of SQLite on this machine."""
     return "://" not in str(address)
+
+
+def is_redis(address: str | Path) -> bool:
+    """Returns whether the address is a Redis server."""
+    return str(address).startswith(("redis:", "rediss:", "unix:"))

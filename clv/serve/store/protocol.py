@@ -1,10 +1,9 @@
-"""The online store: histories by customer id, which grow by events. One protocol, SQLite or Redis behind it."""
+"""Protocol of the online store: histories by customer id, to which events are appended; SQLite or Redis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
@@ -14,7 +13,7 @@ from clv.data.clock import Clock
 REMEDY = "fill one with python -m ray_jobs.load_store --store"
 OTHER_VERSION = "is not a store of this version: load it again with python -m ray_jobs.load_store --store"
 
-# A customer as a backup holds it; `attributes` is JSON, events and lines belong together.
+# Schema of a backup: a row per customer; `attributes` is JSON, `lines[i]` is the content of event `events[i]`.
 BACKUP = pa.schema(
     [
         pa.field("customer_id", pa.string(), nullable=False),
@@ -28,69 +27,65 @@ BACKUP = pa.schema(
 
 
 class StoreUnavailableError(Exception):
-    """The store does not answer or cannot take what it is given now; the text may be shown to a caller."""
+    """The store does not answer or cannot be written now; the text may be shown to a caller."""
 
 
 @dataclass(frozen=True)
-class Appended:
-    """What became of a batch of events; `repeated` ones were there already, and are not stored again."""
+class AppendCounts:
+    """Number of events stored, and of `repeated` events that the store held already."""
 
     stored: int
     repeated: int
 
 
 class Store(Protocol):
-    """Histories (schema HISTORIES and `attr_*` columns) by customer id, and events that came since.
+    """Histories (schema HISTORIES and `attr_*` columns) by customer id, and the events appended since.
 
-    Of what customers wrote the hash is kept, not the text (column `raw_text` of histories).
-    Safe to use from several threads and processes. What a write returned for survives a crash of the process. Every
-    call but `close` may raise StoreUnavailableError.
+    The store keeps a hash of a customer's text, not the text itself (column `raw_text` of histories). Several threads
+    and processes may use it. A write survives a crash of the process once it has returned. Every call but `close` may
+    raise StoreUnavailableError.
     """
 
     def put_histories(self, histories: pa.Table) -> int:
-        """Insert or replace whole customers; returns how many. Appended events that the histories do not hold stay;
-        of an erased customer nothing older than the erasure returns."""
+        """Inserts or replaces whole customers and returns their number. Appended events that the histories lack remain;
+        of an erased customer only events after the erasure are stored."""
 
-    def append(self, events: pa.Table, clock: Clock) -> Appended:
-        """Add events (schema EVENTS, each with an id), all or none; days are counted by `clock`.
+    def append(self, events: pa.Table, clock: Clock) -> AppendCounts:
+        """Adds events (schema EVENTS, each with an id), all or none, with the local days of `clock`.
 
-        An id that is stored for the customer with the same content is repeated; with another content: ConflictError.
+        An event with the id and content of a stored one is counted as repeated. Raises ConflictError for the id of
+        another event of the customer.
         """
 
     def get(self, customer_ids: Sequence[str]) -> pa.Table:
-        """Histories, appended events included, of those that are stored, sorted by customer_id."""
+        """Returns histories of the stored customers, with appended events, sorted by customer_id."""
 
     def delete(self, customer_ids: Sequence[str]) -> int:
-        """Erase customers and remember that they were; returns how many were there."""
+        """Erases customers, records the erasures, and returns the number of customers that were stored."""
 
     def pseudonym(self, customer_id: str) -> str:
-        """What a log may say instead of the id: a keyed hash, with a key that only this store holds."""
+        """Returns a name for logs: a keyed hash of the id, whose key only this store holds."""
 
     def count(self) -> int:
-        """Number of customers stored."""
+        """Returns the number of customers."""
 
     def data_through(self) -> int | None:
-        """Time of the newest event stored, microseconds UTC; None when empty."""
+        """Returns the time of the newest event in microseconds UTC; None for an empty store."""
 
     def size_bytes(self) -> int:
-        """What the store takes on disk (SQLite) or in memory (Redis)."""
+        """Returns the bytes on disk (SQLite) or in memory (Redis)."""
 
     def dump(self) -> Iterator[pa.Table]:
-        """Every customer, schema BACKUP, in parts; each customer as at one moment."""
+        """Yields all customers in parts of schema BACKUP; each customer is consistent in time."""
 
     def restore(self, part: pa.Table) -> int:
-        """Put customers of a dump back as they were, but those erased here; returns how many."""
+        """Restores customers of a dump, except those erased in this store; returns their number."""
 
     def erasures(self) -> pa.Table:
-        """`digest` and `at` (us) of the erased, and the store's key in the schema's metadata."""
+        """Returns `digest` and time `at` (microseconds UTC) of the erasures; the schema's metadata holds the key."""
 
     def restore_erasures(self, erasures: pa.Table) -> None:
-        """Take over erasures and key of a dump; only into an empty store, which ValueError says otherwise."""
+        """Restores erasures and key of a dump; raises ValueError for a store that holds other customers."""
 
     def close(self) -> None:
-        """Release files and connections."""
-
-
-def is_redis(address: str | Path) -> bool:
-    """Whether the address is one of a Redis server."""
-    return str(address).startswith(("redis:", "rediss:", "unix:"))
+        """Closes files and connections."""

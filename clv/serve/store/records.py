@@ -1,4 +1,4 @@
-"""The stored form of customers, the same in every store: a blob of tokens, and a line per new event."""
+"""Records of the online store, the same in SQLite and Redis: a blob of tokens per customer, a line per event."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clv.data import event_lines as log
+from clv.data import event_lines
 from clv.data.clock import Clock
 from clv.data.events import US
 from clv.data.histories import ATTRIBUTE_PREFIX, TOKEN_FIELDS, Histories, ranges
@@ -22,19 +22,19 @@ from clv.data.histories import ATTRIBUTE_PREFIX, TOKEN_FIELDS, Histories, ranges
 _NUMPY = {
     name: np.dtype("int64") if kind == US else np.dtype(kind.to_pandas_dtype()) for name, kind in TOKEN_FIELDS.items()
 }
-# A blob holds these columns one after the other. Wide ones first, so that in a blob padded to 8 bytes every column
-# starts at a multiple of its width and all blobs of an answer can be read with one index per column.
+# A blob holds these columns one after the other, wide ones first: in a blob padded to 8 bytes every column then begins
+# at a multiple of its width, and one index per column reads all blobs of an answer.
 _LAYOUT: list[tuple[str, np.dtype[Any]]] = sorted(
     [*_NUMPY.items(), ("items", np.dtype("int64")), ("item_counts", np.dtype("int32"))],
     key=lambda column: (-column[1].itemsize, column[0]),
 )
-FORMAT = json.dumps([3, [[name, kind.str] for name, kind in _LAYOUT], log.LINE.itemsize])
-DIGEST = 8  # bytes of an event's key, and of a line that the histories hold by now
+FORMAT = json.dumps([3, [[name, kind.str] for name, kind in _LAYOUT], event_lines.LINE.itemsize])
+DIGEST = 8  # bytes of an event's key, and of the line of an event that the histories contain
 
 
 @dataclass(frozen=True)
-class Record:
-    """A customer on the way into a store. `history` is empty where only events are known."""
+class CustomerRecord:
+    """A customer to be stored; `history` is empty where the store holds events only."""
 
     customer_id: str
     last_time: int  # of the newest event, us
@@ -44,60 +44,66 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Held:
-    """An event as a store holds it: `line` is the event itself, or its digest once the history contains it."""
+class StoredEvent:
+    """A stored event: `line` is its content, or the digest of its content once the history contains the event."""
 
     customer_id: str
     event: bytes
     line: bytes
 
     @property
-    def open(self) -> bool:
-        return len(self.line) == log.LINE.itemsize
+    def pending(self) -> bool:
+        """Whether the history lacks the event."""
+        return len(self.line) == event_lines.LINE.itemsize
 
 
 class ConflictError(ValueError):
-    """An event id stands already for another event of the customer; `rows` are places in the table given."""
+    """The ids of events belong to other events of their customers; `rows` are row numbers of the appended table."""
 
     def __init__(self, rows: list[int]) -> None:
-        super().__init__(f"events {rows} have ids that stand for other events of their customers")
+        super().__init__(f"events {rows} have the ids of other events of their customers")
         self.rows = rows
 
 
 @dataclass(frozen=True)
 class EventAppend:
-    """Events to append: row i is event `keys[i]` of customer `names[i]`."""
+    """Events to append: `lines[i]` is the event with key `keys[i]` of customer `names[i]`."""
 
     names: list[str]
     keys: list[bytes]
-    lines: log.Lines
+    lines: event_lines.Lines
 
     @classmethod
-    def of(cls, events: pa.Table, clock: Clock) -> EventAppend:
-        """ValueError for events without an id."""
+    def from_events(cls, events: pa.Table, clock: Clock) -> EventAppend:
+        """Builds the lines of `events` (schema EVENTS); raises ValueError for an event without an id."""
         ids = events["event_id"].to_pylist()
         if None in ids:
-            raise ValueError("an event without event_id cannot be appended: it could not be told from its repetition")
+            raise ValueError("an event without event_id cannot be appended: its repetition could not be detected")
         return cls(
-            events["customer_id"].to_pylist(), [digest(one.encode()) for one in ids], log.encode_events(events, clock)
+            events["customer_id"].to_pylist(),
+            [digest(one.encode()) for one in ids],
+            event_lines.encode_events(events, clock),
         )
 
-    def fresh(self, held: Mapping[tuple[str, bytes], bytes]) -> list[int]:
-        """Rows that are not stored yet; ConflictError for an id of another event, in the store or in the batch."""
-        known, rows, wrong = dict(held), [], []
-        for row, place in enumerate(zip(self.names, self.keys, strict=True)):
+    def new_rows(self, held: Mapping[tuple[str, bytes], bytes]) -> list[int]:
+        """Returns the rows that neither the store (`held`: lines by customer and key) nor an earlier row holds.
+
+        Raises ConflictError for the id of another event.
+        """
+        known, rows, conflicts = dict(held), [], []
+        for row, event in enumerate(zip(self.names, self.keys, strict=True)):
             line = self.lines[row].tobytes()
-            if place not in known:
-                known[place] = line
+            if event not in known:
+                known[event] = line
                 rows.append(row)
-            elif known[place] not in (line, digest(line)):
-                wrong.append(row)
-        if wrong:
-            raise ConflictError(wrong)
+            elif known[event] not in (line, digest(line)):
+                conflicts.append(row)
+        if conflicts:
+            raise ConflictError(conflicts)
         return rows
 
-    def newest(self, rows: Sequence[int]) -> dict[str, int]:
-        """Time (us) of the newest event in `rows` of each of their customers."""
+    def newest_times(self, rows: Sequence[int]) -> dict[str, int]:
+        """Returns the time (microseconds UTC) of the newest event in `rows`, by customer."""
         found: dict[str, int] = {}
         for row in rows:
             name = self.names[row]
@@ -106,105 +112,114 @@ class EventAppend:
 
 
 @dataclass(frozen=True)
-class Put:
-    """What a bulk load writes: whole customers, and the events that their histories hold by now."""
+class BulkLoad:
+    """The writes of a bulk load: whole customers, and the stored events that their new histories contain."""
 
-    records: list[Record]
+    records: list[CustomerRecord]
     attributes: pa.Table  # a row per record, one `attr_*` column each
-    covered: list[Held]
+    contained: list[StoredEvent]
 
     @classmethod
-    def plan(cls, histories: pa.Table, held: Sequence[Held], erased: Mapping[str, int]) -> Put:
-        """`held`: open events of these customers; `erased`: when customers were erased (us), nothing older returns."""
+    def plan(cls, histories: pa.Table, held: Sequence[StoredEvent], erased: Mapping[str, int]) -> BulkLoad:
+        """Returns the writes for `histories`, given the pending events of these customers and their erasures.
+
+        `erased` holds times in microseconds UTC: older events of these customers are not stored. Raises ValueError for
+        a customer without events.
+        """
         if (pc.list_value_length(histories["time"]).to_numpy() < 1).any():
             raise ValueError("a customer without events cannot be stored: drop empty histories")
         if erased:
             times = [erased.get(name, -(2**63)) for name in histories["customer_id"].to_pylist()]
-            histories = log.drop_before(histories, np.array(times, np.int64))
+            histories = event_lines.drop_before(histories, np.array(times, np.int64))
         names = histories["customer_id"].to_pylist()
-        here = set(names)
-        owned = [one for one in held if one.customer_id in here]
-        lines = joined([one.line for one in owned])
-        owners = [one.customer_id for one in owned]
-        done = log.already_in_histories(histories, owners, lines) if owned else np.zeros(0, bool)
-        newest, place = histories["last_time"].cast(pa.int64()).to_pylist(), {name: i for i, name in enumerate(names)}
-        for i in np.flatnonzero(~done):  # events that the histories do not hold stay beside them
-            row = place[owners[i]]
+        row_of = {name: i for i, name in enumerate(names)}
+        events = [event for event in held if event.customer_id in row_of]
+        lines = join_lines([event.line for event in events])
+        owners = [event.customer_id for event in events]
+        contained = event_lines.already_in_histories(histories, owners, lines) if events else np.zeros(0, bool)
+        newest = histories["last_time"].cast(pa.int64()).to_pylist()
+        for i in np.flatnonzero(~contained):
+            row = row_of[owners[i]]
             newest[row] = max(newest[row], int(lines[i]["time"]))
         tokens, items, blobs = encode(Histories.from_table(histories))
         rows = zip(names, newest, tokens.tolist(), items.tolist(), blobs, strict=True)
-        given = [name for name in histories.column_names if name.startswith(ATTRIBUTE_PREFIX)]
+        attributes = [name for name in histories.column_names if name.startswith(ATTRIBUTE_PREFIX)]
         return cls(
-            [Record(*row) for row in rows],
-            histories.select(given),
-            [Held(one.customer_id, one.event, digest(one.line)) for one, yes in zip(owned, done, strict=True) if yes],
+            [CustomerRecord(*row) for row in rows],
+            histories.select(attributes),
+            [
+                StoredEvent(event.customer_id, event.event, digest(event.line))
+                for event, is_contained in zip(events, contained, strict=True)
+                if is_contained
+            ],
         )
 
 
-def with_events(base: pa.Table, held: Sequence[Held]) -> pa.Table:
-    """Histories of `base` and of the open events beside it."""
-    found = [one for one in held if one.open]
-    if not found:
+def merge_events(base: pa.Table, held: Sequence[StoredEvent]) -> pa.Table:
+    """Returns the histories of `base` with the pending events merged into them."""
+    pending = [event for event in held if event.pending]
+    if not pending:
         return base
-    names = [one.customer_id for one in found]
+    names = [event.customer_id for event in pending]
     grown = pc.is_in(base["customer_id"], pa.array(sorted(set(names)), pa.string()))
-    merged = log.merge(base.filter(grown), names, joined([one.line for one in found]))
+    merged = event_lines.merge(base.filter(grown), names, join_lines([event.line for event in pending]))
     table = pa.concat_tables([base.filter(pc.invert(grown)), merged.select(base.column_names)])
     return table.take(pc.sort_indices(table["customer_id"])).combine_chunks()
 
 
-def joined(lines: Iterable[bytes]) -> log.Lines:
-    return np.frombuffer(b"".join(lines), log.LINE)
+def join_lines(lines: Iterable[bytes]) -> event_lines.Lines:
+    """Returns the lines as one array of dtype LINE."""
+    return np.frombuffer(b"".join(lines), event_lines.LINE)
 
 
 def digest(content: bytes, salt: bytes = b"", size: int = DIGEST) -> bytes:
-    """BLAKE2b of the content."""
+    """Returns the BLAKE2b digest of the content, with `size` bytes."""
     return hashlib.blake2b(content, digest_size=size, key=salt).digest()
 
 
-def _places(
+def _column_offsets(
     tokens: NDArray[np.int64], items: NDArray[np.int64]
 ) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
-    """First byte of each customer's part of every column, and the bounds of the blobs, all in one joined buffer."""
+    """Returns the first byte of each customer's part of every column, and the bounds of the blobs, in joined blobs."""
     counts = {name: items if name == "items" else tokens for name, _ in _LAYOUT}
     length = sum((counts[name] * kind.itemsize for name, kind in _LAYOUT), np.zeros(len(tokens), np.int64))
     bounds = np.append(0, np.cumsum((length + 7) // 8 * 8))
-    places, place = {}, bounds[:-1]
+    offsets, offset = {}, bounds[:-1]
     for name, kind in _LAYOUT:
-        places[name] = place
-        place = place + counts[name] * kind.itemsize
-    return places, bounds
+        offsets[name] = offset
+        offset = offset + counts[name] * kind.itemsize
+    return offsets, bounds
 
 
-def _elements(first: NDArray[np.int64], count: NDArray[np.int64], kind: np.dtype[Any]) -> NDArray[np.int64]:
+def _element_indices(first: NDArray[np.int64], count: NDArray[np.int64], kind: np.dtype[Any]) -> NDArray[np.int64]:
     start = first // kind.itemsize
     return ranges(start, start + count)
 
 
 def encode(h: Histories) -> tuple[NDArray[np.int64], NDArray[np.int64], Iterable[memoryview]]:
-    """Token and item counts, and the blob, of each customer."""
+    """Returns the token counts, the item counts and the blobs of all customers."""
     tokens = np.diff(h.offsets)
     items = h.item_offsets[h.offsets[1:]] - h.item_offsets[h.offsets[:-1]]
-    places, bounds = _places(tokens, items)
+    columns_at, bounds = _column_offsets(tokens, items)
     buffer = np.zeros(int(bounds[-1]), np.uint8)
     for name, kind in _LAYOUT:
         values = np.diff(h.item_offsets) if name == "item_counts" else getattr(h, name)
         count = items if name == "items" else tokens
-        buffer.view(kind)[_elements(places[name], count, kind)] = values
+        buffer.view(kind)[_element_indices(columns_at[name], count, kind)] = values
     view, cuts = buffer.data, bounds.tolist()
     return tokens, items, (view[start:stop] for start, stop in pairwise(cuts))
 
 
 def decode(names: Sequence[str], tokens: Sequence[int], items: Sequence[int], blobs: Iterable[bytes]) -> pa.Table:
-    """Histories of blobs made by `encode`; ValueError where their length does not fit the counts."""
+    """Returns the histories of blobs made by `encode`; raises ValueError where their length does not fit the counts."""
     num_tokens, num_items = np.array(tokens, np.int64), np.array(items, np.int64)
-    places, bounds = _places(num_tokens, num_items)
-    whole = b"".join(blobs)
-    if len(whole) != bounds[-1]:
-        raise ValueError(f"the store is damaged: {len(whole)} bytes of histories where {bounds[-1]} belong")
-    buffer = np.frombuffer(whole, np.uint8)
+    columns_at, bounds = _column_offsets(num_tokens, num_items)
+    joined = b"".join(blobs)
+    if len(joined) != bounds[-1]:
+        raise ValueError(f"the store is damaged: {len(joined)} bytes of histories instead of {bounds[-1]}")
+    buffer = np.frombuffer(joined, np.uint8)
     columns: dict[str, Any] = {
-        name: buffer.view(kind)[_elements(places[name], num_items if name == "items" else num_tokens, kind)]
+        name: buffer.view(kind)[_element_indices(columns_at[name], num_items if name == "items" else num_tokens, kind)]
         for name, kind in _LAYOUT
     }
     item_offsets = np.append(0, np.cumsum(columns.pop("item_counts"), dtype=np.int64))

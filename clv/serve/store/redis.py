@@ -18,24 +18,24 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from clv.data.clock import Clock
-from clv.serve.store.protocol import BACKUP, OTHER_VERSION, REMEDY, Appended, StoreUnavailableError
-from clv.serve.store.records import FORMAT, EventAppend, Held, Put, decode, digest, with_events
+from clv.serve.store.protocol import BACKUP, OTHER_VERSION, REMEDY, AppendCounts, StoreUnavailableError
+from clv.serve.store.records import FORMAT, BulkLoad, EventAppend, StoredEvent, decode, digest, merge_events
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 META, CUSTOMERS, ERASED = "clv:meta", "clv:customers", "clv:erased"
-PART = 1_000  # customers that are written in one transaction
-ATTEMPTS = 50
+PART = 1_000  # customers of one transaction
+ATTEMPTS = 50  # of a transaction whose keys another client changed
 _COUNTS = struct.Struct("<II")
 
 
 class RedisStore:
     """A `Store` in one database of a Redis server.
 
-    A customer has a hash `clv:c:ID` (h: counts and blob, a: attributes as JSON) once histories were loaded, and a hash
-    `clv:e:ID` of its events; `clv:customers` orders all customers by their newest event. Durable as far as Redis is:
-    `appendonly yes`.
+    The hash `clv:c:ID` holds a customer's history (h: counts and blob, a: attributes as JSON), the hash `clv:e:ID` its
+    events; the sorted set `clv:customers` orders customers by their newest event. Writes are durable with `appendonly
+    yes`.
     """
 
     def __init__(self, url: str, *, create: bool = False) -> None:
@@ -52,42 +52,42 @@ class RedisStore:
         except StoreUnavailableError as error:
             if create:
                 raise ValueError(f"the store cannot be opened: {error}") from error
-            LOG.warning("the online store does not answer yet; requests that bring their events are served")
+            LOG.warning("the online store does not answer yet; requests with events of their own are served")
 
     def put_histories(self, histories: pa.Table) -> int:
-        """All or none of each PART customers."""
+        """Writes all or none of each PART customers."""
         done = 0
         for start in range(0, len(histories), PART):
             done += self._put(histories.slice(start, PART))
         return done
 
-    def append(self, events: pa.Table, clock: Clock) -> Appended:
+    def append(self, events: pa.Table, clock: Clock) -> AppendCounts:
         self._salt()
-        batch = EventAppend.of(events, clock)
-        places = list(dict.fromkeys(zip(batch.names, batch.keys, strict=True)))
+        batch = EventAppend.from_events(events, clock)
+        wanted = list(dict.fromkeys(zip(batch.names, batch.keys, strict=True)))
 
         def attempt(pipe: Any) -> list[int]:
             pipe.watch(*map(_events, set(batch.names)))
             with self._redis.pipeline(transaction=False) as reading:
-                for name, key in places:
+                for name, key in wanted:
                     reading.hget(_events(name), key)
                 lines = reading.execute()
-            rows = batch.fresh({place: line for place, line in zip(places, lines, strict=True) if line is not None})
+            rows = batch.new_rows({event: line for event, line in zip(wanted, lines, strict=True) if line is not None})
             pipe.multi()
             for row in rows:
                 pipe.hset(_events(batch.names[row]), batch.keys[row], batch.lines[row].tobytes())
             if rows:
-                pipe.zadd(CUSTOMERS, batch.newest(rows), gt=True)
+                pipe.zadd(CUSTOMERS, batch.newest_times(rows), gt=True)
             pipe.execute()
             return rows
 
         rows = self._attempts(attempt)
-        return Appended(len(rows), len(events) - len(rows))
+        return AppendCounts(len(rows), len(events) - len(rows))
 
     def get(self, customer_ids: Sequence[str]) -> pa.Table:
         self._salt()
         names = sorted(set(customer_ids))
-        with self._guarded(), self._redis.pipeline(transaction=True) as pipe:
+        with self._translate_errors(), self._redis.pipeline(transaction=True) as pipe:
             for name in names:
                 pipe.hmget(_customer(name), "h", "a")
                 pipe.hvals(_events(name))
@@ -98,14 +98,14 @@ class RedisStore:
                 records.append(
                     (name, *_COUNTS.unpack_from(history), history[_COUNTS.size :], json.loads(given or b"{}"))
                 )
-            held += [Held(name, b"", line) for line in lines]
+            held += [StoredEvent(name, b"", line) for line in lines]
         columns = list(zip(*records, strict=True)) if records else [()] * 5
         table = decode(columns[0], columns[1], columns[2], columns[3])
         for name in sorted({key for given in columns[4] for key in given}):
             values = [given.get(name) for given in columns[4]]
             kind = pa.string() if any(isinstance(value, str) for value in values) else pa.float64()
             table = table.append_column(name, pa.array(values, kind))
-        return with_events(table, held)
+        return merge_events(table, held)
 
     def delete(self, customer_ids: Sequence[str]) -> int:
         self._salt()
@@ -130,17 +130,17 @@ class RedisStore:
 
     def count(self) -> int:
         self._salt()
-        with self._guarded():
+        with self._translate_errors():
             return int(self._redis.zcard(CUSTOMERS))
 
     def data_through(self) -> int | None:
         self._salt()
-        with self._guarded():
+        with self._translate_errors():
             newest = self._redis.zrange(CUSTOMERS, 0, 0, desc=True, withscores=True)
         return int(newest[0][1]) if newest else None
 
     def size_bytes(self) -> int:
-        with self._guarded():
+        with self._translate_errors():
             found = self._redis.info("memory")
         return int(found["used_memory"] - found["used_memory_startup"])
 
@@ -148,7 +148,7 @@ class RedisStore:
         self._salt()
         cursor, seen = 0, set()
         while True:
-            with self._guarded():
+            with self._translate_errors():
                 cursor, pairs = self._redis.zscan(CUSTOMERS, cursor, count=PART)
                 names = [name for name, _ in pairs if name not in seen]
                 seen.update(names)
@@ -171,7 +171,7 @@ class RedisStore:
     def restore(self, part: pa.Table) -> int:
         self._salt()
         names = part["customer_id"].to_pylist()
-        with self._guarded():
+        with self._translate_errors():
             erased = self._redis.hmget(ERASED, [self._digest(name) for name in names]) if names else []
             rows = [row for row, at in zip(part.to_pylist(), erased, strict=True) if at is None]
             for start in range(0, len(rows), PART):
@@ -189,14 +189,14 @@ class RedisStore:
 
     def erasures(self) -> pa.Table:
         salt = self._salt()
-        with self._guarded():
+        with self._translate_errors():
             rows = self._redis.hgetall(ERASED)
         columns = [pa.array(list(rows), pa.binary()), pa.array([int(at) for at in rows.values()], pa.int64())]
         return pa.table(columns, ["digest", "at"]).replace_schema_metadata({"salt": salt.hex()})
 
     def restore_erasures(self, erasures: pa.Table) -> None:
         salt = bytes.fromhex((erasures.schema.metadata or {})[b"salt"].decode())
-        with self._guarded():
+        with self._translate_errors():
             if salt != self._salt() and (self._redis.exists(CUSTOMERS) or self._redis.exists(ERASED)):
                 raise ValueError("this Redis holds other customers: restore into an empty store")
             self._redis.hset(META, "salt", salt)
@@ -219,42 +219,44 @@ class RedisStore:
                 for name in names:
                     reading.hgetall(_events(name))
                 erased, *logs = reading.execute()
-            held = [Held(name, key, line) for name, log in zip(names, logs, strict=True) for key, line in log.items()]
+            held = [
+                StoredEvent(name, key, line) for name, log in zip(names, logs, strict=True) for key, line in log.items()
+            ]
             since = {name: int(at) for name, at in zip(names, erased, strict=True) if at is not None}
-            put = Put.plan(histories, [one for one in held if one.open], since)
+            put = BulkLoad.plan(histories, [event for event in held if event.pending], since)
             pipe.multi()
             for one, given in zip(put.records, put.attributes.to_pylist() or [{}] * len(put.records), strict=True):
                 row = {name: getattr(one, name) for name in ("tokens", "items", "history")}
                 pipe.hdel(_customer(one.customer_id), "a")
                 pipe.hset(_customer(one.customer_id), mapping=_fields(row, given))
                 pipe.zadd(CUSTOMERS, {one.customer_id: one.last_time})
-            for gone in put.covered:
-                pipe.hset(_events(gone.customer_id), gone.event, gone.line)
+            for event in put.contained:
+                pipe.hset(_events(event.customer_id), event.event, event.line)
             pipe.execute()
             return len(put.records)
 
         return self._attempts(attempt)
 
     def _attempts(self, attempt: Callable[[Any], T]) -> T:
-        """`attempt`, which watches what it reads, again whenever somebody else wrote that in between."""
-        with self._guarded():
-            for turn in range(ATTEMPTS):
+        """Calls `attempt`, which watches the keys it reads, until no other client has changed them meanwhile."""
+        with self._translate_errors():
+            for number in range(ATTEMPTS):
                 with self._redis.pipeline(transaction=True) as pipe:
                     try:
                         return attempt(pipe)
                     except redis.WatchError:
-                        time.sleep(random.uniform(0, 0.002 * 2 ** min(turn, 6)))
+                        time.sleep(random.uniform(0, 0.002 * 2 ** min(number, 6)))
         raise StoreUnavailableError("The online store is busy with the same customers.")
 
     def _salt(self) -> bytes:
-        """The store's key for digests, once Redis was found to hold a store; ValueError where it does not."""
+        """Returns the store's key for digests; raises ValueError for a database that is no store of this version."""
         if self._key is None:
-            with self._guarded():
+            with self._translate_errors():
                 if self._create:
                     self._redis.hsetnx(META, "salt", secrets.token_bytes(16))
                     self._redis.hsetnx(META, "format", FORMAT)
                 meta = self._redis.hgetall(META)
-                self._warn()
+                self._warn_about_settings()
             if not meta:
                 raise ValueError(f"no store in this Redis: {REMEDY} with its address")
             if meta.get(b"format") != FORMAT.encode():
@@ -262,10 +264,10 @@ class RedisStore:
             self._key = meta[b"salt"]
         return self._key
 
-    def _warn(self) -> None:
+    def _warn_about_settings(self) -> None:
         found = self._redis.info()
         if not found.get("aof_enabled"):
-            LOG.warning("Redis runs with appendonly no: what it acknowledges is lost when it dies")
+            LOG.warning("Redis runs with appendonly no: a crash loses acknowledged writes")
         if found.get("maxmemory") and found.get("maxmemory_policy") != "noeviction":
             LOG.warning("Redis may evict customers: set maxmemory-policy noeviction")
 
@@ -273,7 +275,7 @@ class RedisStore:
         return digest(name.encode(), self._salt(), 16)
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except redis.exceptions.ConnectionError as error:
@@ -281,7 +283,9 @@ class RedisStore:
         except redis.exceptions.TimeoutError as error:
             raise StoreUnavailableError("The online store does not answer in time.") from error
         except redis.exceptions.RedisError as error:
-            raise StoreUnavailableError("The online store refuses the command; its operator's log says why.") from error
+            raise StoreUnavailableError(
+                "The online store refuses the command; the log of the service has the reason."
+            ) from error
 
 
 def _customer(name: str) -> str:

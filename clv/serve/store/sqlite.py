@@ -1,4 +1,4 @@
-"""The online store in one SQLite file (WAL) of a folder: many processes read while one writes."""
+"""The online store in one SQLite file of a folder, in WAL mode: many processes read while one writes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from typing import Any
 import pyarrow as pa
 
 from clv.data.clock import Clock
+from clv.data.event_lines import LINE
 from clv.data.histories import ATTRIBUTE_PREFIX
-from clv.serve.store.protocol import BACKUP, OTHER_VERSION, REMEDY, Appended, StoreUnavailableError
-from clv.serve.store.records import FORMAT, EventAppend, Held, Put, decode, digest, with_events
+from clv.serve.store.protocol import BACKUP, OTHER_VERSION, REMEDY, AppendCounts, StoreUnavailableError
+from clv.serve.store.records import FORMAT, BulkLoad, EventAppend, StoredEvent, decode, digest, merge_events
 
 FILE = "store.sqlite"
-LINE_BYTES = 72
-PART = 5_000
+LINE_BYTES = LINE.itemsize
+PART = 5_000  # customers of one part of a dump
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
@@ -78,30 +79,30 @@ class SqliteStore:
                 "AND length(line) = ?",
                 (json.dumps(names), LINE_BYTES),
             )
-            held = [Held(*row) for row in rows]
-            put = Put.plan(histories, held, self._erased(connection, names))
+            held = [StoredEvent(*row) for row in rows]
+            put = BulkLoad.plan(histories, held, self._erased(connection, names))
             self._write(connection, put)
         return len(put.records)
 
-    def append(self, events: pa.Table, clock: Clock) -> Appended:
-        batch = EventAppend.of(events, clock)
+    def append(self, events: pa.Table, clock: Clock) -> AppendCounts:
+        batch = EventAppend.from_events(events, clock)
         with self._writing() as connection:
             held = {}
-            for place in set(zip(batch.names, batch.keys, strict=True)):
+            for event in set(zip(batch.names, batch.keys, strict=True)):
                 row = connection.execute(
-                    "SELECT line FROM events WHERE customer_id = ? AND event = ?", place
+                    "SELECT line FROM events WHERE customer_id = ? AND event = ?", event
                 ).fetchone()
                 if row is not None:
-                    held[place] = row[0]
-            rows = batch.fresh(held)
+                    held[event] = row[0]
+            rows = batch.new_rows(held)
             lines = ((batch.names[row], batch.keys[row], batch.lines[row].tobytes()) for row in rows)
             connection.executemany(_PUT_EVENT, lines)
             connection.executemany(
                 "INSERT INTO customers (customer_id, last_time, tokens, items, history) VALUES (?, ?, 0, 0, x'') "
                 "ON CONFLICT (customer_id) DO UPDATE SET last_time = max(last_time, excluded.last_time)",
-                batch.newest(rows).items(),
+                batch.newest_times(rows).items(),
             )
-        return Appended(len(rows), len(events) - len(rows))
+        return AppendCounts(len(rows), len(events) - len(rows))
 
     def get(self, customer_ids: Sequence[str]) -> pa.Table:
         wanted = json.dumps(list(customer_ids))
@@ -120,7 +121,7 @@ class SqliteStore:
         table = decode(columns[0], columns[1], columns[2], columns[3])
         for (name, kind), values in zip(attributes, columns[4:], strict=True):
             table = table.append_column(name, pa.array(values, kind))
-        return with_events(table, [Held(*row) for row in held])
+        return merge_events(table, [StoredEvent(*row) for row in held])
 
     def delete(self, customer_ids: Sequence[str]) -> int:
         wanted = [(name,) for name in dict.fromkeys(customer_ids)]
@@ -131,7 +132,7 @@ class SqliteStore:
                     gone += 1
                     connection.execute("DELETE FROM events WHERE customer_id = ?", (name,))
                     connection.execute("INSERT OR REPLACE INTO erased VALUES (?, ?)", (self._digest(name), now))
-        with self._guarded():  # otherwise the pages of the erased would lie in the log until it is full
+        with self._translate_errors():  # otherwise the write-ahead log would keep erased pages until it is full
             self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone
 
@@ -215,7 +216,7 @@ class SqliteStore:
                 connection.close()
             self._connections.clear()
 
-    def _write(self, connection: sqlite3.Connection, put: Put) -> None:
+    def _write(self, connection: sqlite3.Connection, put: BulkLoad) -> None:
         for field in put.attributes.schema:
             self._add_attribute(connection, field.name, pa.types.is_string(field.type))
         values = [column.to_pylist() for column in put.attributes.columns]
@@ -225,7 +226,7 @@ class SqliteStore:
             for one, values in zip(put.records, given, strict=True)
         )
         connection.executemany(_put_customer(put.attributes.column_names), rows)
-        connection.executemany(_PUT_EVENT, [(one.customer_id, one.event, one.line) for one in put.covered])
+        connection.executemany(_PUT_EVENT, [(one.customer_id, one.event, one.line) for one in put.contained])
 
     def _add_attribute(self, connection: sqlite3.Connection, name: str, text: bool) -> None:
         if name not in {present for present, _ in self._attributes(connection)}:
@@ -246,7 +247,7 @@ class SqliteStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._guarded():
+        with self._translate_errors():
             connection = self._connection()
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
@@ -254,14 +255,14 @@ class SqliteStore:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._guarded():
+        with self._translate_errors():
             connection = self._connection()
-            with connection:  # one read transaction: all rows belong to the same state
+            with connection:  # one read transaction, so that all rows are of the same state
                 connection.execute("BEGIN")
                 yield connection
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -271,13 +272,13 @@ class SqliteStore:
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            # isolation_level None: transactions are the explicit BEGINs above.
+            # isolation_level None: this class begins transactions itself.
             connection = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
             with self._lock:
                 self._connections.append(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
+            connection.execute("PRAGMA secure_delete = ON")  # overwrites erased content
             self._local.connection = connection
         return connection
 

@@ -19,7 +19,7 @@ import pytest
 
 from clv.serve.client import Client, ClvError
 from clv.serve.http.arrow import MEDIA
-from clv.serve.http.routes import routes
+from clv.serve.http.routes import create_app
 from clv.serve.scoring.backend import LiveBackend
 
 AS_OF = "2011-06-12"
@@ -34,7 +34,7 @@ def stream(table: pa.Table, **options: Any) -> bytes:
 
 def post(backend: LiveBackend, connect: Any, body: bytes, accept: str = MEDIA, **params: str) -> httpx.Response:
     async def go() -> httpx.Response:
-        async with connect(routes(backend)) as client:
+        async with connect(create_app(backend)) as client:
             headers = {"Content-Type": MEDIA, "Accept": accept}
             return await client.post("/v1/predict", content=body, headers=headers, params=params)
 
@@ -191,8 +191,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 MEASURE = """
 import sys
-from clv.serve.arrow import request_of
-from clv.serve.guard import ProblemError
+from clv.serve.http.arrow import read_request
+from clv.serve.http.middleware import ProblemError
 
 def peak_mb():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
@@ -200,7 +200,7 @@ def peak_mb():
 before = peak_mb()
 for name in sys.argv[1:]:
     try:
-        request_of(open(name, "rb").read(), {})
+        read_request(open(name, "rb").read(), {})
     except ProblemError as problem:
         print(problem.status, round(peak_mb() - before), name)
 """

@@ -14,7 +14,7 @@ import pytest
 
 from clv.data.clock import Clock
 from clv.data.histories import build
-from clv.serve.http.routes import routes
+from clv.serve.http.routes import create_app
 from clv.serve.http.schemas import Problem
 from clv.serve.scoring.backend import LiveBackend
 from clv.serve.scoring.batching import Batching
@@ -98,7 +98,7 @@ def test_an_id_of_another_event_is_409_and_nothing_of_the_batch_is_stored(servic
         answer = send(service, event(event_id="new"), event(amount=51.0))
         problem = problem_of(answer, 409)
         assert [error.field for error in problem.errors] == ["events[1].event_id"]
-        assert "stands for another event" in problem.detail
+        assert "is the id of another event" in problem.detail
     assert value(service, "A") == 100.0
     problem = problem_of(send(service, event(event_id="x"), event(event_id="x", amount=1.0)), 409)
     assert problem.errors[0].field == "events[1].event_id"
@@ -207,7 +207,7 @@ def test_without_a_store_there_is_nothing_to_write_to(make_predictor: Any, conne
     backend.install(make_predictor())
 
     async def go() -> list[httpx.Response]:
-        async with connect(routes(backend)) as client:
+        async with connect(create_app(backend)) as client:
             return [
                 await client.post("/v1/events", json={"events": [event()]}),
                 await client.delete("/v1/customers/A"),

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from clv.serve.http.metrics import Metrics
-from clv.serve.http.middleware import Guard
+from clv.serve.http.middleware import RequestMiddleware
 from clv.serve.http.security import Keys
 
 KEY = "a-key-of-twenty-char"
@@ -34,7 +34,7 @@ def client_of(keys: Keys, started: list[bool] | None = None) -> TestClient:
 
     paths = ("/live", "/v1/events", "/healthz")
     app = Starlette(routes=[WebSocketRoute(path, greet) for path in paths], lifespan=lifespan)
-    return TestClient(Guard(app, keys=keys, metrics=Metrics()), base_url="http://localhost")
+    return TestClient(RequestMiddleware(app, keys=keys, metrics=Metrics()), base_url="http://localhost")
 
 
 def visit(client: TestClient, path: str, key: str | None) -> tuple[int, str]:
@@ -56,14 +56,14 @@ def test_a_websocket_without_a_valid_key_is_closed_before_it_opens(keys: Keys, p
 def test_a_websocket_opens_with_a_key_of_the_scope_of_its_path() -> None:
     client = client_of(Keys.parse([KEY]))
     assert visit(client, "/live", KEY) == (1000, "hello")
-    assert visit(client, "/v1/events", KEY) == (1008, "This needs a key of scope write; this key's is read.")
+    assert visit(client, "/v1/events", KEY) == (1008, "This needs a key of scope write; this key has scope read.")
 
 
 def test_websockets_count_against_the_rate_of_their_key() -> None:
     client = client_of(Keys.parse([f"read@1={KEY}"]))
     found = [visit(client, "/live", KEY) for _ in range(3)]  # a window may end between two of them, hardly twice
     assert found[0] == (1000, "hello")
-    assert found[2] == (1008, "This key may ask 1 times a minute.")
+    assert found[2] == (1008, "This key may send 1 requests a minute.")
 
 
 def test_the_lifespan_of_the_application_is_run() -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from clv.serve.http.routes import routes
+from clv.serve.http.routes import create_app
 from clv.serve.http.security import Keys
 from clv.serve.scoring.backend import LiveBackend
 
@@ -20,14 +20,14 @@ AUTHORISED = {"Authorization": f"Bearer {KEY}"}
 
 @pytest.fixture
 def api(backend: LiveBackend) -> Any:
-    app = routes(backend, Keys.parse([f"admin={KEY}"]), metrics=backend.metrics)
+    app = create_app(backend, Keys.parse([f"admin={KEY}"]), metrics=backend.metrics)
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
 def operations() -> list[tuple[str, GenerationMode]]:
     """Each with what fits its document, and, where something can be given, with what does not."""
     found = []
-    for path, methods in routes(LiveBackend()).openapi()["paths"].items():
+    for path, methods in create_app(LiveBackend()).openapi()["paths"].items():
         for method, operation in methods.items():
             found.append((f"{method.upper()} {path}", GenerationMode.POSITIVE))
             if "requestBody" in operation or "parameters" in operation:

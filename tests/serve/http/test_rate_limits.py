@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from clv.serve.http import rate_limits
-from clv.serve.http.rate_limits import Limiter, window
+from clv.serve.http.rate_limits import RateLimiter, rate_window
 
-Pair = Callable[[], tuple[Limiter, Limiter]]
+Pair = Callable[[], tuple[RateLimiter, RateLimiter]]
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -22,8 +22,8 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     """Makes the limiters of two replicas; memory belongs to one replica, which then stands for both."""
     if request.param == "redis":
         address = request.getfixturevalue("redis_url")
-        return lambda: (Limiter(address), Limiter(address))
-    one = Limiter()
+        return lambda: (RateLimiter(address), RateLimiter(address))
+    one = RateLimiter()
     return lambda: (one, one)
 
 
@@ -83,7 +83,7 @@ def test_whoever_waits_as_long_as_asked_keeps_the_pace(pair: Pair, monkeypatch: 
     [(1, 1, 60), (5, 1, 12), (7, 7, 60), (20, 2, 6), (25, 5, 12), (60, 6, 6), (90, 9, 6), (6_000, 600, 6)],
 )
 def test_a_rate_is_kept_exactly_in_whole_seconds(per_minute: int, requests: int, seconds: int) -> None:
-    found = window(per_minute)
+    found = rate_window(per_minute)
     assert (found.amount, found.get_expiry()) == (requests, seconds)
     assert requests * 60 == per_minute * seconds
 
@@ -91,7 +91,7 @@ def test_a_rate_is_kept_exactly_in_whole_seconds(per_minute: int, requests: int,
 def test_replicas_with_an_sqlite_store_count_each_for_itself(tmp_path: Path) -> None:
     async def ask() -> None:
         for address in (str(tmp_path), f"sqlite://{tmp_path}"):
-            for replica in (Limiter(address), Limiter(address)):
+            for replica in (RateLimiter(address), RateLimiter(address)):
                 assert await replica.wait_s("key", 10) == 0
                 assert await replica.wait_s("key", 10) > 0
 
@@ -102,7 +102,7 @@ def test_a_redis_that_is_down_lets_everybody_pass_and_is_asked_again_later(
     redis_server: Any, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def ask() -> None:
-        limiter = Limiter(redis_url)
+        limiter = RateLimiter(redis_url)
         assert await limiter.wait_s("before", 1) == 0
         redis_server.kill()
         try:
@@ -122,7 +122,7 @@ def test_a_redis_that_is_down_lets_everybody_pass_and_is_asked_again_later(
 
 def test_a_redis_that_hangs_delays_nobody_for_long(redis_server: Any, redis_url: str) -> None:
     async def ask() -> None:
-        limiter = Limiter(redis_url)
+        limiter = RateLimiter(redis_url)
         assert await limiter.wait_s("before", 1) == 0
         redis_server.process.send_signal(signal.SIGSTOP)
         try:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from clv.serve.http.security import Key, KeyFile, Keys, check_exposure, host_of, is_loopback, keys_from_env, needed
+from clv.serve.http.security import (
+    Key,
+    KeyFile,
+    Keys,
+    check_exposure,
+    host_name,
+    is_loopback,
+    keys_from_env,
+    required_scope,
+)
 
 KEY = "a-key-of-twenty-char"
 
@@ -50,7 +59,7 @@ def test_an_entry_may_name_scope_and_rate() -> None:
     ],
 )
 def test_what_a_request_needs(call: tuple[str, str], scope: str) -> None:
-    assert needed(*call) == scope
+    assert required_scope(*call) == scope
 
 
 def test_every_key_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +91,7 @@ def test_keys_of_a_file_change_without_a_restart(tmp_path: Path, caplog: pytest.
             aside = tmp_path / "aside"
             aside.write_text(text)
             aside.replace(file)
-        now = keys.now()
+        now = keys.current()
         return [key for key in ("old", "new") if now.find(f"Bearer {key}")]
 
     file.write_text(f"# of 2024\nwrite={entry('old')}   # the shop\n\n")
@@ -95,7 +104,7 @@ def test_keys_of_a_file_change_without_a_restart(tmp_path: Path, caplog: pytest.
         assert accepted(2, wrong) == ["new"]
     file.unlink()
     assert accepted(2) == ["new"]
-    assert "stay as they were" in caplog.text
+    assert "previous API keys remain valid" in caplog.text
     assert "plain-key-of-20-chars" not in caplog.text
     assert accepted(2, entry("old")) == ["old"]
 
@@ -133,8 +142,8 @@ def test_a_weak_or_mistyped_key_is_refused_without_repeating_it(text: str) -> No
 
 
 def test_set_but_empty_is_an_error_and_unset_is_not() -> None:
-    assert not keys_from_env({}).now()
-    assert keys_from_env({"CLV_API_KEYS": f"write={KEY}"}).now().find(f"Bearer {KEY}")
+    assert not keys_from_env({}).current()
+    assert keys_from_env({"CLV_API_KEYS": f"write={KEY}"}).current().find(f"Bearer {KEY}")
     for lost in ("", " , "):
         with pytest.raises(ValueError, match="holds no key"):
             keys_from_env({"CLV_API_KEYS": lost})
@@ -158,4 +167,4 @@ def test_without_keys_nothing_else_may_be_served(host: str | None) -> None:
     [("localhost:8000", "localhost"), ("localhost", "localhost"), ("[::1]:80", "[::1]"), ("::1", ":"), (None, "")],
 )
 def test_the_host_of_a_header_comes_without_its_port(header: str | None, host: str) -> None:
-    assert host_of(header) == host
+    assert host_name(header) == host

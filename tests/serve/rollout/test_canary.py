@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from clv.registry import Candidate
-from clv.serve.rollout.canary import ShadowComparison, report
+from clv.serve.rollout.canary import ShadowComparison, shadow_report
 from clv.serve.scoring.backend import LiveBackend
 
 AS_OF = 1_307_836_800_000_000
@@ -38,12 +38,12 @@ def ask(backend: LiveBackend, times: int = 1) -> list[str]:
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_a_canary_answers_its_share(backend: LiveBackend, make_predictor: Callable[..., Any], share: float) -> None:
-    backend.fit_holdout(backend.prepare(make_predictor("v2")), Candidate("v2", share, shadow=False))
+    backend.start_candidate(backend.prepare(make_predictor("v2")), Candidate("v2", share, shadow=False))
     found = ask(backend, 400)
     assert found.count("v2") / 400 == pytest.approx(share, abs=0.08)
-    assert backend.candidate is not None
-    assert backend.candidate.served.answered == found.count("v2")
-    backend.end_trial()
+    assert backend.candidate_scorer is not None
+    assert backend.candidate_scorer.counts.answered == found.count("v2")
+    backend.end_candidate()
     assert set(ask(backend, 20)) == {"v1"}
 
 
@@ -51,26 +51,26 @@ def test_where_a_canary_fails_the_bundle_in_service_answers(
     backend: LiveBackend, make_predictor: Callable[..., Any]
 ) -> None:
     candidate = make_predictor("v2")
-    backend.fit_holdout(backend.prepare(candidate), Candidate("v2", 1.0, shadow=False))
+    backend.start_candidate(backend.prepare(candidate), Candidate("v2", 1.0, shadow=False))
     candidate.before = fail
     assert ask(backend, 3) == ["v1"] * 3
-    assert backend.candidate is not None
-    assert (backend.candidate.served.errors, backend.candidate.served.answered) == (3, 3)
+    assert backend.candidate_scorer is not None
+    assert (backend.candidate_scorer.counts.errors, backend.candidate_scorer.counts.answered) == (3, 3)
 
 
 def test_a_shadow_is_compared_and_its_failures_are_not_seen(
     backend: LiveBackend, make_predictor: Callable[..., Any]
 ) -> None:
     candidate = make_predictor("v2")
-    backend.fit_holdout(backend.prepare(candidate), Candidate("v2", 1.0, shadow=True))
+    backend.start_candidate(backend.prepare(candidate), Candidate("v2", 1.0, shadow=True))
     assert ask(backend, 2) == ["v1"] * 2
-    rows = report([backend.comparison.to_json()])
+    rows = shadow_report([backend.comparison.to_json()])
     assert [(row["horizon_days"], row["customers"]) for row in rows] == [(30, 4), (90, 4)]
     assert rows[0]["total_candidate_over_current"] == pytest.approx(1.0)
     assert (rows[0]["share_off_by_5_percent"], rows[0]["p_purchase_mean_abs_difference"]) == (0, 0)
     candidate.before = fail
     assert ask(backend) == ["v1"]
-    assert report([backend.comparison.to_json()]) == rows
+    assert shadow_report([backend.comparison.to_json()]) == rows
 
 
 def scores(value: np.ndarray, p: np.ndarray, days: int = 90) -> pa.Table:
@@ -87,7 +87,7 @@ def test_a_comparison_of_several_replicas_is_that_of_all_their_customers(rng: np
         for some in np.array_split(part, 2):
             made.add(scores(value[some], p[some]), scores(other[some], q[some]))
         parts.append(made.to_json())
-    (row,) = report(parts)
+    (row,) = shadow_report(parts)
     assert row["customers"] == 900
     assert row["total_candidate_over_current"] == pytest.approx(other.sum() / value.sum())
     assert row["correlation_log_value"] == pytest.approx(np.corrcoef(np.log1p(value), np.log1p(other))[0, 1])
@@ -99,5 +99,5 @@ def test_a_comparison_of_several_replicas_is_that_of_all_their_customers(rng: np
 
 def test_scores_of_other_customers_are_not_compared() -> None:
     one = scores(np.ones(3), np.ones(3))
-    with pytest.raises(ValueError, match="other customers: 2 rows, not these 3"):
+    with pytest.raises(ValueError, match="other customers: 2 rows instead of 3"):
         ShadowComparison().add(one, one.slice(0, 2))

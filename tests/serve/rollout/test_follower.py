@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from clv.registry import Candidate, Registry
-from clv.serve.rollout.canary import Canary, Shadow
+from clv.serve.rollout.canary import CanaryScorer, ShadowScorer
 from clv.serve.rollout.follower import Follower
-from clv.serve.rollout.heartbeat import Entry, Served, Watch, entries, sign
+from clv.serve.rollout.heartbeat import Heartbeat, HeartbeatMonitor, RequestCounts, read_heartbeats, write_heartbeat
 from clv.serve.scoring.backend import LiveBackend
 
 
@@ -28,9 +28,9 @@ class NamedRegistry(Registry):
             (self.root / "versions" / version).mkdir(parents=True, exist_ok=True)
         self._point([production])
         if trial:
-            self._replace(self._trial, {"version": trial.version, "share": trial.share, "shadow": trial.shadow})
+            self._replace(self._candidate, {"version": trial.version, "share": trial.share, "shadow": trial.shadow})
         else:
-            self._trial.unlink(missing_ok=True)
+            self._candidate.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -56,15 +56,15 @@ def follower(backend: LiveBackend, registry: NamedRegistry, make_predictor: Call
     return made
 
 
-def looks(follower: Follower, registry: NamedRegistry, *named: tuple[str, Candidate | None]) -> list[Entry]:
+def looks(follower: Follower, registry: NamedRegistry, *named: tuple[str, Candidate | None]) -> list[Heartbeat]:
     """What the replica says after each look at a registry that names these."""
 
-    async def go() -> list[Entry]:
+    async def go() -> list[Heartbeat]:
         found = []
         for one in named:
             registry.name(*one)
             await follower.follow()
-            found.append(follower.entry())
+            found.append(follower.heartbeat())
         return found
 
     return asyncio.run(go())
@@ -73,8 +73,8 @@ def looks(follower: Follower, registry: NamedRegistry, *named: tuple[str, Candid
 def test_a_new_bundle_takes_over_and_a_broken_one_does_not(follower: Any, registry: NamedRegistry) -> None:
     names = ["v1", "v2", "broken", "broken", "v3", "broken"]
     found = looks(follower, registry, *((name, None) for name in names))
-    assert [entry.in_service for entry in found] == ["v1", "v2", "v2", "v2", "v3", "v3"]
-    assert [bool(entry.failed) for entry in found] == [False, False, True, True, False, True]
+    assert [heartbeat.in_service for heartbeat in found] == ["v1", "v2", "v2", "v2", "v3", "v3"]
+    assert [bool(heartbeat.failed) for heartbeat in found] == [False, False, True, True, False, True]
     assert found[2].failed == {"broken": "ValueError: damaged"}
     assert follower.loads == ["v2", "broken", "v3", "broken"], "once while it is named"
     assert follower.backend.metrics.registry.get_sample_value("clv_failed_bundles") == 1
@@ -86,13 +86,13 @@ def test_a_trial_is_loaded_beside_production_and_promoted_without_loading_again(
     canary, shadow = Candidate("v2", 1.0, shadow=False), Candidate("v2", 1.0, shadow=True)
     backend = follower.backend
     found = looks(follower, registry, ("v1", canary))
-    assert (found[0].in_service, found[0].trial) == ("v1", "v2")
-    assert isinstance(backend.scorer(), Canary)
+    assert (found[0].in_service, found[0].candidate) == ("v1", "v2")
+    assert isinstance(backend.scorer(), CanaryScorer)
     looks(follower, registry, ("v1", shadow))
-    assert isinstance(backend.scorer(), Shadow)
+    assert isinstance(backend.scorer(), ShadowScorer)
     assert [backend.scorer(name).facts.version for name in ("v1", "v2", "v9")] == ["v1", "v2", "v1"]
     found = looks(follower, registry, ("v2", shadow))
-    assert (found[0].in_service, found[0].trial, backend.trial) == ("v2", None, None)
+    assert (found[0].in_service, found[0].candidate, backend.candidate) == ("v2", None, None)
     assert follower.loads == ["v2"]
     assert looks(follower, registry, ("v1", Candidate("broken", 0.5, shadow=False)))[0].failed == {
         "broken": "ValueError: damaged"
@@ -112,11 +112,11 @@ def test_a_replica_goes_on_signing_while_a_bundle_loads(
     async def go() -> None:
         registry.name("v2")
         running = asyncio.create_task(Follower(backend, registry, load, "slow", 0.01).run())
-        while not (found := entries(registry.root)) or found[0].beat < 5:
+        while not (found := read_heartbeats(registry.root)) or found[0].sequence < 5:
             await asyncio.sleep(0.01)
         assert found[0].in_service == "v1"
         release.set()
-        while entries(registry.root)[0].in_service != "v2":
+        while read_heartbeats(registry.root)[0].in_service != "v2":
             await asyncio.sleep(0.01)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -154,25 +154,31 @@ def test_what_each_version_answered_and_failed_is_signed(
         for _ in range(3):
             with pytest.raises(RuntimeError, match="no"):
                 await backend.scorer().score(store.get(["A"]), 1_307_836_800_000_000, (30,))
-        await follower.sign()
+        await follower.write_heartbeat()
 
     asyncio.run(go())
-    (entry,) = entries(registry.root)
-    assert (entry.served["v2"].answered, entry.served["v2"].errors) == (3, 3)
+    (heartbeat,) = read_heartbeats(registry.root)
+    assert (heartbeat.counts["v2"].answered, heartbeat.counts["v2"].errors) == (3, 3)
 
 
 def test_whoever_stops_signing_is_gone_and_whoever_never_signed_while_watched_was_not_there(tmp_path: Path) -> None:
     clock = [0.0]
-    watch = Watch(tmp_path, now=lambda: clock[0])
+    monitor = HeartbeatMonitor(tmp_path, now=lambda: clock[0])
 
     def at(second: float, **beats: int) -> list[str]:
         clock[0] = second
-        for name, beat in beats.items():
-            sign(
+        for name, sequence in beats.items():
+            write_heartbeat(
                 tmp_path,
-                Entry(replica=name, beat=beat, every_s=2, in_service="v1", served={"v1": Served(answered=beat)}),
+                Heartbeat(
+                    replica=name,
+                    sequence=sequence,
+                    every_s=2,
+                    in_service="v1",
+                    counts={"v1": RequestCounts(answered=sequence)},
+                ),
             )
-        return [entry.replica for entry in watch.alive()]
+        return [heartbeat.replica for heartbeat in monitor.live_replicas()]
 
     assert at(0, a=1, dead=7) == []
     assert at(1, a=2, b=1) == ["a"]
@@ -183,17 +189,17 @@ def test_whoever_stops_signing_is_gone_and_whoever_never_signed_while_watched_wa
 
 
 def test_lines_of_replicas_that_are_long_gone_are_removed(tmp_path: Path) -> None:
-    sign(tmp_path, Entry(replica="old", beat=1, every_s=1, in_service="v1"))
-    sign(tmp_path, Entry(replica="new", beat=1, every_s=1, in_service="v1"))
+    write_heartbeat(tmp_path, Heartbeat(replica="old", sequence=1, every_s=1, in_service="v1"))
+    write_heartbeat(tmp_path, Heartbeat(replica="new", sequence=1, every_s=1, in_service="v1"))
     an_hour_ago = time.time() - 4_000
     os.utime(tmp_path / "serving/old.json", (an_hour_ago, an_hour_ago))
-    assert [entry.replica for entry in entries(tmp_path)] == ["new"]
+    assert [heartbeat.replica for heartbeat in read_heartbeats(tmp_path)] == ["new"]
     assert not (tmp_path / "serving/old.json").exists()
-    assert json.loads((tmp_path / "serving/new.json").read_text())["beat"] == 1
+    assert json.loads((tmp_path / "serving/new.json").read_text())["sequence"] == 1
 
 
 def test_an_entry_is_written_as_it_is_read(tmp_path: Path) -> None:
-    more = {"trial": "v2", "failed": {"v3": "x"}, "served": {"v1": Served(errors=1)}, "http_answers": 5}
-    entry = Entry(replica="r", beat=3, every_s=1.5, in_service="v1", comparison={"skipped": 0}, **more)
-    sign(tmp_path, entry)
-    assert entries(tmp_path) == [entry]
+    more = {"candidate": "v2", "failed": {"v3": "x"}, "counts": {"v1": RequestCounts(errors=1)}, "http_answers": 5}
+    heartbeat = Heartbeat(replica="r", sequence=3, every_s=1.5, in_service="v1", comparison={"skipped": 0}, **more)
+    write_heartbeat(tmp_path, heartbeat)
+    assert read_heartbeats(tmp_path) == [heartbeat]

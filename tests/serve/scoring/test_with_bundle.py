@@ -19,8 +19,8 @@ import pytest
 from clv.data.histories import build
 from clv.forecast.predictor import Predictor
 from clv.serve.client import Client
-from clv.serve.http.responses import scores_of
-from clv.serve.http.routes import routes
+from clv.serve.http.responses import score_objects
+from clv.serve.http.routes import create_app
 from clv.serve.scoring.backend import LiveBackend
 from clv.serve.store.factory import open_store
 from clv.serve.store.sqlite import SqliteStore
@@ -45,7 +45,7 @@ def backend(predictor: Predictor, shop_histories: pa.Table, tmp_path_factory: py
 
 def post(backend: LiveBackend, connect: Any, *bodies: dict[str, Any]) -> list[httpx.Response]:
     async def go() -> list[httpx.Response]:
-        async with connect(routes(backend)) as client:
+        async with connect(create_app(backend)) as client:
             return await asyncio.gather(*(client.post("/v1/predict", json=body) for body in bodies))
 
     return asyncio.run(go())
@@ -63,7 +63,7 @@ def test_served_scores_equal_batch_scores_however_requests_are_joined(
     bodies = [{"as_of": "2011-06-12", "customers": [{"customer_id": i} for i in ids[k::5]]} for k in range(5)]
     found = pd.concat([flat(answer) for answer in post(backend, connect, *bodies)]).sort_index()
     batch = predictor.predict(shop_histories, predictor.cut)
-    expected = pd.DataFrame([row for rows in scores_of(batch).values() for row in rows])
+    expected = pd.DataFrame([row for rows in score_objects(batch).values() for row in rows])
     expected = expected.set_index(["customer_id", "horizon_days"]).sort_index()
     assert len(found) == 600
     pd.testing.assert_frame_equal(found, expected, rtol=1e-5, check_dtype=False)

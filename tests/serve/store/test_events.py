@@ -22,7 +22,7 @@ from clv.data.events import EVENTS, US
 from clv.data.histories import Histories, build
 from clv.serve.store.factory import open_store
 from clv.serve.store.protocol import Store, StoreUnavailableError
-from clv.serve.store.records import ConflictError, EventAppend, Put
+from clv.serve.store.records import BulkLoad, ConflictError, EventAppend
 from clv.serve.store.sqlite import SqliteStore
 
 CLOCK = Clock("Europe/London")
@@ -170,13 +170,13 @@ def test_redis_counts_an_event_once_that_arrives_during_a_load_which_holds_it(
     redis_url: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events, store, other = shop(rng), open_store(redis_url, create=True), open_store(redis_url)
-    plan = Put.plan
+    plan = BulkLoad.plan
 
-    def slow_plan(*given: Any) -> Put:
+    def slow_plan(*given: Any) -> BulkLoad:
         other.append(events.slice(0, 1), CLOCK)
         return plan(*given)
 
-    monkeypatch.setattr(Put, "plan", slow_plan)
+    monkeypatch.setattr(BulkLoad, "plan", slow_plan)
     store.put_histories(build(events, CLOCK))
     assert_equal(store.get(ids(events)), build(events, CLOCK))
 
@@ -186,13 +186,13 @@ def test_redis_stores_a_whole_batch_anew_whose_customer_is_erased_meanwhile(
 ) -> None:
     events, store, other = shop(rng, customers=1), open_store(redis_url, create=True), open_store(redis_url)
     store.append(events.slice(0, 1), CLOCK)
-    fresh = EventAppend.fresh
+    new_rows = EventAppend.new_rows
 
-    def slow_fresh(self: EventAppend, held: Any) -> list[int]:
+    def slow_new_rows(self: EventAppend, held: Any) -> list[int]:
         other.delete(["c000"])
-        return fresh(self, held)
+        return new_rows(self, held)
 
-    monkeypatch.setattr(EventAppend, "fresh", slow_fresh)
+    monkeypatch.setattr(EventAppend, "new_rows", slow_new_rows)
     assert store.append(events.slice(0, 2), CLOCK).stored == 2
     assert_equal(store.get(["c000"]), build(events.slice(0, 2), CLOCK))
 
