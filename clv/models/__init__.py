@@ -1,1 +1,1 @@
-"""Backbone, heads and losses: torch and transformers, no Ray, no I/O."""
+"""The customer model: inputs, backbones, heads and losses, with adapters and pretraining; torch without Ray."""
