@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from clv.serve.client import Client, ClvError
-from clv.serve.http.arrow import MEDIA
+from clv.serve.http.arrow import MEDIA_TYPE
 from clv.serve.http.routes import create_app
 from clv.serve.scoring.backend import LiveBackend
 
@@ -32,10 +32,10 @@ def stream(table: pa.Table, **options: Any) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def post(backend: LiveBackend, connect: Any, body: bytes, accept: str = MEDIA, **params: str) -> httpx.Response:
+def post(backend: LiveBackend, connect: Any, body: bytes, accept: str = MEDIA_TYPE, **params: str) -> httpx.Response:
     async def go() -> httpx.Response:
         async with connect(create_app(backend)) as client:
-            headers = {"Content-Type": MEDIA, "Accept": accept}
+            headers = {"Content-Type": MEDIA_TYPE, "Accept": accept}
             return await client.post("/v1/predict", content=body, headers=headers, params=params)
 
     return asyncio.run(go())

@@ -10,14 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from clv.data.clock import Clock
-from clv.serve.http.requests import default_as_of
 from clv.serve.http.routes import create_app
 from clv.serve.http.schemas import PREDICT_EXAMPLE, CustomerResponse, ModelResponse, PredictResponse, Problem
 from clv.serve.http.security import Keys
 from clv.serve.scoring.backend import LiveBackend
 from clv.serve.scoring.batching import Batching
-from clv.serve.scoring.protocol import BundleFacts
 
 KEY = "a-key-of-twenty-char"
 KEYS = Keys.parse([f"admin={KEY}"])
@@ -138,15 +135,6 @@ def test_the_default_time_is_the_midnight_after_the_newest_event(backend: LiveBa
     found = ask(create_app(backend), connect, "POST", "/v1/predict", json=body).json()
     assert found["as_of"] == "2011-07-01T23:00:00Z"
     assert [result["status"] for result in found["results"]] == ["ok", "ok"]
-
-
-def test_the_default_time_stays_between_the_cut_and_the_coming_midnight() -> None:
-    clock = Clock("Europe/London")
-    day = clock.parse
-    facts = BundleFacts(version="v", cut=day("2011-06-01"), data_through=0, currency=None, horizons=(30,), clock=clock)
-    assert default_as_of(facts, newest=day("2011-06-10T15:00"), now=day("2012-01-01")) == day("2011-06-11")
-    assert default_as_of(facts, newest=day("2050-01-01"), now=day("2012-01-01T09:00")) == day("2012-01-02")
-    assert default_as_of(facts, newest=day("2010-01-01"), now=day("2012-01-01")) == day("2011-06-01")
 
 
 def test_data_that_has_left_the_bundle_behind_is_not_scored_in_silence(backend: LiveBackend, connect: Any) -> None:

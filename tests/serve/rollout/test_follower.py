@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 from clv.registry import Candidate, Registry
 from clv.serve.rollout.canary import CanaryScorer, ShadowScorer
 from clv.serve.rollout.follower import Follower
-from clv.serve.rollout.heartbeat import Heartbeat, HeartbeatMonitor, RequestCounts, read_heartbeats, write_heartbeat
+from clv.serve.rollout.heartbeat import Heartbeat, read_heartbeats
 from clv.serve.scoring.backend import LiveBackend
 
 
@@ -159,47 +156,3 @@ def test_what_each_version_answered_and_failed_is_signed(
     asyncio.run(go())
     (heartbeat,) = read_heartbeats(registry.root)
     assert (heartbeat.counts["v2"].answered, heartbeat.counts["v2"].errors) == (3, 3)
-
-
-def test_whoever_stops_signing_is_gone_and_whoever_never_signed_while_watched_was_not_there(tmp_path: Path) -> None:
-    clock = [0.0]
-    monitor = HeartbeatMonitor(tmp_path, now=lambda: clock[0])
-
-    def at(second: float, **beats: int) -> list[str]:
-        clock[0] = second
-        for name, sequence in beats.items():
-            write_heartbeat(
-                tmp_path,
-                Heartbeat(
-                    replica=name,
-                    sequence=sequence,
-                    every_s=2,
-                    in_service="v1",
-                    counts={"v1": RequestCounts(answered=sequence)},
-                ),
-            )
-        return [heartbeat.replica for heartbeat in monitor.live_replicas()]
-
-    assert at(0, a=1, dead=7) == []
-    assert at(1, a=2, b=1) == ["a"]
-    assert at(2, a=3, b=2) == ["a", "b"]
-    assert at(9, b=3) == ["a", "b"]
-    assert at(13) == ["b"]
-    assert at(14, a=4) == ["a", "b"]
-
-
-def test_lines_of_replicas_that_are_long_gone_are_removed(tmp_path: Path) -> None:
-    write_heartbeat(tmp_path, Heartbeat(replica="old", sequence=1, every_s=1, in_service="v1"))
-    write_heartbeat(tmp_path, Heartbeat(replica="new", sequence=1, every_s=1, in_service="v1"))
-    an_hour_ago = time.time() - 4_000
-    os.utime(tmp_path / "serving/old.json", (an_hour_ago, an_hour_ago))
-    assert [heartbeat.replica for heartbeat in read_heartbeats(tmp_path)] == ["new"]
-    assert not (tmp_path / "serving/old.json").exists()
-    assert json.loads((tmp_path / "serving/new.json").read_text())["sequence"] == 1
-
-
-def test_an_entry_is_written_as_it_is_read(tmp_path: Path) -> None:
-    more = {"candidate": "v2", "failed": {"v3": "x"}, "counts": {"v1": RequestCounts(errors=1)}, "http_answers": 5}
-    heartbeat = Heartbeat(replica="r", sequence=3, every_s=1.5, in_service="v1", comparison={"skipped": 0}, **more)
-    write_heartbeat(tmp_path, heartbeat)
-    assert read_heartbeats(tmp_path) == [heartbeat]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -198,32 +198,3 @@ def test_a_withdrawn_request_is_never_scored(predictor: Any) -> None:
 def test_senseless_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}\n  Input should be greater than"):
         Batching(**wrong)
-
-
-def test_a_bundle_that_scores_nobody_is_not_put_in_service(backend: Any, make_predictor: Callable[..., Any]) -> None:
-    predictor = make_predictor("v2")
-    predictor.predict = lambda histories, as_of, horizons: make_predictor().predict(histories, 0, horizons)
-    with pytest.raises(ValueError, match="scores none of the warm-up customers"):
-        backend.install(predictor)
-    assert backend.scorer().facts.version == "v1"
-
-
-def test_scores_and_the_bundle_in_service_show_in_the_metrics(backend: Any) -> None:
-    value = backend.metrics.registry.get_sample_value
-    assert value("clv_model_info", {"version": "v1", "cut": "2011-06-01T00:00:00+00:00"}) == 1
-    histories = pa.concat_tables([history("A", 73.0), history("B", 730.0), history("C", 1.0)])
-    asyncio.run(backend.scorer().score(histories, AS_OF, (365, 730)))
-    assert value("clv_score_value_count") == value("clv_score_p_purchase_count") == 3
-    assert value("clv_score_value_sum") == pytest.approx(804.0), "at the shortest horizon"
-    assert value("clv_score_value_bucket", {"le": "100.0"}) == 2
-
-
-def test_a_large_answer_is_sampled_evenly(make_predictor: Callable[..., Any]) -> None:
-    metrics = Metrics()
-    many = pa.concat_tables([history(f"c{i:04d}", float(i)) for i in range(1, 1001)])
-    metrics.observe_scores(make_predictor().predict(many, AS_OF, (365,)))
-    value = metrics.registry.get_sample_value
-    assert value("clv_score_value_count") == 64
-    assert value("clv_score_value_sum") / 64 == pytest.approx(500, rel=0.05)
-    metrics.observe_scores(make_predictor().predict(many, 0, (365,)))
-    assert value("clv_score_value_count") == 64

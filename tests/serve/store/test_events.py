@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,7 @@ from clv.data.events import EVENTS, US
 from clv.data.histories import Histories, build
 from clv.serve.store.factory import open_store
 from clv.serve.store.protocol import Store, StoreUnavailableError
-from clv.serve.store.records import BulkLoad, ConflictError, EventAppend
+from clv.serve.store.records import ConflictError
 from clv.serve.store.sqlite import SqliteStore
 
 CLOCK = Clock("Europe/London")
@@ -164,37 +163,6 @@ def test_an_older_load_does_not_set_back_the_newest_event(store: Store, rng: np.
     assert store.data_through() == last(events)
     store.put_histories(build(events.slice(0, 300), CLOCK))
     assert store.data_through() == last(events)
-
-
-def test_redis_counts_an_event_once_that_arrives_during_a_load_which_holds_it(
-    redis_url: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events, store, other = shop(rng), open_store(redis_url, create=True), open_store(redis_url)
-    plan = BulkLoad.plan
-
-    def slow_plan(*given: Any) -> BulkLoad:
-        other.append(events.slice(0, 1), CLOCK)
-        return plan(*given)
-
-    monkeypatch.setattr(BulkLoad, "plan", slow_plan)
-    store.put_histories(build(events, CLOCK))
-    assert_equal(store.get(ids(events)), build(events, CLOCK))
-
-
-def test_redis_stores_a_whole_batch_anew_whose_customer_is_erased_meanwhile(
-    redis_url: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events, store, other = shop(rng, customers=1), open_store(redis_url, create=True), open_store(redis_url)
-    store.append(events.slice(0, 1), CLOCK)
-    new_rows = EventAppend.new_rows
-
-    def slow_new_rows(self: EventAppend, held: Any) -> list[int]:
-        other.delete(["c000"])
-        return new_rows(self, held)
-
-    monkeypatch.setattr(EventAppend, "new_rows", slow_new_rows)
-    assert store.append(events.slice(0, 2), CLOCK).stored == 2
-    assert_equal(store.get(["c000"]), build(events.slice(0, 2), CLOCK))
 
 
 def test_attributes_of_the_load_stay_when_events_come(store: Store, rng: np.random.Generator) -> None:
@@ -372,33 +340,3 @@ def test_nothing_acknowledged_is_lost_when_redis_is_killed(
     assert_equal(store.get(ids(events)), build(events.slice(0, count), CLOCK))
     store.close()
     server.kill()
-
-
-def test_a_redis_without_a_store_is_refused_and_one_that_is_down_is_asked_later(redis_url: str) -> None:
-    with pytest.raises(ValueError, match=r"ray_jobs\.load_store"):
-        open_store(redis_url)
-    down = "redis://127.0.0.1:9/0"
-    with pytest.raises(ValueError, match="does not answer"):
-        open_store(down, create=True)
-    store = open_store(down)
-    for call in (store.count, store.data_through, lambda: store.get(["a"]), lambda: store.delete(["a"])):
-        with pytest.raises(StoreUnavailableError, match="does not answer"):
-            call()
-
-
-def test_a_locked_file_is_a_store_that_is_busy(tmp_path: Path, rng: np.random.Generator) -> None:
-    store = SqliteStore(tmp_path, create=True)
-    store._connection().execute("PRAGMA busy_timeout = 50")
-    other = SqliteStore(tmp_path)
-    other._connection().execute("BEGIN IMMEDIATE")
-    with pytest.raises(StoreUnavailableError, match="is busy"):
-        store.append(shop(rng).slice(0, 1), CLOCK)
-    other._connection().execute("ROLLBACK")
-    assert store.append(shop(rng).slice(0, 1), CLOCK).stored == 1
-    for one in (store, other):
-        one.close()
-
-
-def test_an_address_of_something_else_is_refused() -> None:
-    with pytest.raises(ValueError, match="is no store"):
-        open_store("http://localhost/x")
