@@ -1,4 +1,4 @@
-"""Adapters in a frozen backbone: few weights learn, in the bundle they say what they said apart, and both are kept."""
+"""Adapters in a training run: which weights learn, the merged model of the bundle, and the folder of adapters."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,7 @@ def trained(config: TrainConfig, setup: Setup, shop: Dataset) -> CustomerModel:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_adapters_are_silent_at_the_start(
+def test_fresh_adapters_other_than_prefixes_change_nothing(
     method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Dataset
 ) -> None:
     config = settings(tiny, source, method)
@@ -108,7 +108,7 @@ def test_only_adapters_and_what_lies_outside_the_backbone_learn(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_model_of_a_bundle_says_what_apart_says_and_can_be_kept_apart(
+def test_the_merged_model_has_the_outputs_of_the_adapters_and_their_folder_restores_them(
     method: str, tiny: TrainConfig, source: str, setup: Setup, shop: Dataset, tmp_path: Path
 ) -> None:
     config = settings(tiny, source, method)
@@ -138,7 +138,7 @@ def test_the_model_of_a_bundle_says_what_apart_says_and_can_be_kept_apart(
     assert size < 0.6 * sum(t.nbytes for t in weights.values())
 
 
-def test_a_whole_run_leaves_plain_weights_and_adapters_apart(
+def test_a_run_returns_plain_weights_and_the_adapters_by_themselves(
     tiny: TrainConfig, source: str, shop: Dataset, cutoff: int
 ) -> None:
     config = settings(tiny, source, "lora", epochs=1)
@@ -202,7 +202,7 @@ def test_averaged_weights_hold_the_ranks_of_the_budget(
 
 def test_adapters_that_would_do_nothing_are_refused(tiny: TrainConfig, source: str) -> None:
     for method in METHODS:
-        with pytest.raises(ValueError, match=f"{method} freezes the backbone, which is random without --pretrained"):
+        with pytest.raises(ValueError, match=f"{method} freezes the backbone, which is random without model"):
             replace(tiny, model=replace(tiny.model, adapters=AdapterConfig(method=method)))
         gru = replace(tiny.model.backbone, architecture="gru")
         with pytest.raises(ValueError, match=f"{method} needs a bert or gpt2 backbone, not gru"):
