@@ -1,14 +1,15 @@
-"""From a fitted run to a bundle: weights, everything fitted with them, metrics and a card in plain words."""
+"""Building a bundle from a fitted run: weights, all that was fitted with them, metrics and the model card."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from clv.bundle import Bundle, as_json
+from clv.bundle import Bundle, plain_json
+from clv.data.clock import to_datetime
 from clv.evaluate.report import html_page
-from clv.evaluate.report.card import judgement
-from clv.evaluate.report.findings import Findings, find
+from clv.evaluate.report.card import evaluation_lines
+from clv.evaluate.report.findings import Findings, evaluate_panel
 from clv.forecast.horizons import TAIL_YEARS, tail_years
 from clv.train.config import TrainConfig
 from clv.train.fitting import Dataset, Phases
@@ -29,7 +30,7 @@ def to_bundle(
     held_out = None
     if phases.holdout is not None:
         held_out = {"origin": to_datetime(phases.holdout.cutoff).isoformat(), "horizon_days": phases.primary}
-    model_settings = as_json(config.model.merged)
+    model_settings = plain_json(config.model.with_merged_adapters)
     model_settings["backbone"]["pretrained"] = None  # the weights are in the bundle
     facts = {
         "dataset": dataset_facts["name"],
@@ -40,16 +41,16 @@ def to_bundle(
         "value_scale": assembler.value_scale,
         "population_average": assembler.population_average.tolist(),
         "model": model_settings,
-        "train": as_json(config),
+        "train": plain_json(config),
         "notices": notices,
     }
-    found = [find(fitted.panel)] if fitted.panel is not None else []
+    found = [evaluate_panel(fitted.panel)] if fitted.panel is not None else []
     text = card(facts, fitted, found, tail_years(assembler.btyd))
     page = html_page.render(
         found,
         title=f"{dataset_facts['name']}: how good is bundle cut at {to_datetime(phases.final.cutoff).date()}",
         currency=dataset_facts["currency"],
-        notices=notices if found else [judgement(found)[0], *notices],
+        notices=notices if found else [evaluation_lines(found)[0], *notices],
     )
     return Bundle(
         config=facts,
@@ -69,7 +70,7 @@ def to_bundle(
 
 
 def card(facts: dict[str, Any], fitted: Fitted, found: Sequence[Findings], tail: int) -> str:
-    """The bundle in plain words. `tail`: years beyond the longest horizon that `clv_mean` counts."""
+    """The model card (Markdown). tail: years beyond the longest horizon that `clv_mean` counts."""
     dataset_facts = facts["dataset_facts"]
     lines = [
         f"# {facts['dataset']}: customer lifetime value",
@@ -77,14 +78,14 @@ def card(facts: dict[str, Any], fitted: Fitted, found: Sequence[Findings], tail:
         f"Trained on what was known before {facts['cut']}; values in {dataset_facts['currency'] or 'no currency'}, "
         f"days counted in {dataset_facts['timezone']}, value is {dataset_facts['value']}.",
         "",
-        *judgement(found),
+        *evaluation_lines(found),
     ]
     if found:
         blend_weight = fitted.adjustment.blend_value[0]
         lines += [
-            "The BTYD model (BG/NBD with Gamma-Gamma spend and seasonal level) is as good here: the model adds nothing."
+            "The BTYD model (BG/NBD, Gamma-Gamma, seasonal factor) is as good here: the network adds nothing."
             if blend_weight == 0 and fitted.adjustment.blend_purchase[0] == 0
-            else f"The model's say in the value is {blend_weight:.0%}, the BTYD model's {1 - blend_weight:.0%}.",
+            else f"The network's weight in the value is {blend_weight:.0%}, the BTYD model's {1 - blend_weight:.0%}.",
             "",
         ]
     lines += [lifetime(dataset_facts, tail), "", *(f"- {notice}" for notice in facts["notices"]), ""]
@@ -92,7 +93,7 @@ def card(facts: dict[str, Any], fitted: Fitted, found: Sequence[Findings], tail:
 
 
 def lifetime(dataset_facts: dict[str, Any], tail: int) -> str:
-    """What `clv_mean` counts, in words."""
+    """A sentence that defines `clv_mean`."""
     text = (
         f"`clv_mean` is what a customer spends in the next {dataset_facts['horizons'][-1]} days and the {tail} "
         f"years after them, discounted at {dataset_facts['discount_rate_annual']:.0%} a year; the years are "

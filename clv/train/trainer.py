@@ -108,7 +108,7 @@ def train(
         adjustment, adjusted = fit_adjustment(held_out, raw, progress.blend_weight)
         origin = dataset.clock.format(phases.holdout.cutoff)
         panel = held_out_panel(held_out, adjusted, origin, dataset.first_day_known(phases.holdout.cutoff))
-    adjustment = adjustment.limit_to_observed(phases.final.num_matured)
+    adjustment = adjustment.limit_to_observed(phases.final.num_observed)
     rows = phases.final.assembler.assemble(dataset.histories, phases.final.cutoff)
     model = load_model(phases.final, config, weights, device)
     raw = forecast_samples(model, rows.samples, phases.final.assembler.value_scale, device=device)

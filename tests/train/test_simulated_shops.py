@@ -1,4 +1,4 @@
-"""On shops whose truth is known: better than the BTYD model where the BTYD model is wrong, the BTYD model where it is right."""
+"""Simulated shops of known truth: what the value model learns beyond the BTYD model, and what it leaves unchanged."""
 
 from dataclasses import dataclass
 from typing import Any
