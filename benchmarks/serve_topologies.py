@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve import Application
 
 from clv.serve.deployments import AppArgs, Replica
-from clv.serve.scoring.protocol import Facts
+from clv.serve.scoring.protocol import BundleFacts
 
 
 def pack(table: pa.Table) -> bytes:
@@ -36,7 +36,7 @@ class Model(Replica):
         super().__init__(args)
         self._start()
 
-    def facts(self) -> Facts:
+    def facts(self) -> BundleFacts:
         return self.backend.scorer().facts
 
     async def score(self, histories: bytes, as_of: int, horizons: tuple[int, ...]) -> bytes:
@@ -46,7 +46,7 @@ class Model(Replica):
 class FarScorer:
     """A `Scorer` whose arithmetic is one hop away. Serve does not ask again when a model replica dies: we do."""
 
-    def __init__(self, handle: Any, facts: Facts) -> None:
+    def __init__(self, handle: Any, facts: BundleFacts) -> None:
         self.facts, self._handle = facts, handle
 
     def check(self, as_of: int, data_through: int) -> None:

@@ -1,4 +1,4 @@
-"""A typed HTTP client. Reads are harmless and events counted once, so a call whose answer was lost is made again."""
+"""Typed HTTP client of the service. Calls have no effect when repeated, so a call without an answer is retried."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ from clv.serve.http.schemas import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Nobody worked on these; any other 5xx may have a reason that a repetition would only repeat.
-_AGAIN = frozenset({429, 503})
+# The server has not worked on these requests; another 5xx would probably fail again.
+_RETRYABLE = frozenset({429, 503})
 _PROBLEM = "application/problem+json"
 _ARROW = "application/vnd.apache.arrow.stream"
 
@@ -92,7 +92,7 @@ class Client:
         horizons_days: Sequence[int] | None = None,
         model_version: str | None = None,
     ) -> PredictResponse:
-        """Scores of any number of customers, asked for in requests of 1,000; a string is a stored customer's id.
+        """Returns scores of any number of customers, in requests of 1,000; a string is a stored customer's id.
 
         Raises ValidationError before anything is sent, ClvError for a refusal, httpx.TransportError without an answer.
         """
@@ -120,8 +120,10 @@ class Client:
         horizons_days: Sequence[int] | None = None,
         model_version: str | None = None,
     ) -> pa.Table:
-        """As `predict`, by Arrow: at most 1,000 ids, or a table of events with `customer_id`; the table of scores has
-        one row per customer and horizon, and a row with status unknown_customer for each that is not known."""
+        """Returns scores as a table, by Arrow: for at most 1,000 ids, or a table of events with `customer_id`.
+
+        It has a row per customer and horizon, and a row with status unknown_customer for each unknown customer.
+        """
         import pyarrow as pa
 
         table = customers if isinstance(customers, pa.Table) else pa.table({"customer_id": list(customers)})
@@ -144,14 +146,14 @@ class Client:
         as_of: datetime | str | None = None,
         horizons_days: Sequence[int] | None = None,
     ) -> PortfolioResponse:
-        """What up to 10,000 stored customers will be worth together. Raises as `predict`."""
+        """Returns the total value of up to 10,000 stored customers; raises the errors of `predict`."""
         horizons = list(horizons_days) if horizons_days is not None else None
         asked = {"as_of": as_of, "horizons_days": horizons, "customer_ids": list(customer_ids)}
         return PortfolioResponse.model_validate_json(self._post("portfolio", PortfolioRequest, asked))
 
     def send(self, events: Sequence[PostedEvent | Mapping[str, Any]]) -> EventsResponse:
-        """Stores any number of events, 1,000 per request; the parts before a refused one are stored. Raises as
-        `predict`; ClvError 409 names an event id that stands for another event."""
+        """Stores any number of events, 1,000 per request; the parts before a refused one are stored. Raises the
+        errors of `predict`; ClvError 409 names the id of another event."""
         stored = repeated = 0
         for start in range(0, len(events), MAX_POSTED):
             part = {"events": list(events[start : start + MAX_POSTED])}
@@ -164,22 +166,22 @@ class Client:
 
         Raises ClvError for every answer that is neither the service's 204 nor its own "no such customer".
         """
-        answer = self._about(customer_id, "DELETE")
+        answer = self._call_customer(customer_id, "DELETE")
         if answer is not None and answer.status_code != 204:
             raise ClvError(answer.status_code, None, answer.request.headers["X-Request-ID"])
         return answer is not None
 
     def customer(self, customer_id: str) -> CustomerResponse | None:
-        """What is stored of one customer, with scores; None for an unknown one."""
-        found = self._about(customer_id, "GET")
+        """Returns summary and scores of a stored customer; None for an unknown one."""
+        found = self._call_customer(customer_id, "GET")
         return None if found is None else CustomerResponse.model_validate_json(found.content)
 
     def model(self) -> ModelResponse:
-        """The bundle in service."""
+        """Returns version and settings of the bundle in service."""
         return ModelResponse.model_validate_json(self._call("GET", "/v1/model").content)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Closes the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -193,7 +195,7 @@ class Client:
     def _predict_once(
         self, customers: Sequence[str | Customer | Mapping[str, Any]], asked: Mapping[str, Any]
     ) -> PredictResponse | None:
-        """Returns None when a new bundle took over: scores of two models must not stand in one answer."""
+        """Returns None when a new bundle took over: one answer must not mix the scores of two bundles."""
         parts: list[PredictResponse] = []
         for start in range(0, len(customers), MAX_CUSTOMERS):
             request = {**asked, "customers": customers[start : start + MAX_CUSTOMERS]}
@@ -205,7 +207,7 @@ class Client:
                 return None
         return parts[0].model_copy(update={"results": [result for one in parts for result in one.results]})
 
-    def _about(self, customer_id: str, method: str) -> httpx.Response | None:
+    def _call_customer(self, customer_id: str, method: str) -> httpx.Response | None:
         """Returns None only where the service itself writes that it holds no such customer. The 404 of a proxy, of a
         wrong prefix or of a service without a store is an error: an erasure must never be skipped in silence."""
         try:
@@ -235,11 +237,11 @@ class Client:
             if answer.is_success:
                 return answer
             self.failures[str(answer.status_code)] += 1
-            wait_s = _seconds(answer.headers.get("retry-after"))
+            wait_s = _parse_retry_after(answer.headers.get("retry-after"))
             raise ClvError(answer.status_code, _problem(answer), request_id, wait_s)
 
         again = Retrying(
-            retry=retry_if_exception(_may_pass),
+            retry=retry_if_exception(_is_retryable),
             stop=_StopAfter(self._retries + 1, self._retry_for_s),
             wait=wait_random_exponential(multiplier=0.2, min=0.1) + wait_exception(_retry_after),
             reraise=True,
@@ -261,8 +263,8 @@ class _StopAfter:
         return late or state.attempt_number >= self._attempts
 
 
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, httpx.TransportError) or (isinstance(error, ClvError) and error.status in _AGAIN)
+def _is_retryable(error: BaseException) -> bool:
+    return isinstance(error, httpx.TransportError) or (isinstance(error, ClvError) and error.status in _RETRYABLE)
 
 
 def _retry_after(error: BaseException) -> float:
@@ -278,6 +280,6 @@ def _problem(answer: httpx.Response) -> Problem | None:
         return None
 
 
-def _seconds(retry_after: str | None) -> float:
-    """Retry-After in seconds; its form as a date is not used by this service."""
+def _parse_retry_after(retry_after: str | None) -> float:
+    """Returns Retry-After in seconds; this service does not send dates."""
     return float(retry_after) if retry_after and retry_after.isdecimal() else 0.0

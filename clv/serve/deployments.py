@@ -118,7 +118,7 @@ class Replica:
         return self.create_app(echo_request_id=False)
 
     def create_app(self, *, echo_request_id: bool = True) -> FastAPI:
-        """The HTTP application over what this replica holds."""
+        """Returns the HTTP application over this replica's backend."""
         return create_app(
             self.backend,
             self.keys,
@@ -130,13 +130,13 @@ class Replica:
         )
 
     def load(self, bundle: Path) -> PredictorProtocol:
-        """The predictor of a bundle folder; raises what a damaged or foreign bundle raises."""
+        """Returns the predictor of a bundle folder; raises BundleError for a damaged bundle."""
         from clv.forecast.predictor import Predictor
 
         return Predictor(bundle, device=self.args.device)
 
     def _start(self) -> None:
-        # Here and not above: whoever only builds the application, as `serve deploy` does, needs no torch.
+        # Imported here, because building the application, as `serve deploy` does, needs no torch.
         import torch
 
         torch.set_num_threads(self.args.cpu_threads)
@@ -145,16 +145,16 @@ class Replica:
         self.backend.install(self.load(bundle))
 
     def check_health(self) -> None:
-        """Called by Serve: raises, and so has the replica replaced, when nothing is in service or scoring is stuck.
+        """Serve calls this and replaces the replica when it raises: without a bundle, or with a stuck prediction.
 
-        A store that is down is no reason: another replica would not reach it either, and inline requests go on.
+        A store that is down does not raise: another replica would not reach it either.
         """
         self.backend.check_health(2 * self.args.deadline_s)
 
 
 class MetricsExporter:
-    """Our metrics among Ray's, which each node exports with the replica's name: an HTTP call to /metrics reaches one
-    replica, chosen by the proxy. Counters and histograms go as gauges of their samples: to Prometheus they look alike.
+    """Copies the metrics of a replica into Ray's, which each node exports: an HTTP call to /metrics reaches only one
+    replica, chosen by the proxy. Samples of counters and histograms become gauges of the same names.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -163,13 +163,13 @@ class MetricsExporter:
         self._set: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Exports until it is cancelled."""
         while True:
             self.export()
             await asyncio.sleep(EXPORT_S)
 
     def export(self) -> None:
-        """One picture of all samples; those that are no more become 0."""
+        """Exports all samples once; samples that no longer exist become 0."""
         gone, self._set = self._set, set()
         for family in self._registry.collect():
             for sample in family.samples:
@@ -185,8 +185,8 @@ class MetricsExporter:
 
 
 def log_with_serve() -> None:
-    """What we log goes where Serve's own lines go, in the form that the Serve file asks for, and at once: Serve's wait
-    in a buffer for speed, but a line that says who was erased must not die with its replica."""
+    """Sends the log of `clv` to the handlers of Serve's log, without their buffer: the line of an erasure must not be
+    lost with its replica."""
     theirs, ours = logging.getLogger("ray.serve"), logging.getLogger("clv")
     ours.handlers, ours.propagate = [], False
     ours.setLevel(theirs.level or logging.INFO)
@@ -199,9 +199,9 @@ def log_with_serve() -> None:
 
 
 async def http_host() -> str | None:
-    """The address Serve's proxies listen on, asked of the running controller; None when it does not tell.
+    """Returns the address on which Serve's proxies listen, from the controller; None when the controller has none.
 
-    Serve has no public call for it. A guess from our own arguments would be worse: they can differ from what runs.
+    Serve has no public function for it, and the arguments of this process may differ from the running service.
     """
     try:
         from ray.serve.context import _get_global_client
@@ -210,7 +210,7 @@ async def http_host() -> str | None:
         options = await client._controller.get_http_config.remote()
         host: str | None = options.host
     except Exception:
-        LOG.exception("Serve does not tell the address it listens on")
+        LOG.exception("the address on which Serve listens is unknown")
         return None
     return host
 

@@ -1,4 +1,4 @@
-"""Concurrent requests of one replica share predictor calls; the event loop never waits for arithmetic."""
+"""Batching: concurrent requests of one replica share calls of the predictor, which run in a thread of their own."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from clv.data.histories import concat
 from clv.serve.http.metrics import Metrics
 
 ScoreFunction = Callable[[pa.Table, int, tuple[int, ...]], pa.Table]
-# What of earlier calls remains, after each new one, in the pace that waiting times are estimated from.
+# Weight of earlier calls, after each new one, in the pace from which waiting times are estimated.
 DECAY = 0.8
 
 
 class Overloaded(Exception):
-    """The replica would answer too late; the caller should come back after `retry_after_s`."""
+    """The replica would answer too late; the caller should retry after `retry_after_s` seconds."""
 
     def __init__(self, retry_after_s: int = 1) -> None:
         super().__init__(f"too many customers are waiting, retry after {retry_after_s} s")
@@ -96,7 +96,7 @@ class Batcher:
         self._began: float | None = None  # when the running call did
 
     async def score(self, histories: pa.Table, as_of: int, horizons: tuple[int, ...]) -> pa.Table:
-        """SCORES of the histories; raises Overloaded when it would wait too long. Cancelling withdraws the request."""
+        """Returns SCORES of the histories; raises Overloaded for a too long wait. Cancelling withdraws the request."""
         self._check_capacity(len(histories))
         lengths = pc.list_value_length(histories["time"]).to_numpy().astype(np.int64)
         lengths = np.clip(lengths, 1, self.max_length)
@@ -108,7 +108,7 @@ class Batcher:
         return await entry.result
 
     async def run_alone(self, call: Callable[[], pa.Table], histories: pa.Table) -> pa.Table:
-        """What `call` returns, in this batcher's thread and turn; raises Overloaded as `score` does."""
+        """Returns the result of `call`, run in this batcher's thread; raises Overloaded as `score` does."""
         self._check_capacity(len(histories))
         tokens = int(pc.sum(pc.list_value_length(histories["time"])).as_py() or 0)
         self._count(len(histories), tokens)
@@ -118,7 +118,7 @@ class Batcher:
             self._count(-len(histories), -tokens)
 
     def busy_s(self) -> float:
-        """Seconds since the running call began; 0 without one."""
+        """Returns the seconds since the running call began; 0 without one."""
         began = self._began
         return time.perf_counter() - began if began is not None else 0.0
 
@@ -139,7 +139,7 @@ class Batcher:
             await self._run(batch)
 
     def _next_batch(self) -> list[_PendingRequest]:
-        """The oldest request, and in their order those that may be computed with it."""
+        """Removes and returns the oldest request and, in order, the requests that can share its call."""
         batch: list[_PendingRequest] = []
         later: deque[_PendingRequest] = deque()
         customers = longest = 0
@@ -181,7 +181,7 @@ class Batcher:
         sizes = [len(entry.histories) for entry in batch]
         histories = concat([entry.histories for entry in batch])
         ids = histories["customer_id"]
-        # Two requests may bring the same customer with different histories: within the call, a row's number is its id.
+        # Two requests may hold different histories of one customer: within the call, a row's number is its id.
         numbers = pa.array(np.char.zfill(np.arange(len(histories)).astype(str), 9))
         where = histories.schema.get_field_index("customer_id")
         self._began = began = time.perf_counter()
@@ -206,12 +206,12 @@ class Batcher:
 
 
 def scoring_thread() -> ThreadPoolExecutor:
-    """The thread that scores."""
+    """Returns the executor, of one thread, in which the predictor runs."""
     return ThreadPoolExecutor(1, thread_name_prefix="clv-score")
 
 
 def padded_tokens(lengths: NDArray[np.int64], rows: int) -> int:
-    """Tokens computed for histories of these lengths, sorted and padded to the longest of each `rows`."""
+    """Returns the tokens computed for histories of these lengths, sorted and padded to the longest of each `rows`."""
     ordered = np.sort(lengths)
     starts = np.arange(0, len(ordered), rows)
     ends = np.minimum(starts + rows, len(ordered))
