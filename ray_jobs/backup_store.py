@@ -1,7 +1,9 @@
-"""Backup of the online store while it serves: `python -m ray_jobs.backup_store --store STORE --out FOLDER`.
+"""Back up the online store while it serves.
 
-Every customer is kept as at one moment, with its history and events; erasures and the store's key go along, so that the
-erased stay erased after a restore. Keep the folder as safe as the store: it holds customers' ids.
+Reads STORE and writes FOLDER: every customer as of one moment, with history and events, the erasures and the store's
+key, so that erased customers stay erased after a restore. Keep the folder as safe as the store: it holds customer ids.
+
+    python -m ray_jobs.backup_store --store out/store --out out/backup
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ ERASURES = "erasures.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(JobOptions):
-    """Writes the customers of an online store to a folder."""
+    """Options of a backup."""
 
     store: str
     """The online store: a folder, or redis://HOST:PORT/DB."""

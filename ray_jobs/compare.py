@@ -1,4 +1,10 @@
-"""Compare: settings and metrics of several runs side by side. `python -m ray_jobs.compare BUNDLE BUNDLE ...`."""
+"""Compare settings and metrics of several training or pretraining runs side by side.
+
+Reads bundles of ray_jobs.train or encoders of ray_jobs.pretrain. Logs the settings that differ, then the metrics at the
+held-out origin; writes nothing.
+
+    python -m ray_jobs.compare out/bundle out/bundle-2
+"""
 
 from __future__ import annotations
 
@@ -19,16 +25,16 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(JobOptions):
-    """Prints what differs: settings that are not the same in all runs, then metrics at the held-out origin."""
+    """Options of a comparison."""
 
     runs: Positional[tuple[Path, ...]]
     """Bundles of ray_jobs.train, or encoders of ray_jobs.pretrain."""
     all: bool = False
-    """Settings that are the same, too."""
+    """Also log the settings that are equal in all runs."""
 
 
 def run(options: Options) -> None:
-    """Raises ValueError for fewer than two runs, and for a folder that is none or damaged."""
+    """Raises ValueError for fewer than two runs, and for a folder that is damaged or holds no run."""
     if len(options.runs) < 2:
         raise ValueError(f"give two runs or more to compare, not {len(options.runs)}")
     found = [facts(folder) for folder in options.runs]

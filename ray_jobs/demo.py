@@ -1,6 +1,9 @@
-"""Demo: the whole flow on The Complete Journey, a year of a real grocer, on this machine. `make demo`.
+"""Demo: the whole flow on The Complete Journey, a year of a real grocer, on this machine.
 
-Prepare, embed, train, back-test, score and serve run as the jobs a user would run, one after the other.
+Runs prepare, embed, train, backtest, score, load_store and the service one after the other, as a user would. Writes
+everything below --out and logs a summary with three answers of the service.
+
+    python -m ray_jobs.demo --out out/demo
 """
 
 from __future__ import annotations
@@ -27,17 +30,19 @@ LOG = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = ROOT / "ray_jobs/datasets/complete_journey.yaml"
-EXPECTED_LINES, EXPECTED_CUSTOMERS = 1_469_307, 2_469
+EXPECTED_ROWS, EXPECTED_CUSTOMERS = 1_469_307, 2_469
 ORIGIN, HORIZON_DAYS = "2017-10-04", 90
 LOAD_DEADLINE_S = 240
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(JobOptions):
-    """Everything goes under --out; the last screen says how to keep the service running."""
+    """Options of the demo."""
 
     out: Path = Path("out/demo")
+    """Folder for all results."""
     port: int = 8000
+    """Port of the service."""
 
 
 def run(options: Options) -> None:
@@ -105,11 +110,11 @@ def job(name: str, *arguments: str) -> str:
 
 
 def check(histories: Path) -> None:
-    """The dataset is whole, or what follows means nothing."""
+    """Raises RuntimeError where the dataset is incomplete."""
     manifest = json.loads((histories / "manifest.json").read_text())
     found = manifest["row_accounting"]["events"]["read"], manifest["num_customers"]
-    if found != (EXPECTED_LINES, EXPECTED_CUSTOMERS):
-        raise RuntimeError(f"read {found[0]:,} lines of {found[1]:,} customers, expected {EXPECTED_LINES:,} of "
+    if found != (EXPECTED_ROWS, EXPECTED_CUSTOMERS):
+        raise RuntimeError(f"read {found[0]:,} rows of {found[1]:,} customers, expected {EXPECTED_ROWS:,} of "
                            f"{EXPECTED_CUSTOMERS:,}")  # fmt: skip
 
 

@@ -1,4 +1,11 @@
-"""Indicators: `python -m ray_jobs.indicators --histories HISTORIES --origin 2011-06-12 [--scores SCORES] --out DIR`."""
+"""Indicators of customers: conversion, repurchase, purchase frequency and order value, per customer, cohort and in all.
+
+Reads HISTORIES, which ray_jobs.prepare wrote, and optionally SCORES of ray_jobs.score. Writes customers/ (Parquet),
+cohorts.csv, funnel.json and run.json into DIR; with scores also calibration.csv, which compares predictions with what
+customers did where the horizon is over.
+
+    python -m ray_jobs.indicators --histories out/histories --origin 2011-06-12 --scores out/scores --out out/indicators
+"""
 
 from __future__ import annotations
 
@@ -22,16 +29,16 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(JobOptions):
-    """Conversion, repurchase, frequency and order value of every customer, of cohorts and of all; with scores also
-    what is predicted for them, and, where the horizon is over, whether that came true."""
+    """Options of the indicators."""
 
     histories: Path
+    """Folder that ray_jobs.prepare wrote."""
     out: Path
-    """Folder to write: customers/ (Parquet), cohorts.csv, funnel.json, and with scores calibration.csv."""
+    """Folder to write; a folder that holds indicators is replaced."""
     origin: str | None = None
     """Nothing from this date on is counted; by default the day after the last event, or the origin of the scores."""
     scores: Path | None = None
-    """Folder of `ray_jobs.score` on the same histories."""
+    """Folder that ray_jobs.score wrote for the same histories."""
 
 
 def run(options: Options) -> None:
@@ -62,7 +69,7 @@ def run(options: Options) -> None:
     check_output(out, "a folder of indicators", "funnel.json")
     shutil.rmtree(out, ignore_errors=True)
     (out / "customers").mkdir(parents=True)
-    task = partial(shard, prepared, origin, options.scores, out)
+    task = partial(write_shard, prepared, origin, options.scores, out)
     for done in work_units.run_here(task, len(prepared.shards)):
         LOG.info(f"shard {done['shard'] + 1}/{len(prepared.shards)}: {done['customers']:,} customers")
     table = pd.read_parquet(out / "customers")
@@ -78,8 +85,8 @@ def run(options: Options) -> None:
     LOG.info(f"wrote the indicators of {len(one):,} customers to {options.out}")
 
 
-def shard(prepared: Any, origin: int, scores: Path | None, out: Path, number: int) -> dict[str, Any]:
-    """Indicators of one shard's customers; with scores a row per horizon, and what came in it where it is over."""
+def write_shard(prepared: Any, origin: int, scores: Path | None, out: Path, number: int) -> dict[str, Any]:
+    """Indicators of one shard's customers; with scores a row per horizon, with actual orders and value."""
     import pyarrow.parquet as pq
 
     from clv.data import indicators
@@ -104,7 +111,9 @@ def shard(prepared: Any, origin: int, scores: Path | None, out: Path, number: in
         known = predicted[wanted].rename(columns={"aov": "aov_mean"})
         table = pd.concat(parts).merge(known, on=["customer_id", "horizon_days"], validate="one_to_one")
         if len(table) != len(predicted):
-            raise ValueError(f"{scores} scores other customers than shard {number} holds: not of these histories")
+            raise ValueError(
+                f"{scores} has other customers than shard {number}: these are the scores of other histories"
+            )
     table.to_parquet(out / "customers" / f"part-{number:05d}.parquet", index=False)
     return {"shard": number, "customers": len(past)}
 
@@ -116,7 +125,7 @@ def _calibrate(table: pd.DataFrame, out: Path) -> None:
     for days, rows in table.groupby("horizon_days"):
         known = rows[rows["orders_real"].notna()].assign(visitor=lambda r: r["orders"] == 0)
         if not len(known):
-            LOG.info(f"horizon {days} days is not over: nothing to hold the predictions against")
+            LOG.info(f"horizon {days} days is not over: predictions cannot be compared yet")
             continue
         for by in (None, "cohort"):
             found = indicators.calibration_table(known, by).assign(horizon_days=days, by=by or "prediction")

@@ -1,7 +1,10 @@
-"""Fills the online store from a histories folder, one shard in memory at a time.
+"""Load the customers of a histories folder into the online store, one shard in memory at a time.
 
-Customers are replaced whole; events that the server was sent since and that the histories do not hold stay. Of an
-erased customer nothing older than the erasure returns.
+Reads HISTORIES, the folder that ray_jobs.prepare wrote. Replaces customers in STORE as a whole; events that the server
+received since then and that the histories do not hold are kept. Events of an erased customer that are older than the
+erasure are left out. Writes run.json into a store that is a folder.
+
+    python -m ray_jobs.load_store --histories out/histories --store out/store
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(JobOptions):
-    """Puts the customers of a histories folder into the online store."""
+    """Options of a load."""
 
     histories: Path
-    """Folder that prepare wrote."""
+    """Folder that ray_jobs.prepare wrote."""
     store: str
-    """The online store (the server's CLV_STORE): a folder, made when missing, or redis://HOST:PORT/DB."""
+    """The online store (the server's CLV_STORE): a folder, created when missing, or redis://HOST:PORT/DB."""
     rows: int = 20_000
     """Customers per transaction (Redis: at most 1,000)."""
 

@@ -1,7 +1,9 @@
-"""Promote: put a bundle in production. `python -m ray_jobs.promote --registry ROOT --bundle BUNDLE --reason TEXT`.
+"""Promote a bundle: publish it in the registry and put it in production.
 
-For the first bundle, or where no service runs; `deploy` does the same under the eyes of a running service. Servers that
-follow the registry load it within seconds. The registry's log.jsonl keeps who replaced what and why.
+For the first bundle, or where no service runs; `deploy` does the same and watches a running service. Servers that
+follow the registry load the bundle within seconds. Writes the bundle and a line of log.jsonl into the registry.
+
+    python -m ray_jobs.promote --registry out/registry --bundle out/bundle --reason "June refit"
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(JobOptions):
-    """Publishes a bundle and points production at it, or at a version published before."""
+    """Options of a promotion."""
 
     registry: Path
-    """Root of the registry; made when missing."""
+    """Root of the registry; created when missing."""
     bundle: Path | None = None
     """Bundle folder to publish first."""
     version: str | None = None
-    """A version published before; instead of --bundle."""
+    """A published version, instead of --bundle."""
     reason: str | None = None
-    """Why; needed when another version is in production."""
+    """Reason for the registry's log; needed when another version is in production."""
     publish_only: bool = False
     """Publish the bundle and leave production as it is."""
 

@@ -1,7 +1,10 @@
-"""Restore of an online store: `python -m ray_jobs.restore_store --backup FOLDER --store STORE`, SQLite or Redis alike.
+"""Restore an online store, SQLite or Redis, from a backup.
 
-Customers come back as they were, with every event that was acknowledged before the backup; the erased do not. Load
-newer histories afterwards, and let callers send again what they sent since: what is there already counts once.
+Reads FOLDER, which ray_jobs.backup_store wrote, and writes its customers into STORE, with every event that was
+acknowledged before the backup; erased customers are left out. Afterwards load newer histories, and let callers repeat
+what they sent since the backup: an event that is stored already counts once.
+
+    python -m ray_jobs.restore_store --backup out/backup --store redis://localhost:6379/1
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(JobOptions):
-    """Fills an online store from a backup."""
+    """Options of a restore."""
 
     backup: Path
     """Folder that backup_store wrote."""
     store: str
-    """The online store: a folder, made when missing, or redis://HOST:PORT/DB."""
+    """The online store: a folder, created when missing, or redis://HOST:PORT/DB."""
     overwrite: bool = False
-    """Also into a store that holds customers: those of the backup lose what they got since."""
+    """Restore also into a store that holds customers; those of the backup lose the events received since."""
 
 
 def run(options: Options) -> None:

@@ -1,4 +1,9 @@
-"""Rollback: back to the bundle that was in production before. `python -m ray_jobs.rollback --registry ROOT`."""
+"""Roll back to the bundle that was in production before.
+
+Reads and writes the registry: production becomes the version that was promoted before the present one.
+
+    python -m ray_jobs.rollback --registry out/registry --reason "wrong prices"
+"""
 
 from __future__ import annotations
 
@@ -14,16 +19,16 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(JobOptions):
-    """Points production at the version promoted before the present one."""
+    """Options of a rollback."""
 
     registry: Path
     """Root of the registry."""
     reason: str | None = None
-    """Why; kept in the registry's log."""
+    """Reason for the registry's log."""
 
 
 def run(options: Options) -> None:
-    """Raises ValueError when there is no earlier version, or it is damaged."""
+    """Raises ValueError where there is no earlier version, or where it is damaged."""
     from clv.registry import Registry
 
     registry = Registry(options.registry)

@@ -1,4 +1,10 @@
-"""Score: `python -m ray_jobs.score --bundle BUNDLE --histories HISTORIES --origin 2011-06-12 --out SCORES`."""
+"""Score all customers that are known at an origin, with the model of a bundle.
+
+Reads BUNDLE and HISTORIES, the folder that ray_jobs.prepare wrote. Writes SCORES: Parquet parts, manifest.json,
+run.json, scores.csv and valuable_and_leaving.csv. The same command after a kill continues where the killed run stopped.
+
+    python -m ray_jobs.score --bundle out/bundle --histories out/histories --origin 2011-06-12 --out out/scores
+"""
 
 from __future__ import annotations
 
@@ -17,26 +23,31 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options(JobOptions):
-    """Scores everybody known at the origin: SCORES as Parquet parts, a CSV, and the list of valuable leavers."""
+    """Options of a scoring."""
 
     bundle: Path
+    """Bundle folder that ray_jobs.train wrote."""
     histories: Path
+    """Folder that ray_jobs.prepare wrote."""
     out: Path
-    """Folder to write; one that holds scores is replaced. The same command after a kill goes on where that one was."""
+    """Folder to write; a folder that holds scores is replaced."""
     origin: str | None = None
-    """By default the day after the last event; up to 90 days later, and not before the bundle's cut."""
+    """Begin of the forecast: by default the day after the last event, at most 90 days later, and not before the
+    bundle's training cut."""
     horizons_days: tuple[int, ...] = ()
-    """By default those the bundle has learned."""
+    """Horizons in days; by default those of the bundle."""
     workers: int = 2
+    """Processes that score at once, each with the model in memory."""
     model: Literal["clv", "btyd"] = "clv"
-    """BTYD model: the bundle's BG/NBD, conversion and level alone, without bands; no network runs."""
+    """clv: the whole model. btyd: BG/NBD, conversion and seasonal factor alone, without quantiles; no network runs."""
     csv: bool = True
     """Also write scores.csv and valuable_and_leaving.csv."""
     object_store_mb: int = 512
+    """Size in MiB of the object store of a Ray that the job starts."""
 
 
 def run(options: Options) -> None:
-    """Raises ValueError for a damaged bundle, another shop's histories or an impossible origin."""
+    """Raises ValueError for a damaged bundle, histories of another shop or an impossible origin."""
     begun = datetime.now(UTC)
     from clv.cluster import scoring, session
     from clv.data.dataset import PreparedDataset
@@ -44,7 +55,7 @@ def run(options: Options) -> None:
     prepared = PreparedDataset.open(options.histories)
     origin = prepared.origin(options.origin)
     out = options.out.absolute()
-    # Everything that a wrong argument can cause is found before Ray starts.
+    # Wrong arguments are refused before Ray starts.
     scoring.check_target(out)
     if options.workers < 1:
         raise ValueError(f"--workers {options.workers} must be at least 1")

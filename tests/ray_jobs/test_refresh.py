@@ -120,5 +120,5 @@ def test_one_refresh_at_a_time_and_a_killed_one_leaves_no_lock(options: refresh.
         assert not options.histories.exists()
         other.kill()
         other.wait()
-    with refresh.alone(options.histories):
+    with refresh.refresh_lock(options.histories):
         pass
