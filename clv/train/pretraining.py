@@ -164,7 +164,7 @@ def plan(
 ) -> PretrainingPlan:
     """Grounds that end where `train` at the same origins (us) holds out its last window, so that nothing there is
     known to the encoder that is judged by it. Raises ValueError for an origin that leaves too little log."""
-    encoders.build(config.model.backbone)  # an impossible shape is told before any work
+    encoders.build(config.model.backbone)  # raises for an impossible shape before any work
     setups = []
     for dataset, origin in zip(datasets, origins, strict=True):
         phases = fitting.plan(dataset, origin, config)

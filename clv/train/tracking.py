@@ -52,7 +52,7 @@ def check(names: Sequence[str]) -> None:
 
 
 class Board:
-    """All trackers of a run as one; a row is what the loop tells of a step or an epoch."""
+    """All trackers of a run as one; rows are those of `StepDone` and `EpochDone`."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = trackers
