@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from clv.cluster import streaming, workers
+from clv.cluster import session, workers
 from clv.cluster.options import Cluster
 from clv.data.dataset import PreparedDataset
 from clv.data.histories import Histories
+from clv.models.inputs.batch import Samples
 from clv.models.inputs.feature_space import Items
 from clv.train.config import TrainConfig
 from clv.train.examples.loader import ExampleSource
-from clv.train.examples.on_storage import Sharded, load_here
+from clv.train.examples.on_storage import Piece, Sharded, load_here
 from clv.train.fitting import Dataset, Phases
 from clv.train.loop import Row
 from clv.train.tracking import Tracking
@@ -32,7 +35,7 @@ def read_dataset(
     return Dataset(
         histories=Histories.from_table(prepared.histories(num_shards)),
         shards=() if loader == "memory" else tuple(str(path) for path in prepared.shards),
-        load=streaming.load if loader == "ray" else load_here,
+        load=stream_examples if loader == "ray" else load_here,
         clock=prepared.clock,
         value=spec.value,
         horizons=tuple(horizons or spec.horizons_days),
@@ -134,3 +137,23 @@ def describe_epoch(row: Row) -> str:
         text += f", held-out score {row['held_out_score']:+.4f} against the BTYD model, "
         text += f"blend weight {row['blend_value']:.2f}"
     return text
+
+
+def stream_examples(assemble: Callable[[Piece], Samples], pieces: Iterable[Piece]) -> Iterator[Samples]:
+    """Yields what `clv.train.examples.on_storage.load_here` yields, assembled by Ray Data on any node of the cluster.
+
+    It is for workers whose own cores are busy or few; each worker has its own stream.
+    """
+    import ray
+
+    session.quiet_data()
+    # By default blocks arrive in the order in which they are ready.
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+
+    def make(row: dict[str, Any]) -> dict[str, Any]:
+        return {"samples": pickle.dumps(assemble(pickle.loads(row["piece"])))}
+
+    rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
+    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(make)
+    for row in made.iter_rows():
+        yield pickle.loads(row["samples"])

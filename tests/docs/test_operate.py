@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from clv.serve.http.metrics import Metrics
-from ray_jobs.refresh import textfile
+from ray_jobs.refresh import prometheus_text
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULES = [rule for group in yaml.safe_load((DOCS / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
@@ -34,7 +34,7 @@ def exported() -> dict[str, set[str]]:
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         for suffix in suffixes:
             labels[f"ray_{family.name}{suffix}"] = known | ({"le"} if suffix == "_bucket" else set())
-    return labels | {line.split()[0]: set() for line in textfile(0, 0).splitlines() if not line.startswith("#")}
+    return labels | {line.split()[0]: set() for line in prometheus_text(0, 0).splitlines() if not line.startswith("#")}
 
 
 EXPRESSIONS = [(rule["alert"], rule["expr"]) for rule in RULES]

@@ -320,7 +320,7 @@ def make_shop_bundle(shop_histories: pa.Table, tmp_path_factory: pytest.TempPath
                 "dataset_facts": {**facts, "discount_rate_annual": 0.1},
             },
             vocab=vocab,
-            btyd_model=setup.assembler.btyd.to_json(),
+            btyd=setup.assembler.btyd.to_json(),
             calibration=Adjustment.identity(2).to_json(),
             metrics={},
             weights={

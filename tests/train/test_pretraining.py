@@ -160,7 +160,7 @@ def test_nothing_after_the_past_is_read_of_a_shard(
     for number, table in enumerate((shop_histories, scramble_future(shop_histories, until, 1))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        ground = replace(planned.grounds[0], shop=replace(shop, shards=write_shards(table, folder, 1)))
+        ground = replace(planned.grounds[0], dataset=replace(shop, shards=write_shards(table, folder, 1)))
         source = ShardPasts.of([ground], ALL, config)
         samples = source.assemble(Piece(source.shards[0], 200, (0, 1)))
         drawn.append({**vars(samples.tokens), **vars(samples.next_events)})

@@ -56,11 +56,11 @@ def fitted(num_customers: int, seed: int = 1, **settings: Any) -> Outcome:
 
 def test_where_customers_tell_by_browsing_the_model_ranks_far_better_than_the_btyd_model() -> None:
     found = fitted(2_000, **BROWSED)
-    assert ngini(found.truth, found.model) > ngini(found.truth, found.btyd) + 0.05
-    assert found.error(found.model) < 0.85 * found.error(found.btyd)
+    assert ngini(found.truth, found.model) > ngini(found.truth, found.btyd_model) + 0.05
+    assert found.error(found.model) < 0.85 * found.error(found.btyd_model)
 
 
 def test_where_the_btyd_model_is_right_the_blend_weight_keeps_it_there() -> None:
     found = fitted(800, exact_btyd=True)
-    assert ngini(found.truth, found.model) > ngini(found.truth, found.btyd) - 0.005
-    assert found.error(found.model) < 1.05 * found.error(found.btyd)
+    assert ngini(found.truth, found.model) > ngini(found.truth, found.btyd_model) - 0.005
+    assert found.error(found.model) < 1.05 * found.error(found.btyd_model)

@@ -74,7 +74,7 @@ class Shop:
             caller.start()
         policy = RolloutPolicy(**{"candidate_s": 1.0, "watch_s": 0.5, "deadline_s": 20.0, **options})
         predictor = Predictor(self.registry.path(self.second))
-        rollout = Rollout(self.registry, self.second, policy, SmokeTest.of(predictor, self.url))
+        rollout = Rollout(self.registry, self.second, policy, SmokeTest.create(predictor, self.url))
         ended: BaseException | None = None
         try:
             with each_line(said.append, CONTROLLER):

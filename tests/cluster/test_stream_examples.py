@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clv.cluster import streaming, training
+from clv.cluster import training
 from clv.data.dataset import PreparedDataset
 from clv.train.examples.in_memory import ShardOrigins
 from clv.train.examples.on_storage import Piece, load_here
@@ -18,10 +18,10 @@ def test_ray_data_yields_what_the_loader_does_in_order(ray_cluster: None, task: 
     shop = training.read_dataset(task.histories, config=config)
     source = task.phases.final.source(shop, config)
     assert isinstance(source, ShardOrigins)
-    assert source.load is streaming.load
+    assert source.load is training.stream_examples
     # The first are the slowest to make.
     pieces = [Piece(source.shards[i % 2], num, (1, i)) for i, num in enumerate([4_000, 8, 8, 16, 8, 8])]
-    here, there = list(load_here(source.assemble, pieces)), list(streaming.load(source.assemble, pieces))
+    here, there = list(load_here(source.assemble, pieces)), list(training.stream_examples(source.assemble, pieces))
     assert [len(samples) for samples in there] == [piece.num for piece in pieces]
     for a, b in zip(here, there, strict=True):
         np.testing.assert_array_equal(a.wide, b.wide)
