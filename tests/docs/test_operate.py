@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clv import bundle
+from clv.data import histories
 from clv.serve.http.metrics import Metrics
 from ray_jobs.refresh import prometheus_text
 
@@ -72,3 +74,20 @@ def test_every_alert_has_its_section_and_every_section_its_alert() -> None:
 def test_no_two_panels_of_the_dashboard_have_one_position() -> None:
     positions = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in PANELS]
     assert len(set(positions)) == len(positions) == len({panel["id"] for panel in PANELS})
+
+
+@pytest.mark.parametrize(
+    "message", ["This key may send", "another refresh", "cannot be served", "erased customer", "unknown_customer"]
+)
+def test_a_message_that_the_page_quotes_is_one_that_the_code_writes(message: str) -> None:
+    assert message in OPERATE
+    sources = [
+        path.read_text() for folder in ("clv/serve", "ray_jobs") for path in (DOCS.parent / folder).rglob("*.py")
+    ]
+    assert any(message in source for source in sources)
+
+
+def test_the_changelog_names_the_present_formats() -> None:
+    changelog = (DOCS / "changelog.md").read_text()
+    assert f"format {bundle.FORMAT}," in changelog
+    assert f"schema version {histories.SCHEMA_VERSION}." in changelog
