@@ -20,3 +20,9 @@ def test_recomputing_is_refused_where_there_are_no_transformer_layers(setup: Set
     model = CustomerModel(changed.model, setup.assembler.space, 2)
     with pytest.raises(ValueError, match=r"engine\.activation_checkpointing needs a transformer backbone"):
         make_engine(model, loop.sum_loss(changed, True), changed, torch.device("cpu"))
+
+
+def test_an_option_without_effect_on_the_device_is_refused(setup: Setup, config: TrainConfig) -> None:
+    changed = config.with_engine(kind="deepspeed", precision="fp16")
+    with pytest.raises(ValueError, match=r"engine\.precision fp16 needs a GPU"):
+        make_engine(setup.model(config), loop.sum_loss(changed, True), changed, torch.device("cpu"))
