@@ -60,7 +60,7 @@ class Shop:
             self.url, self.client = made.url, client
             yield self
 
-    def deploy(self, **options: Any) -> tuple[list[str], BaseException | None]:
+    def deploy(self, reason: str = "rollout", **options: Any) -> tuple[list[str], BaseException | None]:
         """What a rollout of the second bundle says and how it ends, while customers are asked for without a pause."""
         said, stop = [], threading.Event()
 
@@ -74,7 +74,7 @@ class Shop:
             caller.start()
         policy = RolloutPolicy(**{"candidate_s": 1.0, "watch_s": 0.5, "deadline_s": 20.0, **options})
         predictor = Predictor(self.registry.path(self.second))
-        rollout = Rollout(self.registry, self.second, policy, SmokeTest.create(predictor, self.url))
+        rollout = Rollout(self.registry, self.second, policy, SmokeTest.create(predictor, self.url), reason=reason)
         ended: BaseException | None = None
         try:
             with each_line(said.append, CONTROLLER):
