@@ -34,6 +34,7 @@ def pytest_configure() -> None:
         os.environ.setdefault(name, value)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin for parallel tests reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Orders the tests, and groups them for parallel workers.
 
