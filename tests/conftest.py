@@ -4,10 +4,13 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 REPO = Path(__file__).resolve().parent.parent
 SEED = 20110612
@@ -34,25 +37,41 @@ def pytest_configure() -> None:
         os.environ.setdefault(name, value)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin for parallel tests reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Orders the tests, and groups them for parallel workers.
+class FilesAndRay(LoadScopeScheduling):  # type: ignore[misc]
+    """Deals files to the parallel workers, so that the fixtures of a file are made once.
 
-    One process: quick tests first, then those that need a cluster, then those that break one. In parallel
-    (`--dist loadgroup`): all tests of Ray make one group, so that one cluster is started once; it begins first, as it
-    is the longest. Every other file is a group of its own, so that its fixtures are made once.
+    All files that need Ray make one group, so that one cluster is started once.
     """
-    parallel = hasattr(config, "workerinput")
 
-    def needs_ray(item: pytest.Item) -> bool:
-        return item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "ray" if file_needs_ray(REPO / file) else file
+
+
+@cache
+def file_needs_ray(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return "pytest.mark.ray" in text or "ray_cluster" in text
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return FilesAndRay(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Quick tests first, then those that need a cluster, then those that break one.
+
+    Parallel workers begin with the cluster: its group is the longest.
+    """
 
     def cost(item: pytest.Item) -> int:
-        return 2 if item.get_closest_marker("faults") else int(needs_ray(item))
+        ray = item.get_closest_marker("ray") is not None or "ray_cluster" in getattr(item, "fixturenames", ())
+        return 2 if item.get_closest_marker("faults") else int(ray)
 
-    items.sort(key=lambda item: -cost(item) if parallel else cost(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray(item) else str(item.path)))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not file_needs_ray(item.path))
+    else:
+        items.sort(key=cost)
 
 
 @pytest.fixture(autouse=True)
