@@ -68,7 +68,8 @@ def fingerprint(folder: Path) -> dict[str, Any]:
     return found
 
 
-def main(options: Options) -> None:
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
     reserve(options.out)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -83,4 +84,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main()

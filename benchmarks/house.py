@@ -124,7 +124,8 @@ def seconds_of(target: str) -> float:
     return time.monotonic() - start
 
 
-def main(options: Options) -> None:
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
     sources = modules()
     tested = [path for path in sources if mirrored(path).exists()]
     words = list(private_words())
@@ -156,4 +157,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main()

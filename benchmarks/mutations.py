@@ -125,7 +125,8 @@ def killed(path: Path, copy: Path, options: Options) -> dict[str, object]:
     return {"file": str(name), "killed": not tried, "tried": tried or ["nothing to mutate"]}
 
 
-def main(options: Options) -> None:
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
     reserve(options.out)
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     known = {row["file"] for row in done}
@@ -155,4 +156,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main()

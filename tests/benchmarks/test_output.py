@@ -14,7 +14,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 WORK = {
     "ablations": "benchmarks.ablations.histories",
     "adapters": "benchmarks.adapters.histories",
+    "fingerprint": "benchmarks.fingerprint.fingerprint",
     "gpu": "torch.set_float32_matmul_precision",
+    "mutations": "benchmarks.mutations.modules",
     "prepare": "benchmarks.prepare.write_log",
     "score": "benchmarks.score.prepare",
     "serve_load": "benchmarks.serve_load.make_shop",
