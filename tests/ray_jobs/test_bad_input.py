@@ -222,7 +222,7 @@ def test_a_log_too_short_to_hold_an_origin_out_says_what_is_dropped(tmp_path: Pa
     folder = write_log(tmp_path, [f"c{i % 20}" for i in range(300)], np.sort(rng.uniform(0, 75, 300)))
     phases = fitting.plan(training.read_dataset(folder), PreparedDataset.open(folder).origin(None), TrainConfig())
     assert phases.holdout is None
-    assert "horizon 90 days: no past origin of the log has fully observed" in phases.notices[0]
+    assert "horizon 90 days: the log fully observes it at no past origin" in phases.notices[0]
     assert "too short (76 days) to hold an origin out: no calibration, no early stopping" in phases.notices[1]
 
 
@@ -231,7 +231,7 @@ def test_a_log_too_short_for_any_horizon_is_refused_before_ray_starts(
 ) -> None:
     folder = write_log(tmp_path, [f"c{i % 20}" for i in range(60)], np.sort(rng.uniform(0, 20, 60)))
     ended = run("train", "--histories", folder, "--out", tmp_path / "bundle")
-    check_line(ended, "train", 1, "has 20 days: too short", "shortest horizon, 30 days", "horizons_days")
+    check_line(ended, "train", 1, "has 20 days: too short", "shortest horizon (30 days)", "horizons_days")
 
 
 def test_a_single_event_is_refused_with_the_days_it_leaves(tmp_path: Path, run: Run) -> None:
