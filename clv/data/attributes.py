@@ -1,7 +1,7 @@
-"""Static attributes of customers, and since when each was known: before that a customer has none.
+"""Static attributes of customers, each with the time from which it was known.
 
 Histories carry `attr_<name>`; where the spec names a `known_at` also `attr_<name>@known_at` (us UTC) and, with a
-`fill`, `attr_<name>@fill`. `known_attributes` turns these into what was known at an origin.
+`fill`, `attr_<name>@fill`. `known_attributes` computes from these the attributes that were known at an origin.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from clv.data.prepare import parsing
 from clv.data.prepare.accounting import RowAccounting, RowOutcomes
 from clv.data.spec.models import Attribute, CustomerSource, DatasetSpec
 
-# No name of an attribute holds a "@". A float holds microseconds exactly until 2255, and stores know text and floats.
+# No name of an attribute holds a "@". Times are floats, since stores hold text and floats; exact until 2255.
 KNOWN_AT, FILL, FILLED = "@known_at", "@fill", "_filled"
 
 
 def schema(source: CustomerSource) -> pa.Schema:
-    """Columns that `read_columns` returns for a customer table."""
+    """Returns the schema of the columns that `read_columns` computes, with `customer_id`."""
     fields = [("customer_id", pa.string())]
     for name, rule in source.attributes.items():
         fields.append((ATTRIBUTE_PREFIX + name, _kind(rule)))
@@ -36,7 +36,10 @@ def schema(source: CustomerSource) -> pa.Schema:
 def read_columns(
     rows: pa.Table, source: CustomerSource, timezone: str, outcomes: RowOutcomes, accounting: RowAccounting
 ) -> dict[str, Any]:
-    """attr_* columns of a block of a customer table; a value without a time from which it was known is left out."""
+    """Returns the attr_* columns of a block of a customer table, by name.
+
+    Rejects rows with a number or time that cannot be read; counts values without a known_at, which are never used.
+    """
     columns: dict[str, Any] = {}
     for name, rule in source.attributes.items():
         if rule.kind == "numeric":
@@ -57,7 +60,10 @@ def read_columns(
 
 
 def fill_missing(spec: DatasetSpec, table: pa.Table) -> pa.Table:
-    """Histories whose missing attributes have their fill and flag; those with a known_at get theirs in `known_attributes`."""
+    """Returns histories whose missing attributes are filled and flagged, as the spec declares.
+
+    An attribute with a known_at gets its fill as a column, which `known_attributes` applies at an origin.
+    """
     for source in spec.customers:
         for name, rule in source.attributes.items():
             column = ATTRIBUTE_PREFIX + name
@@ -76,7 +82,7 @@ def fill_missing(spec: DatasetSpec, table: pa.Table) -> pa.Table:
 def known_attributes(
     attributes: Mapping[str, NDArray[Any]], customer: NDArray[np.int64], origin: NDArray[np.int64]
 ) -> dict[str, NDArray[Any]]:
-    """Attributes of each row's customer as they were known before its origin (us UTC); what was not is missing."""
+    """Returns the attributes of each row's customer by name; those not known before its origin (us UTC) are missing."""
     out: dict[str, NDArray[Any]] = {}
     for name, all_values in attributes.items():
         if "@" in name:
@@ -84,10 +90,10 @@ def known_attributes(
         out[name] = all_values[customer]
         if name + KNOWN_AT not in attributes:
             continue
-        # Not a number compares as false: a value without a time was never known.
+        # A comparison with NaN is false: a value without a time was never known.
         known = np.asarray(attributes[name + KNOWN_AT], np.float64)[customer] < origin
-        nothing: Any = np.nan if all_values.dtype.kind == "f" else None
-        out[name] = np.where(known, out[name], nothing)
+        missing_value: Any = np.nan if all_values.dtype.kind == "f" else None
+        out[name] = np.where(known, out[name], missing_value)
         if name + FILL in attributes:
             fill = attributes[name + FILL][customer]
             missing = np.asarray(pd.isna(out[name]))

@@ -1,4 +1,7 @@
-"""`cut` separates past from future: features, tokens and labels all derive from what it returns."""
+"""Cutoff between past and future: `cut` returns the events before each origin and the labels after it.
+
+Features, tokens and labels are computed from what `cut` returns and from nothing else, so none of them sees the future.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,11 @@ Value = Literal["gross", "net", "none"]
 
 @dataclass(frozen=True)
 class Labels:
-    """Outcomes in [origin, origin + horizon) for each row and horizon, (S, H); rows of an not fully observed horizon are NaN."""
+    """Outcomes in [origin, origin + horizon) of S rows and H horizons, arrays (S, H).
+
+    `value` is in shop currency; `orders` counts purchases, `days` distinct local days with one. `observed` is true
+    where the log covers the whole horizon; elsewhere the outcomes are NaN.
+    """
 
     horizons: tuple[int, ...]
     value: NDArray[np.float64]
@@ -33,7 +40,8 @@ class Labels:
 class Cut:
     """Rows (customer, origin) with at least one event that happened and was known before the origin.
 
-    `index[offsets[i]:offsets[i + 1]]` are the tokens of row i's past in `histories`, ascending in time.
+    `index[offsets[i]:offsets[i + 1]]` are the tokens of row i's past in `histories`, ascending in time; `origin`
+    is in microseconds UTC, `origin_day` in local days since 1970.
     """
 
     histories: Histories
@@ -49,20 +57,20 @@ class Cut:
         return len(self.customer)
 
     def token_values(self) -> NDArray[np.float64]:
-        """What each token of the histories counts as value, in shop currency (see `token_values`)."""
+        """Returns the value of each token of the histories, in shop currency (see the function `token_values`)."""
         return token_values(self.histories, self.value)
 
     def attributes(self) -> dict[str, NDArray[Any]]:
-        """Static attributes of each row's customer that were known before the row's origin, by name."""
+        """Returns, by name, the attributes of each row's customer that were known before the row's origin."""
         return known_attributes(self.histories.attributes, self.customer, self.origin)
 
     def newest(self, num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(offsets, places in `index`) of the newest `num_tokens` tokens of each row's past."""
+        """Returns (offsets, positions in `index`) of the newest `num_tokens` tokens of each row's past."""
         start = np.maximum(self.offsets[:-1], self.offsets[1:] - num_tokens)
         return np.append(0, np.cumsum(self.offsets[1:] - start)), ranges(start, self.offsets[1:])
 
     def take(self, rows: NDArray[np.int64]) -> Cut:
-        """The cut of the given rows, in the given order."""
+        """Returns the cut of the given rows, in the given order."""
         start, stop = self.offsets[:-1][rows], self.offsets[1:][rows]
         labels = self.labels
         if labels is not None:
@@ -87,7 +95,10 @@ class Cut:
 
 
 def token_values(histories: Histories, value: Value) -> NDArray[np.float64]:
-    """Value of each token: purchases (`gross`), purchases and returns (`net`), nothing (`none`). Shop currency."""
+    """Returns the value of each token in shop currency; every kind of event that does not count has the value 0.
+
+    Purchases count for "gross", purchases and returns for "net", nothing for "none".
+    """
     kinds = {"gross": (PURCHASE,), "net": (PURCHASE, RETURN), "none": ()}[value]
     return np.where(np.isin(histories.type, kinds), np.nan_to_num(histories.amount), 0.0)
 
@@ -102,12 +113,14 @@ def cut(
     customers: NDArray[np.int64] | None = None,
     known_before: int | None = None,
 ) -> Cut:
-    """The pasts of customers at origins, with labels.
+    """Returns the pasts of customers at origins, with labels.
 
     origins: int64 microseconds UTC. Without `customers` every customer is taken at every origin; with it (indices into
     `histories`) row i is customers[i] at origins[i]. A past holds events with time < origin and known_at < origin.
     Labels count purchases in [origin, origin + horizon), a horizon being whole local days, that were known before
     `known_before` (us); a horizon that ends after it is not fully observed. Without `known_before` there are no labels.
+
+    >>> past = cut(histories, clock.parse("2011-06-12"), (30, 90), clock)  # doctest: +SKIP
     """
     instants = np.atleast_1d(np.asarray(origins, np.int64))
     if customers is None:
@@ -136,7 +149,7 @@ def cut(
 def search_segments(
     values: NDArray[np.int64], begin: NDArray[np.int64], end: NDArray[np.int64], query: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """For each row the first i in [begin, end) with values[i] >= query, or end: a binary search in every segment."""
+    """Returns per row the first i in [begin, end) with values[i] >= query, or `end`: a binary search per segment."""
     low, high = begin.astype(np.int64), end.astype(np.int64)
     last = max(len(values) - 1, 0)
     while bool(np.any(open_ := low < high)):
@@ -167,10 +180,10 @@ def _labels(
     start = search_segments(histories.time, begin, end, when)
     buys = np.flatnonzero(bought)
     following = np.searchsorted(buys, start)
-    token = np.append(buys, len(bought))[following]  # the next purchase known, of anybody
+    token = np.append(buys, len(bought))[following]  # the next known purchase of any customer
     found = token < end
-    # An origin within a day can part its purchases: the first after it then does not open the day but still counts.
-    parted = found & ~np.append(opens_day, True)[token]
+    # An origin within a day can split its purchases: the first one after it does not open the day, but counts.
+    split_day = found & ~np.append(opens_day, True)[token]
     past_midnight = when - clock.day_start(origin_day)
     stops = [clock.day_start(origin_day + h) + past_midnight for h in horizons]
     shape = (len(who), len(horizons))
@@ -180,19 +193,19 @@ def _labels(
         stop = search_segments(histories.time, begin, end, stop_time)
         is_observed = stop_time <= known_before
         observed[:, column] = is_observed
-        # A sum of differences of large running totals would leave 1e-9 where nothing was bought.
+        # The difference of two large running totals could leave 1e-9 where nothing was bought.
         spent = np.where(stop > start, value_sum[stop] - value_sum[start], 0.0)
         out["value"][:, column] = np.where(is_observed, np.maximum(np.round(spent, 6), 0.0), np.nan)
         out["orders"][:, column] = np.where(is_observed, order_sum[stop] - order_sum[start], np.nan)
         out["days"][:, column] = np.where(
-            is_observed, day_sum[stop] - day_sum[start] + (parted & (token < stop)), np.nan
+            is_observed, day_sum[stop] - day_sum[start] + (split_day & (token < stop)), np.nan
         )
     wait = (np.append(histories.time, 0)[token] - when) / DAY_US
     return Labels(horizons, out["value"], out["orders"], out["days"], observed, np.where(found, wait, np.inf))
 
 
 def _first_of_day(histories: Histories, bought: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether a token is the first purchase of its customer on its local day."""
+    """Returns whether each token is the first purchase of its customer on its local day."""
     buys = np.flatnonzero(bought)
     owner = np.searchsorted(histories.offsets, buys, side="right")
     day = histories.day[buys]

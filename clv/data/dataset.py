@@ -1,4 +1,4 @@
-"""A prepared dataset: the histories folder that `prepare` writes, opened for reading."""
+"""Prepared dataset: reads the histories folder that `ray_jobs.prepare` writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ VECTORS = "items/vectors.parquet"
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """Spec, manifest and shards of one folder; tables are read when asked for."""
+    """Spec, manifest and shards of a histories folder; its methods read the tables.
+
+    >>> prepared = PreparedDataset.open("histories")  # doctest: +SKIP
+    >>> table = prepared.histories()  # doctest: +SKIP
+    """
 
     folder: Path
     spec: DatasetSpec
@@ -28,7 +32,7 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, folder: Path | str) -> PreparedDataset:
-        """Raises ValueError for a folder that is not one of histories, or of another schema version."""
+        """Opens a folder. Raises ValueError where it holds no histories, or histories of another schema version."""
         folder = Path(folder).absolute()
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -39,9 +43,9 @@ class PreparedDataset:
             ) from error
         if version != SCHEMA_VERSION:
             raise ValueError(
-                f"{folder} has schema version {version}, this one reads {SCHEMA_VERSION}; prepare it again"
+                f"{folder} has schema version {version}, this version of clv reads {SCHEMA_VERSION}; prepare it again"
             )
-        # After the check: a spec of another version may have keys that this one does not know.
+        # After the check: a spec of another version may have keys that this version refuses.
         return cls(folder, DatasetSpec.load(folder / "spec.yaml"), manifest)
 
     @property
@@ -54,40 +58,49 @@ class PreparedDataset:
 
     @property
     def data_through(self) -> int:
-        """us: local midnight after the last event; nothing is known of later."""
+        """The end of the data in us UTC: local midnight after the last event."""
         last = self.clock.parse(self.manifest["last_time"])
         return int(self.clock.day_start(self.clock.local_day([last]) + 1)[0])
 
     def histories(self, num_shards: int | None = None) -> pa.Table:
-        """All customers, in the order of the shards; or those of the first few shards, a random share of all, as
-        customers are dealt out by a hash of their id."""
+        """Returns the histories of all customers, or of those in the first `num_shards` shards.
+
+        A shard is a random share of the customers, because a hash of the id chooses it. Raises ValueError for a shard
+        that is missing or damaged.
+        """
         self.check_shards()
         return concat([pq.read_table(path) for path in self.shards[:num_shards]])
 
     def shards_within(self, num_tokens: int) -> int:
-        """How many of the first shards hold about so many tokens together; at least one."""
+        """Returns the number of first shards that together hold about `num_tokens` tokens; at least 1."""
         sizes = np.cumsum([part["customers"] for part in self.manifest["shards"]])
         share = num_tokens / max(self.manifest["num_tokens"], 1)
         return max(int(np.searchsorted(sizes, share * sizes[-1], side="right")), 1) if len(sizes) else 0
 
     def check_shards(self) -> None:
-        """ValueError for a shard that is missing or cut off; reads footers only."""
+        """Raises ValueError for a shard that is missing or damaged; reads footers only."""
         for path in self.shards:
             try:
                 pq.read_metadata(path)
             except FileNotFoundError:
                 raise ValueError(f"{path} is missing; restore it, or prepare the histories again") from None
             except (pa.ArrowInvalid, OSError) as error:
-                what = str(error).splitlines()[0]
-                raise ValueError(f"{path} is damaged ({what}); prepare the histories again") from error
+                cause = str(error).splitlines()[0]
+                raise ValueError(f"{path} is damaged ({cause}); prepare the histories again") from error
 
     def items(self) -> tuple[pa.Table, pa.Table | None]:
-        """(items, text vectors or None): see `clv.data.prepare.items.ITEMS`; vectors hold `text_key` and `vector`."""
+        """Returns (items, text vectors or None).
+
+        Items have the schema `clv.data.prepare.items.ITEMS`; vectors have the columns `text_key` and `vector`.
+        """
         path = self.folder / VECTORS
         return pq.read_table(self.folder / "items" / "items.parquet"), pq.read_table(path) if path.is_file() else None
 
     def origin(self, text: str | None) -> int:
-        """us of an origin given as text; by default the day after the last event. ValueError before the log begins."""
+        """Returns the origin of a date or ISO time in us UTC; by default the end of the data.
+
+        Raises ValueError for an origin before the first event.
+        """
         if text is None:
             return self.data_through
         origin = self.clock.parse(text)

@@ -1,4 +1,4 @@
-"""Single event lines beside finished histories: hashed and fixed in size, merged into tokens when they are read."""
+"""Recent events of the online store: hashed records of fixed size, merged into prepared histories at prediction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Lines = NDArray[np.void]
 
 
 def encode_events(events: pa.Table, clock: Clock) -> Lines:
-    """A line per row of `events` (schema EVENTS), in its order."""
+    """Returns one record of dtype `LINE` per row of `events` (schema `EVENTS`), in its order."""
     lines = np.zeros(len(events), LINE)
     lines["time"] = events["event_time"].cast(US).cast(pa.int64()).to_numpy()
     known = events["known_at"].cast(US).cast(pa.int64()).to_numpy()
@@ -44,20 +44,22 @@ def encode_events(events: pa.Table, clock: Clock) -> Lines:
 
 
 def merge(base: pa.Table, names: Sequence[str], lines: Lines) -> pa.Table:
-    """Histories of `base` and of lines[i] of customer names[i], as `histories.build` makes them of all events at once.
+    """Returns the histories of `base` with lines[i] added to customer names[i], as `histories.build` of all events.
 
-    Within an order the items may stand in another order, and sums be added in one (1e-15 for amounts, 1e-7 for
-    quantities); an order that both sides hold keeps channel and text of the base where times are equal.
+    The items of an order may have another order, and sums differ by rounding (1e-15 for amounts, 1e-7 for quantities);
+    an order in both keeps channel and text of the base where times are equal.
     """
     h = Histories.from_table(base)
     old = h.customer_id.to_pylist()
     ids = sorted({*old, *names})
-    place = {name: i for i, name in enumerate(ids)}
-    owner_old = np.array([place[name] for name in old], np.int64)
+    index_of = {name: i for i, name in enumerate(ids)}
+    owner_old = np.array([index_of[name] for name in old], np.int64)
     part: dict[str, NDArray[Any]] = {
         name: np.concatenate([getattr(h, name), lines[name].astype(getattr(h, name).dtype)]) for name in _SHARED
     }
-    customer = np.concatenate([np.repeat(owner_old, np.diff(h.offsets)), np.array([place[n] for n in names], np.int64)])
+    customer = np.concatenate(
+        [np.repeat(owner_old, np.diff(h.offsets)), np.array([index_of[n] for n in names], np.int64)]
+    )
     quantity = np.concatenate([h.quantity.astype(np.float64), lines["quantity"]])
     count = np.concatenate([h.lines, np.ones(len(lines), np.int32)])
     has_item = lines["item"] != 0
@@ -70,7 +72,7 @@ def merge(base: pa.Table, names: Sequence[str], lines: Lines) -> pa.Table:
     grouped = (kind == PURCHASE) | (kind == RETURN)
     group = np.where(order != 0, order, time)
     added = np.arange(len(time)) >= len(h.time)
-    # As in `build`; of equal parts those of the base come first.
+    # As in `build`; of equal parts, those of the base are first.
     keys = (part["channel"], part["text"], part["amount"], quantity, first_item, added, known, time)
     rows = np.lexsort((*keys, group, order != 0, kind, customer))
     c, k, g, o = customer[rows], kind[rows], group[rows], order[rows]
@@ -95,7 +97,7 @@ def merge(base: pa.Table, names: Sequence[str], lines: Lines) -> pa.Table:
     token_of_row = np.cumsum(new) - 1
     num_items = (item_stop - item_start)[rows]
     flat = items[ranges(item_start[rows], item_stop[rows])]
-    # Items of an order made of several parts stand by time, then by key; those of a whole one stay as they are.
+    # Items of an order with several parts are sorted by time, then by key; those of a whole order keep their order.
     several = np.repeat(np.diff(start, append=len(rows))[token_of_row] > 1, num_items)
     owner = np.repeat(token_of_row, num_items)
     by = (flat, np.repeat(known[rows], num_items), np.repeat(time[rows], num_items))
@@ -123,42 +125,42 @@ def merge(base: pa.Table, names: Sequence[str], lines: Lines) -> pa.Table:
 
 
 def already_in_histories(base: pa.Table, names: Sequence[str], lines: Lines) -> NDArray[np.bool_]:
-    """Whether the histories already hold line i of customer names[i]: the same kind of event at the same place.
+    """Returns whether the histories already hold line i of customer names[i].
 
-    That of a purchase or return is its order (without one its instant) with the item, that of any other event its
+    A purchase or return is identified by its order (without one, its instant) and item, any other event by its
     instant, item, channel and text.
     """
     h = Histories.from_table(base)
-    place = {name: i for i, name in enumerate(h.customer_id.to_pylist())}
+    index_of = {name: i for i, name in enumerate(h.customer_id.to_pylist())}
     customer = np.repeat(np.arange(len(h)), np.diff(h.offsets)).tolist()
     counts = np.diff(h.item_offsets).tolist()
     flat, at = h.items.tolist(), 0
     held: set[tuple[int, ...]] = set()
-    wanted = {place[name] for name in names if name in place}
+    wanted = {index_of[name] for name in names if name in index_of}
     fields = (h.type.tolist(), h.order.tolist(), h.time.tolist(), h.channel.tolist(), h.text.tolist())
     for who, num, kind, order, time, channel, text in zip(customer, counts, *fields, strict=True):
         if who in wanted:
             for item in (0, *flat[at : at + num]):
-                held.add((who, *_place(kind, order, time, channel, text), item))
+                held.add((who, *_event_key(kind, order, time, channel, text), item))
         at += num
     found = np.zeros(len(lines), bool)
     for i, (name, line) in enumerate(zip(names, lines.tolist(), strict=True)):
         one = dict(zip(LINE.names or (), line, strict=True))
-        key = _place(one["type"], one["order"], one["time"], one["channel"], one["text"])
-        found[i] = name in place and (place[name], *key, one["item"]) in held
+        key = _event_key(one["type"], one["order"], one["time"], one["channel"], one["text"])
+        found[i] = name in index_of and (index_of[name], *key, one["item"]) in held
     return found
 
 
 def drop_before(histories: pa.Table, times: NDArray[np.int64]) -> pa.Table:
-    """Of customer i only the tokens from times[i] (us) on; those who have none left are gone."""
+    """Returns the tokens of customer i from times[i] (us) on; customers without such tokens are dropped."""
     h = Histories.from_table(histories)
     keep = h.time >= np.repeat(times, np.diff(h.offsets))
-    left = np.add.reduceat(np.append(keep, False), h.offsets[:-1]) * (np.diff(h.offsets) > 0)
-    rows = np.flatnonzero(left)
+    remaining = np.add.reduceat(np.append(keep, False), h.offsets[:-1]) * (np.diff(h.offsets) > 0)
+    rows = np.flatnonzero(remaining)
     token = np.flatnonzero(keep)
     cut = Histories(
         customer_id=h.customer_id.take(pa.array(rows)),
-        offsets=np.append(0, np.cumsum(left[rows])),
+        offsets=np.append(0, np.cumsum(remaining[rows])),
         item_offsets=np.append(0, np.cumsum(np.diff(h.item_offsets)[token])),
         items=h.items[ranges(h.item_offsets[token], h.item_offsets[token + 1])],
         **{name: getattr(h, name)[token] for name in (*_SHARED, "quantity", "lines")},
@@ -169,7 +171,7 @@ def drop_before(histories: pa.Table, times: NDArray[np.int64]) -> pa.Table:
     return cut
 
 
-def _place(kind: int, order: int, time: int, channel: int, text: int) -> tuple[int, ...]:
+def _event_key(kind: int, order: int, time: int, channel: int, text: int) -> tuple[int, ...]:
     if kind in (PURCHASE, RETURN):
         return (kind, order, 0, 0, 0) if order else (kind, 0, time, 0, 0)
     return kind, 0, time, channel, text

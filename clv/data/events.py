@@ -1,4 +1,7 @@
-"""The cleaned event table: the one form that every source is brought to before histories are built."""
+"""Schema of the cleaned event table, codes of event types, and 64-bit keys of ids.
+
+Every source is mapped to the schema `EVENTS` before histories are built from it.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ FIRST_FREE_TYPE = 32
 
 
 def stable_hash(strings: pa.Array | pa.ChunkedArray | Iterable[str | None]) -> NDArray[np.int64]:
-    """64-bit hash of each string (SipHash, fixed key), equal on every machine and run; null and only null is 0."""
+    """Returns the int64 hash of each string, (N,): SipHash with a fixed key, equal on every machine and in every run.
+
+    Null has the hash 0, and no string has it.
+    """
     array = strings if isinstance(strings, pa.Array | pa.ChunkedArray) else pa.array(strings, pa.string())
     if isinstance(array, pa.ChunkedArray):
         parts = [stable_hash(chunk) for chunk in array.chunks]
@@ -64,7 +70,7 @@ def stable_hash(strings: pa.Array | pa.ChunkedArray | Iterable[str | None]) -> N
 
 
 def type_code(names: pa.Array | pa.ChunkedArray | Iterable[str]) -> NDArray[np.int16]:
-    """Code of each event type: 0..9 for the known ones, a stable code from 32 up for a free one."""
+    """Returns the int16 code of each event type, (N,): that of `TYPES`, or for another name a stable one from 32 up."""
     array = names if isinstance(names, pa.Array | pa.ChunkedArray) else pa.array(names, pa.string())
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()

@@ -1,4 +1,4 @@
-"""The sample frame: recency, frequency, monetary value and window features of each row of a cut, with its labels."""
+"""RFM and window features: one table of recency, frequency, monetary value, features and labels per row of a cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clv.data.histories import ATTRIBUTE_PREFIX, ranges
 WINDOWS_DAYS = (7, 14, 30, 60, 90, 180, 365)
 EVENT_WINDOWS_DAYS = (7, 30, 90)
 YEAR_DAYS = 365
-NUM_BUCKETS = 8  # item keys are hashed into this many shares, so that nothing has to be fitted
+NUM_BUCKETS = 8  # items are counted in this many hash buckets, so that no vocabulary is fitted
 
 Floats = NDArray[np.float64]
 
@@ -26,9 +26,9 @@ _COUNTS = {"f_items_distinct"} | {_count_name(name, days) for name in TYPES for 
 
 
 def sample_frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
-    """One row per row of `cut`: what BTYD models, baselines and the wide part of the model see.
+    """Returns one row per row of `cut`: the input of BTYD models, baselines and the wide part of the model.
 
-    `customer_id`, `origin_day`; `frequency` (distinct purchase days - 1), `recency` and `T` (days from the first
+    Columns: `customer_id`, `origin_day`; `frequency` (distinct purchase days - 1), `recency` and `T` (days from the first
     purchase to the last, and to the origin), `monetary` (mean value of the repeat purchase days, 0 without any),
     `has_purchase`, `value_past` (shop currency), `orders_past`; features `f_*` (NaN where undefined); and, if the cut
     has labels, `value_<h>`, `orders_<h>`, `days_<h>`, `observed_<h>` for its horizons.
@@ -47,7 +47,7 @@ def sample_frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFra
 
 
 def purchase_frame(cut: Cut) -> pd.DataFrame:
-    """The sample frame without features: all that an BTYD model needs."""
+    """Returns the sample frame without the features `f_*`: the input of a BTYD model."""
     return pd.DataFrame(_base(cut, _Past(cut)))
 
 
@@ -67,20 +67,20 @@ def _base(cut: Cut, past: _Past) -> dict[str, object]:
 
 
 def default_value(name: str) -> float:
-    """What a feature that a frame has no column for is worth there: of nothing there are 0, and shares are undefined.
+    """Returns the value of a feature whose column a sample frame lacks: 0 for a count, otherwise NaN.
 
-    A frame has columns only for the kinds of events and items in its pasts, so one customer's has fewer than a shop's.
+    A frame has columns only for the types of events in its pasts, so that of one customer has fewer than that of all.
     """
     return 0.0 if name in _COUNTS else np.nan
 
 
 def feature_names(table: pd.DataFrame) -> list[str]:
-    """Names of the numeric features of a sample frame."""
+    """Returns the names of the numeric features of a sample frame."""
     return [name for name in table.columns if name.startswith("f_")]
 
 
 class _Past:
-    """Arrays over the past tokens of every row, shared by the groups of features."""
+    """Arrays over the past tokens of all rows, which every group of features uses."""
 
     def __init__(self, cut: Cut) -> None:
         h = cut.histories
@@ -149,7 +149,7 @@ class _Past:
         return out
 
     def rhythm(self) -> dict[str, Floats]:
-        """Gaps between purchase days, and how late the customer is by their own rhythm."""
+        """Returns features of the gaps between purchase days; `f_overdue` is the recency in mean gaps."""
         days = np.flatnonzero(self.new_day)
         row, age = self.row[days], self.age[days]
         same = row[1:] == row[:-1]
@@ -171,7 +171,7 @@ class _Past:
         }
 
     def last_year(self, horizons_days: tuple[int, ...]) -> dict[str, Floats]:
-        """The same window a year before: [origin - 365, origin - 365 + h), as far as it is past."""
+        """Returns orders and spend of the window a year before, [origin - 365, origin - 365 + h), up to the origin."""
         out: dict[str, Floats] = {}
         for days in horizons_days:
             inside = (self.age <= YEAR_DAYS) & (self.age > YEAR_DAYS - min(days, YEAR_DAYS))
@@ -181,7 +181,7 @@ class _Past:
 
     def other_events(self) -> dict[str, Floats]:
         out: dict[str, Floats] = {}
-        present = np.unique(self.kind)  # of the pasts: a kind that comes later must not show
+        present = np.unique(self.kind)  # of the pasts only: a later event must not add a column
         for name, code in TYPES.items():
             if code == PURCHASE or code not in present:
                 continue
@@ -207,7 +207,7 @@ class _Past:
         return out | self._items()
 
     def _items(self) -> dict[str, Floats]:
-        """Distinct items, and the shares of hashed item buckets, of everything bought."""
+        """Returns the number of distinct items bought, the share of repeats, and the shares of the hash buckets."""
         h = self.cut.histories
         tokens = self.cut.index[self.buy]
         start, stop = h.item_offsets[tokens], h.item_offsets[tokens + 1]
@@ -227,7 +227,7 @@ class _Past:
 
 
 def _distinct(row: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Row of each distinct (row, key)."""
+    """Returns the row of each distinct pair (row, key)."""
     codes = pd.factorize(keys)[0].astype(np.int64)
     pairs = pd.unique(row * (int(codes.max()) + 1) + codes)
     return np.asarray(pairs // (int(codes.max()) + 1))

@@ -1,4 +1,4 @@
-"""Histories: one row per customer, an order with its lines is one token. The one prepared form of the data."""
+"""Customer histories: one row per customer, whose events are tokens in list columns; an order is one token."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ HISTORIES = pa.schema(
 
 
 def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) -> pa.Table:
-    """Histories of the customers in `events` (schema `EVENTS`), sorted by customer_id; the row order does not matter.
+    """Returns the histories of the customers in `events` (schema `EVENTS`), sorted by customer_id.
 
     A purchase or return is grouped by (customer, type, order_id), without an order id by its instant; any other event
-    is a token of its own. A token's time is that of its first line; it is known when its last line is. `attributes`
-    holds `customer_id` and `attr_*` columns. Whole customers must be given: nothing is merged later.
+    is a token of its own. A token has the time of its first line and the known_at of its last. The result does not depend on the row order. `attributes`
+    holds `customer_id` and `attr_*` columns. All events of a customer must be given at once.
     """
     ids, customer = _sorted_codes(events["customer_id"])
     time = _int64(events["event_time"])
@@ -64,9 +64,9 @@ def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) ->
 
     groups = (kind == PURCHASE) | (kind == RETURN)
     order = np.where(groups, order, 0)
-    # What makes a token: its type and order id, or without one (bitwise not: a range of its own) type and instant.
+    # A token is a type with an order id or, without one, a type with an instant; bitwise not separates the two.
     identity = np.where(order != 0, kind, ~kind).astype(np.int64)
-    # The last keys only make the order of equal rows, and so every float sum, independent of the input order.
+    # The last keys order equal rows, so that float sums do not depend on the order of the input.
     rest = (channel, text, amount, quantity)
     rows, new = _lines_by_token(customer, identity, np.where(order != 0, order, time), time, known, item, rest)
     c, k, o = customer[rows], kind[rows], order[rows]
@@ -139,7 +139,10 @@ class Histories:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Histories:
-        """Zero-copy where Arrow allows; raises ValueError for a table that is not of schema HISTORIES."""
+        """Returns the view of a histories table, without copies where Arrow allows.
+
+        Raises ValueError for a table that lacks columns of the schema `HISTORIES`.
+        """
         missing = [name for name in HISTORIES.names if name not in table.column_names]
         if missing:
             raise ValueError(f"not a histories table: columns {missing} are missing")
@@ -164,6 +167,7 @@ class Histories:
         )
 
     def to_table(self) -> pa.Table:
+        """Returns the histories table of this view."""
         offsets = pa.array(self.offsets.astype(np.int32))
         columns: dict[str, pa.Array] = {"customer_id": self.customer_id}
         for name, kind in TOKEN_FIELDS.items():
@@ -182,14 +186,14 @@ class Histories:
 
 
 def concat(tables: list[pa.Table]) -> pa.Table:
-    """One histories table from those of several shards; a customer must not stand in two of them."""
+    """Returns one histories table from those of several shards, which must not share a customer."""
     if any(RAW_TEXT in table.column_names for table in tables):
         tables = [_with_raw_text(table) for table in tables]
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 
 def _with_raw_text(table: pa.Table) -> pa.Table:
-    """The table with a text, or none, for every token."""
+    """Returns the table with a text, or null, for every token."""
     if RAW_TEXT in table.column_names:
         return table
     offsets = _offsets(_one_chunk(table["time"]))
@@ -198,7 +202,7 @@ def _with_raw_text(table: pa.Table) -> pa.Table:
 
 
 def _raw_text(table: pa.Table) -> pa.Array:
-    """Text of each token; ValueError where some customers have none for their tokens: `concat` fills them in."""
+    """Returns the text of each token. Raises ValueError where customers lack theirs, which `concat` fills with null."""
     texts = _one_chunk(table[RAW_TEXT]).flatten()
     tokens = int(_offsets(_one_chunk(table["time"]))[-1])
     if len(texts) != tokens:
@@ -207,7 +211,7 @@ def _raw_text(table: pa.Table) -> pa.Array:
 
 
 def _texts_of(events: pa.Table, rows: NDArray[np.int64]) -> pa.Array | None:
-    """Texts of these rows; None where no event has one."""
+    """Returns the texts of these rows, or None where no event has one."""
     texts = events["text"]
     return None if texts.null_count == len(texts) else texts.combine_chunks().cast(pa.string()).take(pa.array(rows))
 
@@ -223,7 +227,7 @@ def _sorted_codes(strings: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]
 
 
 def _mixed(*columns: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A 64-bit hash of each row of the columns."""
+    """Returns a 64-bit hash of each row of the columns."""
     total = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
         total = (total ^ column.view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -232,7 +236,7 @@ def _mixed(*columns: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def _packed(first: NDArray[np.int64], then: NDArray[Any]) -> NDArray[np.uint64]:
-    """One key that orders by `first` (not negative), then by as many leading bits of `then` as still fit."""
+    """Returns keys that order by `first` (not negative), then by as many leading bits of `then` as fit."""
     room = 64 - int(first.max(initial=0)).bit_length()
     low = then - then.min() if len(then) and then.dtype == np.int64 else then
     surplus = max(int(low.max(initial=0)).bit_length() - room, 0)
@@ -242,9 +246,9 @@ def _packed(first: NDArray[np.int64], then: NDArray[Any]) -> NDArray[np.uint64]:
 def _sorted(
     packed: NDArray[np.uint64], keys: tuple[NDArray[Any], ...], of: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Rows (by default all, else `of`, one to each of `packed`) by `packed`, then by `keys` as np.lexsort takes them.
+    """Returns the rows `of` (by default all), one per key, sorted by `packed`, then by `keys` as in np.lexsort.
 
-    `packed` must agree with the order of the keys: only rows that are equal in it pay for the slow sort.
+    `packed` must agree with the order of the keys; the slow sort orders only rows that have equal `packed`.
     """
     order = np.argsort(packed)
     ranked = packed[order]
@@ -267,20 +271,22 @@ def _lines_by_token(
     item: NDArray[np.int64],
     rest: tuple[NDArray[Any], ...],
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Rows with equal (customer, identity, group) side by side, in them by (time, known, item, *reversed(rest)); and
-    where such a run begins."""
+    """Returns the rows ordered by token, within a token by (time, known, item, *reversed(rest)), and its first rows.
+
+    A token is the rows with equal (customer, identity, group).
+    """
     packed = _packed(customer, _mixed(identity, group))
     rows = np.argsort(packed)
     ranked = packed[rows]
     new = _changes(customer[rows], identity[rows], group[rows])
-    if bool(np.any(new[1:] & (ranked[1:] == ranked[:-1]))):  # two groups share a hash
+    if bool(np.any(new[1:] & (ranked[1:] == ranked[:-1]))):  # two groups have one hash
         rows = np.lexsort((group, identity, customer))
         new = _changes(customer[rows], identity[rows], group[rows])
     if not len(rows) or bool(new.all()):
         return rows, new
     number, start = np.cumsum(new) - 1, np.flatnonzero(new)
     within = item[rows].view(np.uint64) ^ np.uint64(1 << 63)
-    # Lines of an order mostly share an instant: then the item alone follows the order's number in the key.
+    # Lines of an order mostly have one instant; then the key is the number of the order and the item.
     for values in (known[rows], time[rows]):
         since = values - np.minimum.reduceat(values, start)[number]
         if since.any():
@@ -289,7 +295,7 @@ def _lines_by_token(
 
 
 def _changes(*columns: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether each row differs from the one before it; the first does."""
+    """Returns whether each row differs from the row before it; the first row does."""
     new = np.ones(len(columns[0]), bool)
     if len(new):
         new[1:] = False
@@ -305,12 +311,12 @@ def _sums(values: NDArray[Any], start: NDArray[np.int64]) -> NDArray[Any]:
 def _gather_ranges(
     values: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Concatenation of values[start[i]:stop[i]], and its offsets."""
+    """Returns the concatenation of values[start[i]:stop[i]], and its offsets."""
     return values[ranges(start, stop)], np.append(0, np.cumsum(stop - start))
 
 
 def ranges(start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Concatenation of arange(start[i], stop[i])."""
+    """Returns the concatenation of arange(start[i], stop[i])."""
     length = stop - start
     ends = np.cumsum(length)
     return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(start - (ends - length), length)

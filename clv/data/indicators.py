@@ -1,7 +1,7 @@
-"""The four indicators (conversion, repurchase, frequency, order value) of each customer, of cohorts and of all.
+"""Indicators of a shop: conversion rate, repurchase rate, purchase frequency, average order value (AOV).
 
 Conversion rate: sessions with a purchase per session. Repurchase rate: buyers with a second order, of all buyers.
-Purchase frequency: orders per buyer and 30 days since the first order. AOV: value per order. All up to the origin.
+Purchase frequency: orders per buyer and 30 days since the first order. AOV: value per order. All of them count events before the origin.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from clv.data.cutoff import Cut
-from clv.data.events import PURCHASE
+from clv.data.features import purchase_frame
 from clv.data.sessions import sessions
 
 MONTH_DAYS = 30.0
@@ -19,23 +19,21 @@ SUMS = ("sessions", "sessions_viewed", "sessions_carted", "sessions_bought", "or
 
 
 def customer_indicators(cut: Cut) -> pd.DataFrame:
-    """One row per row of `cut`: customer_id, cohort (month of the first order, or "visitors"), SUMS (days: since the
-    first order), conversion_rate, repurchased, purchase_frequency, aov; NaN where there is nothing to divide by."""
+    """Returns one row per row of `cut`, with NaN where a ratio has the denominator 0.
+
+    Columns: customer_id; cohort (month of the first order, or "visitors"); SUMS, of which `days` counts from the first
+    order; conversion_rate, repurchased, purchase_frequency, aov.
+    """
     h, count = cut.histories, len(cut)
     row = np.repeat(np.arange(count), np.diff(cut.offsets))
-    kind = h.type[cut.index]
-    found = sessions(row, h.time[cut.index], kind)
-    buys = kind == PURCHASE
-    orders = np.bincount(row[buys], minlength=count)
-    first = np.full(count, np.iinfo(np.int32).max, np.int64)
-    np.minimum.at(first, row[buys], h.day[cut.index][buys])
-    buyer = orders > 0
-    days = np.where(buyer, cut.origin_day - first, 0)
-    value = np.bincount(row, weights=cut.token_values()[cut.index], minlength=count)
+    found = sessions(row, h.time[cut.index], h.type[cut.index])
+    rfm = purchase_frame(cut)
+    orders, days = rfm["orders_past"].to_numpy(np.int64), rfm["T"].to_numpy(np.int64)
+    buyer, value = orders > 0, rfm["value_past"].to_numpy()
     table = pd.DataFrame(
         {
-            "customer_id": h.customer_id.to_numpy(zero_copy_only=False)[cut.customer],
-            "cohort": np.where(buyer, _month(np.where(buyer, first, 0)), VISITORS),
+            "customer_id": rfm["customer_id"],
+            "cohort": np.where(buyer, _month(cut.origin_day - days), VISITORS),
             "sessions": np.bincount(found.owner, minlength=count),
             "sessions_viewed": np.bincount(found.owner[found.viewed], minlength=count),
             "sessions_carted": np.bincount(found.owner[found.carted], minlength=count),
@@ -54,8 +52,10 @@ def customer_indicators(cut: Cut) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
-    """The indicators of groups of `customer_indicators` (all of them without `by`), one row each: customers, buyers, SUMS,
-    buyer_share and the four indicators."""
+    """Returns one row per group of `customer_indicators`, by the column `by`; without it, one row of all customers.
+
+    Columns: customers, buyers, SUMS, buyer_share and the four indicators.
+    """
     keys = table[by] if by else pd.Series(np.repeat("all customers", len(table)), table.index, name="group")
     groups = table.groupby(keys)
     out = groups[list(SUMS)].sum()

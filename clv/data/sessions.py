@@ -1,4 +1,4 @@
-"""Sessions: acts of a customer with no pause of half an hour between them; and how far down the funnel each came."""
+"""Sessions and funnel: events of a customer without a pause of half an hour, and the furthest step of each session."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from clv.data.events import PURCHASE, TYPES
 
 PAUSE_US = 30 * 60 * 1_000_000
-# What a customer does; what is done to them (impressions, messages) or later (returns) makes no session.
+# Only actions of the customer form sessions; impressions, messages and returns do not.
 ACTS = np.array([TYPES[name] for name in ("purchase", "view", "cart", "favourite", "click", "rating", "review")])
 STEPS = {"viewed": TYPES["view"], "carted": TYPES["cart"], "bought": PURCHASE}
 
 
 @dataclass(frozen=True)
 class Sessions:
-    """owner (S,) ascending; start (us); viewed, carted, bought: whether the session holds such an event."""
+    """S sessions: `owner` ascending, `start` in us, and whether the session holds a view, a cart event, a purchase."""
 
     owner: NDArray[np.int64]
     start: NDArray[np.int64]
@@ -30,7 +30,7 @@ class Sessions:
         return len(self.owner)
 
     def funnel(self) -> dict[str, int]:
-        """Sessions, those with a view, with a cart after or beside it, with a purchase; and carts left behind."""
+        """Returns the numbers of sessions, of those with a view, a cart event, a purchase, and of abandoned carts."""
         return {
             "sessions": len(self),
             "sessions_viewed": int(self.viewed.sum()),
@@ -41,7 +41,7 @@ class Sessions:
 
 
 def sessions(owner: NDArray[np.int64], time: NDArray[np.int64], kind: NDArray[Any]) -> Sessions:
-    """Of events ordered by owner, then by time (us); `kind` are codes of `events.TYPES`."""
+    """Returns the sessions of events ordered by owner, then by time (us); `kind` holds codes of `events.TYPES`."""
     acts = np.flatnonzero(np.isin(kind, ACTS))
     owner, time, kind = owner[acts], time[acts], kind[acts]
     new = np.ones(len(acts), bool)

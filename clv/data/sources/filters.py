@@ -1,7 +1,7 @@
-"""`where` of a source: which of its rows belong to the data set. Files and row groups that hold none are not read.
+"""Row filters: `where` of a source chooses its rows; files and row groups without such rows are not read.
 
 A column of the file, or of a folder such as `day=2024-05-01`, with a value, a list of values, or {min, below}. Numbers
-and times are compared as such, times of a zone in UTC; text, and so what a CSV or a folder's name holds, as text.
+and times are compared as such, times with a zone in UTC; values of a CSV or of a folder's name are compared as text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Rules = Mapping[str, Range | list[str]]
 
 
 def folder_columns(path: str) -> dict[str, str | None]:
-    """Columns that the folders of a path state, as Hive writes them: name=value."""
+    """Returns the columns in the folder names of a path, which Hive writes as name=value."""
     found: dict[str, str | None] = {}
     for part in path.split("/")[:-1]:
         name, equals, value = part.partition("=")
@@ -31,13 +31,13 @@ def folder_columns(path: str) -> dict[str, str | None]:
 
 
 def may_hold(rules: Rules, path: str) -> bool:
-    """Whether a file can hold a row of interest, by its folders' names."""
+    """Returns whether a file can hold a row that matches, by its folders' names."""
     known = folder_columns(path)
     return all(_overlaps(rule, known[name], known[name]) for name, rule in rules.items() if name in known)
 
 
 def group_may_hold(rules: Rules, group: Any, kinds: Mapping[str, pa.DataType]) -> bool:
-    """Whether a Parquet row group can hold a row of interest, by its statistics."""
+    """Returns whether a Parquet row group can hold a row that matches, by its statistics."""
     for index in range(group.num_columns):
         column = group.column(index)
         name, found = column.path_in_schema, column.statistics
@@ -49,7 +49,7 @@ def group_may_hold(rules: Rules, group: Any, kinds: Mapping[str, pa.DataType]) -
 
 
 def mask(rules: Rules, rows: pa.Table) -> NDArray[np.bool_]:
-    """Which rows are of interest; a missing value never is."""
+    """Returns which rows match, (N,); a missing value never does."""
     keep = np.ones(len(rows), bool)
     for name, rule in rules.items():
         column = rows[name]
@@ -68,7 +68,7 @@ def mask(rules: Rules, rows: pa.Table) -> NDArray[np.bool_]:
 
 
 def _typed(rule: Any, kind: pa.DataType) -> Any:
-    """The rule with values as the column has them. ValueError (of Arrow) for one that cannot be read so."""
+    """Returns the rule with values of the column's type. Raises pa.ArrowInvalid for one that cannot be converted."""
     if isinstance(rule, list):
         return [_value(one, kind) for one in rule]
     return Range.model_construct(min=_value(rule.min, kind), below=_value(rule.below, kind))

@@ -1,4 +1,4 @@
-"""Where files are: globs on this machine, in buckets and in installed packages, and the filesystem of a path."""
+"""Paths of source files: globs on local disks, in buckets and in installed packages, and the filesystem of a path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _REMOTE = ("s3://", "gs://", "gcs://")
 
 
 def expand(path: str, key: str, place: str) -> list[str]:
-    """Files of a source path, sorted. SpecError for an unset ${VAR}, an absent package, or a glob without a match."""
+    """Returns the sorted files of a source path.
+
+    Raises SpecError for an unset ${VAR}, a package that is not installed, or a glob without a match.
+    """
     filled = fill_variables(path, key, place)
     if filled.startswith("pkg://"):
         filled = _in_package(filled.removeprefix("pkg://"), key, place)
@@ -28,7 +31,7 @@ def expand(path: str, key: str, place: str) -> list[str]:
 
 
 def fill_variables(text: str, key: str, place: str) -> str:
-    """The text with every ${VAR} replaced from the environment; SpecError for one that is not set."""
+    """Returns the text with every ${VAR} replaced from the environment. Raises SpecError for one that is not set."""
 
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
@@ -76,12 +79,12 @@ def _glob_remote(pattern: str) -> list[str]:
 
 
 def _is_data(inside: str) -> bool:
-    """Not the notes that Hive, Spark and their like leave between the files: _SUCCESS, .crc."""
+    """Returns whether a file holds data; Hive and Spark write others beside them, such as _SUCCESS and .crc."""
     return not any(part.startswith((".", "_")) for part in inside.strip("/").split("/"))
 
 
 def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """Filesystem of a local path or s3:// / gs:// address, and the path in it."""
+    """Returns the filesystem of a local path or an s3:// or gs:// address, and the path in it."""
     if path.startswith(_REMOTE):
         scheme, _, inside = path.partition("://")
         # Only the bucket goes through a URI: the names of objects may hold what a URI may not.
@@ -91,7 +94,7 @@ def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def read_head(path: str, num_bytes: int = 1 << 18) -> bytes:
-    """First bytes of a file, unpacked if its name says that it is compressed."""
+    """Returns the first bytes of a file, decompressed where its name ends like that of a compressed one."""
     filesystem, inside = open_filesystem(path)
     with filesystem.open_input_stream(inside) as stream:
         return bytes(stream.read(num_bytes))

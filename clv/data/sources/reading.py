@@ -1,6 +1,6 @@
-"""Where rows come from: expands a source to files, cuts files into units of work, reads a unit block by block.
+"""Reading of sources: plans units of work over the files of a spec and reads a unit block by block.
 
-Nothing here holds a whole file: Parquet is read by batches of a row group, text by blocks of whole lines.
+No function holds a whole file: Parquet is read in batches of a row group, text in blocks of whole lines.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Unit:
 
 @dataclass
 class SourceBlock:
-    """Some rows as they stand in the source; `row` is the number of the first, None where it cannot be known."""
+    """Some rows of a source, unchanged; `row` is the number of the first, None where it is unknown."""
 
     rows: pa.Table
     row: int | None
@@ -57,7 +57,7 @@ class SourceBlock:
 
 
 def file_format(source: Source, path: str, key: str, place: str) -> str:
-    """parquet, csv or jsonl: as given, or by the file's name."""
+    """Returns parquet, csv or jsonl: as given, or by the file's name. Raises SpecError where the name shows none."""
     if source.format is not None:
         return source.format
     name = path.lower()
@@ -65,20 +65,20 @@ def file_format(source: Source, path: str, key: str, place: str) -> str:
         name = name.removesuffix(suffix)
     known = _SUFFIXES.get(Path(name).suffix)
     if known is None:
-        raise SpecError(f"{place}: {key}.format is missing and the name {Path(path).name!r} does not tell it: "
+        raise SpecError(f"{place}: {key}.format is missing and the name {Path(path).name!r} does not show it: "
                         "write format: parquet, csv or jsonl")  # fmt: skip
     return known
 
 
 def list_sources(spec: DatasetSpec) -> Iterator[tuple[str, int, Source, str]]:
-    """(table, number, source, key) of every source of the spec."""
+    """Yields (table, number, source, key) of every source of the spec."""
     for table in ("items", "customers", "events"):
         for number, source in enumerate(getattr(spec, table)):
             yield table, number, source, f"{table}[{number}]"
 
 
 def plan_units(spec: DatasetSpec, place: str) -> list[Unit]:
-    """Units of work of all sources, read off footers and sizes only."""
+    """Returns the units of work of all sources; reads footers and sizes only. Raises SpecError without any file."""
     units: list[Unit] = []
 
     def add(table: str, number: int, path: str, start: int, stop: int, first: int | None, rows: int, size: int) -> None:
@@ -140,7 +140,7 @@ def _parquet_pieces(
 
 
 def column_types(source: Source, path: str, key: str, place: str) -> dict[str, pa.DataType]:
-    """Columns of a file and their types, from its footer or its first block, and those of its folders' names."""
+    """Returns the columns of a file and of its folders' names, with their types; reads the footer or first block."""
     if source.sql is not None:
         url = fill_variables(source.sql.url, f"{key}.sql.url", place)
         first = next(sql.query(url, source.sql.query, f"{place}: {key}.sql", limit=1000), None)
@@ -151,10 +151,11 @@ def column_types(source: Source, path: str, key: str, place: str) -> dict[str, p
             schema = file.schema_arrow
         found = dict(zip(schema.names, schema.types, strict=True))
     else:
-        # All of it: `where` may leave nothing of a first block.
+        # Without `where`, which may match no row of the first block.
         found = _first_types(source, path, place, key, _HEAD_BYTES, set())
         absent = source.mapped() - found.keys()
-        if absent and file_format(source, path, key, place) == "jsonl":  # keys of orders, in a log that begins with views
+        # A log may begin with views, so that keys of orders are missing in its first lines.
+        if absent and file_format(source, path, key, place) == "jsonl":
             found |= _first_types(source, path, place, key, text_files.BLOCK_BYTES, absent)
     if found and source.sql is None:
         found = dict.fromkeys(filters.folder_columns(path), pa.string()) | found
@@ -167,16 +168,18 @@ def column_types(source: Source, path: str, key: str, place: str) -> dict[str, p
 def _first_types(
     source: Source, path: str, place: str, key: str, size: int, expected: set[str]
 ) -> dict[str, pa.DataType]:
-    """Columns of the first bytes of a text; those that are only `expected` count where some row has a value."""
+    """Returns the columns of the first bytes of a text, and of `expected` those with a value in some row."""
     block = next(_blocks(source, Unit(0, "", 0, path, 0, size, 0, 0, 0), place, key, None, expected), None)
     columns = {} if block is None else dict(zip(block.rows.column_names, block.rows.columns, strict=True))
     return {name: c.type for name, c in columns.items() if name not in expected or c.null_count < len(c)}
 
 
-def read_unit(source: Source, unit: Unit, place: str, key: str, columns: set[str] | None = None) -> Iterator[SourceBlock]:
-    """The rows of a unit, in blocks of bounded size, columns as they are called in the source.
+def read_unit(
+    source: Source, unit: Unit, place: str, key: str, columns: set[str] | None = None
+) -> Iterator[SourceBlock]:
+    """Yields the rows of a unit in blocks of bounded size, with the column names of the source.
 
-    With `columns`, no other ones where that saves reading them. Rows outside of the source's `where` do not come.
+    With `columns`, others are left out where that saves reading them. Rows outside of the source's `where` are left out.
     """
     stated = {} if source.sql is not None else filters.folder_columns(unit.path)
     for block in _blocks(source, unit, place, key, columns, (source.mapped() | source.where.keys()) - stated.keys()):
@@ -190,7 +193,7 @@ def read_unit(source: Source, unit: Unit, place: str, key: str, columns: set[str
             except pa.ArrowInvalid as error:
                 raise SpecError(f"{place}: {key}.where: {_first_line(error)}") from error
             if not keep.all():
-                # The rows that stay have no place in the file that a first number could tell.
+                # The remaining rows are not consecutive, so the number of the first does not number the others.
                 block = SourceBlock(block.rows.filter(pa.array(keep)), None, block.malformed)
         yield block
 
@@ -199,7 +202,7 @@ def _blocks(
     source: Source, unit: Unit, place: str, key: str, columns: set[str] | None, expected: set[str]
 ) -> Iterator[SourceBlock]:
     if source.sql is not None:
-        # The address is filled here and not in the plan: it may hold a password, and a unit's path is written down.
+        # The address is filled here and not in the plan: it may hold a password, and the path of a unit is stored.
         url = fill_variables(source.sql.url, f"{key}.sql.url", place)
         first = 0
         for rows in sql.query(url, source.sql.query, f"{place}: {key}.sql"):
@@ -231,7 +234,7 @@ def _blocks(
 
 
 def file_fingerprints(unit_paths: list[str]) -> list[dict[str, Any]]:
-    """Path, size and modification time of each file read."""
+    """Returns path, size and modification time of each file."""
     out = []
     for path in dict.fromkeys(unit_paths):
         with suppress(OSError, pa.ArrowInvalid):

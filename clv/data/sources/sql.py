@@ -1,4 +1,4 @@
-"""Rows of an SQL query as Arrow blocks: SQLite files and PostgreSQL servers."""
+"""SQL sources: rows of a query of a SQLite file or a PostgreSQL server, as Arrow tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FETCH_ROWS = 50_000
 
 
 def query(url: str, sql: str, where: str, limit: int | None = None) -> Iterator[pa.Table]:
-    """Tables of some ten thousand rows, never all of them at once; SpecError with the server's words for a wrong one.
+    """Yields the rows of a query in tables of bounded size. Raises SpecError with the server's message.
 
     url: sqlite:///file, or postgresql://user:password@host:port/database.
     """
@@ -54,12 +54,12 @@ def _postgresql(url: str, sql: str, where: str) -> Iterator[pa.Table]:
             for batch in cursor.fetch_record_batch():
                 yield pa.table([_plain(column) for column in batch.columns], names=batch.schema.names)
     except dbapi.Error as error:
-        said = " ".join(str(error).split())
-        raise SpecError(f"{where}: {said}; correct url or query") from error
+        message = " ".join(str(error).split())
+        raise SpecError(f"{where}: {message}; correct url or query") from error
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """What PostgreSQL has and Arrow has not comes wrapped: a numeric as its text, a uuid as bytes."""
+    """Returns the column as plain Arrow: the driver wraps a numeric as text and a uuid as bytes."""
     if isinstance(column, pa.ExtensionArray):
         if column.type.extension_name == "arrow.uuid":
             return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())

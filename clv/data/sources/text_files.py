@@ -1,4 +1,4 @@
-"""CSV and JSON lines as Arrow blocks: whole lines, bad lines set aside, never the whole file at once."""
+"""CSV and JSON lines: reads a range of bytes in blocks of whole lines, as Arrow tables and malformed lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_blocks(
     stream: Any, source: Source, kind: str, start: int, stop: int | None, ascii_like: bool, where: str,
     expected: set[str],
 ) -> Iterator[Piece]:  # fmt: skip
-    """(rows, number of the first row, malformed lines) of the lines of a text that begin in bytes [start, stop).
+    """Yields (rows, number of the first row, malformed lines) of the lines that begin in bytes [start, stop).
 
     `expected`: keys of JSON lines that are columns even where no line has them.
     """
@@ -50,7 +50,7 @@ def read_blocks(
             for name in sorted(expected - types.keys()):
                 types[name] = _json_type(text, name)
             rows, malformed = _json(text, types)
-        # Where lines were set aside the rows after them cannot be numbered.
+        # Rows after a malformed line cannot be numbered.
         yield rows, row if not (bad or malformed) else None, bad + malformed
         row = None if row is None else row + rows.num_rows + len(bad) + len(malformed)
 
@@ -97,7 +97,7 @@ def _last_line_end(content: bytes, quoted: bool) -> int:
 
 
 def _utf8(content: bytes, encoding: str) -> tuple[bytes, list[str]]:
-    """The block in UTF-8, and the lines that are not text in the declared encoding."""
+    """Returns the block in UTF-8, and the lines that are not text in the declared encoding."""
     content = content.removeprefix(codecs.BOM_UTF8)
     utf8 = codecs.lookup(encoding).name == "utf-8"
     try:
@@ -118,7 +118,7 @@ def _squeeze(content: bytes) -> bytes:
 
 
 def _header(content: bytes, source: Source, where: str) -> tuple[list[str], bytes]:
-    """Column names, and the content after the header line."""
+    """Returns the column names, and the content after the header line."""
     content = content.removeprefix(codecs.BOM_UTF8)
     names = source.names
     if not source.header:
@@ -159,9 +159,9 @@ def _csv(content: bytes, names: list[str], source: Source) -> tuple[pa.Table, li
 
 
 def _without_unclosed_quotes(content: bytes, source: Source) -> tuple[bytes, list[str]]:
-    """The lines that end outside of quotes, and what is to be said of the others.
+    """Returns the lines that end outside of quotes, and a message for each of the others.
 
-    As the parser has it, a quote opens a field only at its beginning, and a closed one may go on as plain text.
+    As in the parser, a quote opens a field only at its beginning, and text may follow a closed one.
     """
     assert source.quote
     quote, delimiter = (f"\\x{{{ord(character):x}}}" for character in (source.quote, source.delimiter))
@@ -199,12 +199,12 @@ def _csv_rows(content: bytes, names: list[str], source: Source) -> tuple[pa.Tabl
 
 
 def _json_types(content: bytes) -> dict[str, pa.DataType]:
-    """Type of each key in the first lines: one of string, int64, float64, bool; a mixed one is a string."""
+    """Returns the type of each key in the first lines: string, int64, float64 or bool; string for mixed values."""
     return _types_of(content.split(b"\n", _TYPED_LINES)[:_TYPED_LINES])
 
 
 def _json_type(content: bytes, name: str) -> pa.DataType:
-    """Type of a key that the first lines do not have: that of the first line with it."""
+    """Returns the type of a key that the first lines lack, from the first line that has it."""
     at = content.find(json.dumps(name).encode())
     if at < 0:
         return pa.string()
@@ -242,7 +242,7 @@ def _json(content: bytes, types: dict[str, pa.DataType]) -> tuple[pa.Table, list
 
 
 def _json_slowly(content: bytes, schema: pa.Schema) -> tuple[pa.Table, list[str]]:
-    """Line by line, for a block in which some line is no JSON object or a value has another type than usual."""
+    """Parses line by line a block in which a line is no JSON object, or a value has an unexpected type."""
     records: list[dict[str, Any]] = []
     malformed: list[str] = []
     for line in content.decode().split("\n"):
@@ -251,7 +251,7 @@ def _json_slowly(content: bytes, schema: pa.Schema) -> tuple[pa.Table, list[str]
         try:
             record = json.loads(line)
             if "\\u" in line:
-                json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
+                json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is not valid text
         except ValueError:
             record = None
         if isinstance(record, dict):

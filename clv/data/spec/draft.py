@@ -1,4 +1,4 @@
-"""Drafts a dataset spec from a file: guesses its format and what its columns mean, and says how sure it is."""
+"""Draft of a dataset spec from a file: guesses the format and the meaning of the columns, and notes what to check."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clv.data.spec.models import DatasetSpec, Source, SpecError
 
 SAMPLE_ROWS = 10_000
 
-# Names a column of that meaning goes by, the most telling first; compared without case, blanks and underscores.
+# Usual names of a column, the most specific first; compared without case, blanks and underscores.
 _NAMES = {
     "customer_id": ["customerid", "householdid", "userid", "clientid", "memberid", "visitorid", "accountid", "buyerid",
                     "buyer", "customer", "household", "user", "client", "member", "account", "cust", "uid"],
@@ -58,7 +58,10 @@ _PATTERNS = ["%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M", "%d/%m/%Y", "%m/%d/%Y %H:%M:
 
 
 def draft(path: str, timezone: str = "UTC") -> str:
-    """YAML text of a spec for `path`, commented where it is a guess; it loads. SpecError where nothing can be read."""
+    """Returns the YAML text of a valid spec for `path`, with a comment at each guess.
+
+    Raises SpecError where no row can be read.
+    """
     files = paths.expand(path, "file", path)
     options = _reading(files[0])
     source = Source.model_validate({"path": path, **options})
@@ -68,13 +71,13 @@ def draft(path: str, timezone: str = "UTC") -> str:
     event_type = _event_type(sample, found, notes)
     priced = "amount" in found or "unit_price" in found
     if "amount" in found and "unit_price" in found:
-        # A line total says it all; a unit price beside it is only another column.
+        # The total of a line suffices; the unit price is left as an unused column.
         del found["unit_price"]
     return _yaml(path, timezone, options, found, form, event_type, priced, notes, sample)
 
 
 def _reading(file: str) -> dict[str, Any]:
-    """Format and, for CSV, delimiter, encoding and header."""
+    """Returns the format and, for CSV, delimiter, encoding and header."""
     name = file.lower()
     if name.endswith((".parquet", ".pq")):
         return {"format": "parquet"}
@@ -129,7 +132,7 @@ def _sample(source: Source, file: str) -> pa.Table:
 
 
 def _columns(sample: pa.Table, decimal: str) -> tuple[dict[str, str], list[str]]:
-    """(our column -> theirs, notes) by name, numbers checked; each of their columns is used once."""
+    """Returns (our column -> theirs, notes); matches names, checks numbers, uses each column once."""
     plain = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in sample.column_names}
     found: dict[str, str] = {}
     for ours, names in _NAMES.items():
@@ -165,7 +168,7 @@ def _numeric(column: pa.ChunkedArray, decimal: str = ".") -> bool:
 
 
 def _guess_time(column: pa.ChunkedArray) -> str | None:
-    """The time format that reads nearly all values, None where there is none."""
+    """Returns the time format that reads nearly all values, or None."""
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return "iso"

@@ -1,4 +1,4 @@
-"""What is wrong with a YAML file, in lines that name file, key and remedy."""
+"""Error messages for a YAML file: one line per mistake with file, key and remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """ " (did you mean X?)" when a known word is close, otherwise the list of known ones, otherwise nothing."""
+    """Returns " (did you mean X?)" for the closest known word, else the list of known words, else an empty text."""
     near = difflib.get_close_matches(word, known, 1, 0.6)
     if not near:
         lower = {name.lower(): name for name in known}
@@ -23,7 +23,7 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """Refuses a key given twice, which YAML would answer with the last one."""
+    """YAML loader that raises an error for a duplicate key; YAML itself would take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -41,12 +41,12 @@ _REMEDY = {"missing": "add it", "extra_forbidden": "remove it or correct its nam
 
 
 def describe_mistakes(error: ValidationError, place: str, whole: Any) -> str:
-    """One line for each mistake pydantic found in a file `place` of model `whole`: file, key, and what to do."""
+    """Returns one line per mistake that pydantic found in the file `place` of model `whole`: file, key and remedy."""
     lines = []
     for item in error.errors(include_url=False):
         path = [part for part in item["loc"] if isinstance(part, int) or not _BRANCH.match(part)]
         if item["type"] == "string_type" and isinstance(item["input"], dict) and len(path) < len(item["loc"]):
-            continue  # the other branch of a union says what is wrong
+            continue  # the other branch of the union has the useful message
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".") or "the file"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""A dataset is one YAML file: where its tables are, what their columns mean, how they are cleaned, what is value."""
+"""Dataset spec: pydantic models of the YAML file with tables, columns, cleaning rules and the definition of value."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clv.data.spec.errors import Loader, describe_mistakes
 
 
 class SpecError(ValueError):
-    """A dataset file, or the files it names, are not as they should be: names the file, the key and the remedy."""
+    """A dataset file, or a file that it names, is wrong; the message has the file, the key and the remedy."""
 
 
 def _text(value: object) -> object:
@@ -94,7 +94,7 @@ class Source(_Model):
         return self
 
     def mapped(self) -> set[str]:
-        """Columns of the table that the source gives a meaning."""
+        """Returns the columns of the table that the source maps."""
         return set()
 
 
@@ -185,7 +185,7 @@ class CustomerSource(Source):
                 raise ValueError(f"attribute {name!r}: use letters, digits and _")
             if attribute.constant == (attribute.known_at is not None):
                 raise ValueError(
-                    f"attribute {name!r} may have changed: say either `constant: true` if it never does, or known_at:"
+                    f"attribute {name!r} may have changed: write either `constant: true` if it never does, or known_at:"
                     " the column with the time from which it was known (what changes again and again belongs to events)"
                 )
         return value
@@ -286,7 +286,7 @@ class DatasetSpec(_Model):
 
     @classmethod
     def load(cls, path: str | Path) -> DatasetSpec:
-        """Spec from a YAML file; SpecError lists everything that is wrong with it."""
+        """Returns the spec of a YAML file. Raises SpecError with a line for every mistake in it."""
         path = Path(path)
         try:
             content = path.read_text(encoding="utf-8")
@@ -296,7 +296,7 @@ class DatasetSpec(_Model):
 
     @classmethod
     def parse(cls, content: str, place: str) -> DatasetSpec:
-        """Spec from YAML text; `place` is the name used in errors."""
+        """Returns the spec of a YAML text; errors name it `place`."""
         try:
             raw = yaml.load(content, Loader)
         except yaml.YAMLError as error:
@@ -309,9 +309,9 @@ class DatasetSpec(_Model):
             raise SpecError(describe_mistakes(error, place, cls)) from error
 
     def to_yaml(self) -> str:
-        """The resolved spec, defaults included. ${VAR} stays as written, so no secret of the environment gets out."""
+        """Returns the spec with its defaults as YAML. ${VAR} stays as written, so that no secret is stored."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
     def sha256(self) -> str:
-        """Hash of the resolved spec, independent of key order and comments."""
+        """Returns the SHA-256 of the spec with its defaults, independent of key order and comments."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()

@@ -48,7 +48,7 @@ def test_an_error_for_a_wrong_path_names_the_remedy(tmp_path: Path, monkeypatch:
         ("pkg://no_such_package/x.csv", "the package 'no_such_package' is not installed"),
         (f"{tmp_path}/*.tsv", "no file matches"),
         ("absent.csv", f"no file matches absent.csv in {Path.cwd()}; correct the path"),
-        (str(written(tmp_path / "log.dat", "x")), "format is missing and the name 'log.dat' does not tell it"),
+        (str(written(tmp_path / "log.dat", "x")), "format is missing and the name 'log.dat' does not show it"),
         (str(written(tmp_path / "broken.parquet", "PAR1 no")), "is not a readable Parquet file"),
         (str(written(tmp_path / "empty.csv", "")), "is empty; there is nothing to prepare"),
     ]:
@@ -73,3 +73,10 @@ def test_check_reads_ten_thousand_rows_at_most_and_writes_nothing(
     assert "events[0]: 10,000 rows read, 10,000 accepted, 0 rejected" in caplog.messages
     assert "50 customers, 10,000 tokens from 10,000 events" in caplog.messages
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_the_limit_of_rows_holds_over_all_files_of_a_source(tmp_path: Path) -> None:
+    for day in (1, 2, 3):
+        written(tmp_path / f"day-{day}.csv", f"id,t,x\na,2024-01-0{day},1\nb,2024-01-0{day},2\n")
+    accounting = check(spec_of(f"{tmp_path}/day-*.csv"), "shop.yaml", num_rows=3)
+    assert accounting["events[0]"].read == 3

@@ -9,6 +9,7 @@ from clv.data.events import EVENTS
 from clv.data.prepare import intake
 from clv.data.prepare.check import check_sources
 from clv.data.prepare.erasure import Erased, Erasure
+from clv.data.sources import text_files
 from clv.data.spec.models import DatasetSpec
 from tests.data.prepare.small_logs import spec_of, written
 
@@ -20,8 +21,12 @@ def spec(tmp_path: Path) -> DatasetSpec:
     return spec_of(written(tmp_path / "log.csv", TEXT), cleaning={"exact_duplicates": "drop"})
 
 
-def test_no_more_rows_are_read_than_asked_for_and_a_malformed_line_is_one(spec: DatasetSpec) -> None:
+def test_no_more_rows_are_read_than_asked_for_and_a_malformed_line_is_one(
+    spec: DatasetSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 20)
     (unit,) = check_sources(spec, "shop.yaml")
+    assert len(list(intake.read_unit(unit, spec, "shop.yaml"))) > 2
     for max_rows in (1, 2, 3, 5):
         blocks = list(intake.read_unit(unit, spec, "shop.yaml", max_rows=max_rows))
         assert sum(block.accounting.read for block in blocks) == max_rows
