@@ -71,6 +71,6 @@ def test_with_scores_predictions_stand_beside_what_came(
 
 def test_a_folder_that_holds_something_else_is_left_alone(histories: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="does not hold indicators"):
+    with pytest.raises(ValueError, match="is not a folder of indicators"):
         run(Options(histories=histories, out=tmp_path))
     assert (tmp_path / "thesis.txt").exists()

@@ -42,7 +42,7 @@ def test_an_encoder_is_pretrained_and_training_starts_from_it(
             learning_rate=1e-30, **SMALL,
         )  # fmt: skip
         train.run(options)
-    assert f"pretrained encoder {facts['sha256'][:12]}: backbone whole; known to it 4 of 4 types" in text.getvalue()
+    assert f"pretrained encoder {facts['sha256'][:12]}: whole backbone loaded; it knows 4 of 4 types" in text.getvalue()
     weights = bundles.load(tmp_path / "bundle").weights
     taught = load_file(out / transfer.WEIGHTS)
     names = [name for name in taught if name.startswith("backbone.")]

@@ -108,7 +108,7 @@ def test_new_events_reach_scores_and_store_and_twice_changes_nothing(
 
 def test_one_refresh_at_a_time_and_a_killed_one_leaves_no_lock(options: refresh.Options, tmp_path: Path) -> None:
     place = str(options.histories)
-    hold = f"from pathlib import Path\nfrom ray_jobs.refresh import alone\nwith alone(Path({place!r})):\n"
+    hold = f"from pathlib import Path\nfrom ray_jobs.refresh import refresh_lock\nwith refresh_lock(Path({place!r})):\n"
     hold += "    print('held', flush=True)\n    input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -22,6 +22,6 @@ def test_train_prints_the_plan_and_starts_nothing(
     train.run(options_of(train.Options, **settings, memory_events=100, workers=1))
     said = capsys.readouterr().out
     assert "a process holds 1 of" in said
-    assert "the encoder reads all (--loader shards)" in said
+    assert "training reads all of them (loader shards)" in said
     with pytest.raises(ValueError, match="--gpu-memory-gib belongs to --plan"):
         train.run(options_of(train.Options, histories=histories, out=tmp_path / "b", gpu_memory_gib=24.0))
