@@ -28,8 +28,8 @@ _COUNTS = {"f_items_distinct"} | {_count_name(name, days) for name in TYPES for 
 def sample_frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFrame:
     """Returns one row per row of `cut`: the input of BTYD models, baselines and the wide part of the model.
 
-    Columns: `customer_id`, `origin_day`; `frequency` (distinct purchase days - 1), `recency` and `T` (days from the first
-    purchase to the last, and to the origin), `monetary` (mean value of the repeat purchase days, 0 without any),
+    Columns: `customer_id`, `origin_day`; `frequency` (distinct purchase days - 1), `recency` and `T` (days from the
+    first purchase to the last, and to the origin), `monetary` (mean value of the repeat purchase days, 0 without any),
     `has_purchase`, `value_past` (shop currency), `orders_past`; features `f_*` (NaN where undefined); and, if the cut
     has labels, `value_<h>`, `orders_<h>`, `days_<h>`, `observed_<h>` for its horizons.
     """

@@ -47,8 +47,8 @@ def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) ->
     """Returns the histories of the customers in `events` (schema `EVENTS`), sorted by customer_id.
 
     A purchase or return is grouped by (customer, type, order_id), without an order id by its instant; any other event
-    is a token of its own. A token has the time of its first line and the known_at of its last. The result does not depend on the row order. `attributes`
-    holds `customer_id` and `attr_*` columns. All events of a customer must be given at once.
+    is a token of its own. A token has the time of its first line and the known_at of its last. `attributes` holds
+    `customer_id` and `attr_*` columns. All events of a customer must be given at once; the row order does not matter.
     """
     ids, customer = _sorted_codes(events["customer_id"])
     time = _int64(events["event_time"])

@@ -1,7 +1,8 @@
 """Indicators of a shop: conversion rate, repurchase rate, purchase frequency, average order value (AOV).
 
 Conversion rate: sessions with a purchase per session. Repurchase rate: buyers with a second order, of all buyers.
-Purchase frequency: orders per buyer and 30 days since the first order. AOV: value per order. All of them count events before the origin.
+Purchase frequency: orders per buyer and 30 days since the first order. AOV: value per order. All of them count events
+before the origin.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def read_unit(
 ) -> Iterator[SourceBlock]:
     """Yields the rows of a unit in blocks of bounded size, with the column names of the source.
 
-    With `columns`, others are left out where that saves reading them. Rows outside of the source's `where` are left out.
+    With `columns`, others are left out where that saves reading them. Rows outside of `where` are left out.
     """
     stated = {} if source.sql is not None else filters.folder_columns(unit.path)
     for block in _blocks(source, unit, place, key, columns, (source.mapped() | source.where.keys()) - stated.keys()):

@@ -105,7 +105,7 @@ def test_an_attribute_must_say_that_it_never_changes() -> None:
         DatasetSpec.parse(MINIMAL + customers, "shop.yaml")
     DatasetSpec.parse(MINIMAL + customers.replace("column: city", "column: city, known_at: moved"), "shop.yaml")
     both = customers.replace("column: city", "column: city, known_at: moved, constant: true")
-    with pytest.raises(SpecError, match="attribute 'city' may have changed: say either"):
+    with pytest.raises(SpecError, match="attribute 'city' may have changed: write either"):
         DatasetSpec.parse(MINIMAL + both, "shop.yaml")
     with pytest.raises(SpecError, match="'moved' is none of iso"):
         DatasetSpec.parse(MINIMAL + customers.replace("columns:", "time_format: moved, columns:"), "shop.yaml")
