@@ -105,9 +105,9 @@ def test_recency_and_frequency_count_distinct_local_days(make_events: MakeEvents
     times = ["2011-05-09T23:30Z", "2011-05-10T20:00Z", "2011-05-20T12:00Z", "2011-05-20T22:59Z", "2011-05-20T23:00Z"]
     amounts = [5.0, 6.0, 10.0, 20.0, 40.0]
     rows = [{"event_time": CLOCK.parse(t), "amount": a} for t, a in zip(times, amounts, strict=True)]
-    (row,) = features.sample_frame(cut_at(histories.build(make_events(rows), CLOCK), CLOCK.parse("2011-06-12"))).to_dict(
-        "records"
-    )
+    (row,) = features.sample_frame(
+        cut_at(histories.build(make_events(rows), CLOCK), CLOCK.parse("2011-06-12"))
+    ).to_dict("records")
     assert (row["frequency"], row["recency"], row["T"]) == (2, 11, 33)
     assert row["monetary"] == (10 + 20 + 40) / 2
     assert (row["orders_past"], row["value_past"]) == (5, 81.0)
