@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clv.data.clock import DAY_US, Clock
+from clv.data.clock import DAY_US, Clock, to_datetime, to_us
 
 HOUR_US = 3_600_000_000
 ZONES = ("UTC", "Europe/London", "America/Sao_Paulo", "Asia/Shanghai", "America/Havana", "Pacific/Apia")
@@ -116,3 +116,17 @@ def test_what_is_no_time_is_refused_by_name(text: str) -> None:
 def test_an_unknown_timezone_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=rf"timezone '{name}' is not an IANA name such as 'Europe/London'"):
         Clock(name)
+
+
+@given(us=st.integers(-(10**15), 4 * 10**15))
+def test_microseconds_survive_the_way_through_a_datetime(us: int) -> None:
+    assert to_us(to_datetime(us)) == us
+    assert abs(to_datetime(us).timestamp() - us / 1e6) < 1e-5
+
+
+def test_a_datetime_of_any_zone_has_its_microseconds_and_one_without_a_zone_is_refused() -> None:
+    local = datetime(2011, 6, 12, 2, 0, 0, 7, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert to_us(local) == 1_307_836_800_000_007
+    assert to_datetime(1_307_836_800_000_007).isoformat() == "2011-06-12T00:00:00.000007+00:00"
+    with pytest.raises(ValueError, match="the time 2011-06-12 00:00:00 has no time zone; give it one"):
+        to_us(datetime(2011, 6, 12))

@@ -2,11 +2,8 @@ import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from clv.data.events import FIRST_FREE_TYPE, TYPES, stable_hash, type_code
 
@@ -74,11 +71,3 @@ def test_free_types_get_stable_codes_above_the_known_ones() -> None:
     codes = type_code([f"type {i}" for i in range(50)])
     assert codes.min() >= FIRST_FREE_TYPE
     assert codes.max() < FIRST_FREE_TYPE + 30_000
-
-
-@settings(max_examples=60, deadline=None)
-@given(words=st.lists(st.text(max_size=40) | st.text("0123456789", max_size=18), min_size=1, max_size=30))
-def test_hashes_are_those_of_pandas_for_any_text(words: list[str]) -> None:
-    expected = pd.util.hash_array(np.array(words, object), categorize=False).view(np.int64)
-    assert stable_hash(words).tolist() == expected.tolist()
-    assert stable_hash(pa.array(["before", *words]).slice(1)).tolist() == expected.tolist()

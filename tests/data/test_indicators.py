@@ -1,4 +1,4 @@
-"""Sessions, funnel and the four indicators, counted by hand and on a simulated shop."""
+"""Indicators of customers and cohorts, against a plain loop on a simulated shop."""
 
 from __future__ import annotations
 
@@ -11,35 +11,8 @@ from clv.data.clock import Clock
 from clv.data.events import TYPES
 from clv.data.histories import Histories, build
 from clv.data.prepare import profile
-from clv.data.sessions import sessions
+from clv.data.sessions import PAUSE_US
 from clv.simulate.small import simulate
-
-MINUTE = 60_000_000
-
-
-def told(*events: tuple[int, float, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    owner, minute, kind = zip(*events, strict=True)
-    time = (np.array(minute) * MINUTE).astype(np.int64)
-    return np.array(owner, np.int64), time, np.array([TYPES[k] for k in kind], np.int16)
-
-
-def test_a_pause_of_more_than_half_an_hour_or_another_customer_begins_a_session() -> None:
-    found = sessions(*told((0, 0, "view"), (0, 30, "cart"), (0, 60.1, "view"), (1, 60.2, "view"), (1, 61, "purchase")))
-    assert found.owner.tolist() == [0, 0, 1]
-    assert (found.start / MINUTE).round(1).tolist() == [0, 60.1, 60.2]
-    assert found.carted.tolist() == [True, False, False]
-    assert found.bought.tolist() == [False, False, True]
-    assert found.funnel() == {
-        "sessions": 3, "sessions_viewed": 3, "sessions_carted": 1, "sessions_bought": 1, "carts_left": 1,
-    }  # fmt: skip
-
-
-def test_what_the_shop_does_keeps_no_session_open_and_begins_none() -> None:
-    found = sessions(
-        *told((0, 0, "view"), (0, 20, "message"), (0, 40, "impression"), (0, 45, "view"), (0, 90, "return"))
-    )
-    assert len(found) == 2
-    assert len(sessions(*(a[:0] for a in told((0, 0, "view"))))) == 0
 
 
 def loop(h: Histories, origin: int) -> dict[str, tuple[int, int, int]]:
@@ -51,7 +24,7 @@ def loop(h: Histories, origin: int) -> dict[str, tuple[int, int, int]]:
         for token in range(h.offsets[i], h.offsets[i + 1]):
             if h.time[token] >= origin or int(h.type[token]) not in acts:
                 continue
-            count += h.time[token] - last > 30 * MINUTE
+            count += h.time[token] - last > PAUSE_US
             last = h.time[token]
             if h.type[token] == TYPES["purchase"]:
                 orders += 1

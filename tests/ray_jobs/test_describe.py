@@ -23,34 +23,6 @@ def test_a_described_file_gives_a_spec_that_reads_all_of_its_rows(tmp_path: Path
     assert drafted.events[0].time_format == spec.events[0].time_format
 
 
-def test_describe_guesses_separator_encoding_times_and_event_types(tmp_path: Path) -> None:
-    lines = ["Kunde-ID;Product ID;Action;Created At;Price"]
-    lines += [
-        f"K{i};Kännchen {i};{kind};{20 + i % 8}.12.2023 1{i % 10}:30;{i},50"
-        for i, kind in enumerate(["view", "buy", "spin"] * 9)
-    ]
-    (tmp_path / "log.csv").write_bytes("\n".join(lines).encode("cp1252"))
-    text = draft(str(tmp_path / "log.csv"), "Europe/Berlin")
-    source = DatasetSpec.parse(text, "draft").events[0]
-    assert (source.delimiter, source.encoding, source.time_format) == (";", "cp1252", "%d.%m.%Y %H:%M")
-    assert (source.decimal, source.columns.unit_price) == (",", "Price")
-    assert source.event_type.model_dump()["map"] == {"view": "view", "buy": "purchase", "spin": "spin"}  # type: ignore[union-attr]
-    assert "['spin'] are none of our types" in text
-    assert "customer_id: no column is called like a customer; 'Kunde-ID' is a guess" in text
-
-
-def test_describe_knows_the_column_names_of_the_readme(tmp_path: Path) -> None:
-    lines = [
-        "buyer,paid_at,order,sku,qty,price,title",
-        *(f"B{i},2024-01-{i:02},A{i},S1,2,9.5,Tea" for i in range(1, 9)),
-    ]
-    (tmp_path / "orders.csv").write_text("\n".join(lines))
-    text = draft(str(tmp_path / "orders.csv"))
-    columns = DatasetSpec.parse(text, "draft").events[0].columns
-    assert (columns.customer_id, columns.event_time, columns.unit_price) == (["buyer"], "paid_at", "price")
-    assert "is a guess" not in text
-
-
 def test_describe_of_nothing_exits_with_2(tmp_path: Path) -> None:
     absent = tmp_path / "absent.csv"
     done = job("describe", absent)

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
 from clv.cluster import preparing, work_units
 from clv.data.prepare import check
-from clv.data.sources import filters, paths, reading
+from clv.data.sources import paths, reading
 from clv.data.spec.models import DatasetSpec, SpecError
 from tests.data.servers import S3, postgresql, s3_server
 
@@ -278,26 +277,3 @@ def test_a_wrong_query_or_server_is_one_error_before_any_work(
     place = f"sql: {{url: '{url.format(url=database)}', query: {query}}}"
     with pytest.raises(SpecError, match=message):
         check.check_sources(spec_of(place), "shop.yaml")
-
-
-def test_values_of_where_are_read_as_the_column_has_them() -> None:
-    rows = pa.table(
-        {
-            "n": [1, 2, 10, None],
-            "f": [0.5, 1.5, 2.5, 3.5],
-            "z": pc.cast(pa.array([0, 3600, 7200, 10800]), pa.timestamp("s")).cast(pa.timestamp("us", tz="UTC")),
-            "s": ["1", "2", "10", None],
-        }
-    )
-    spec = spec_of("path: x.csv", "where: {n: {min: 2}, f: {below: 3}, z: {min: '1970-01-01T01:00:00'}, s: [2, 10]}")
-    rules = spec.events[0].where
-    found = {name: filters.mask({name: rule}, rows).tolist() for name, rule in rules.items()}
-    assert found == {
-        "n": [False, True, True, False],
-        "f": [True, True, True, False],
-        "z": [False, True, True, True],
-        "s": [False, True, True, False],
-    }
-    assert filters.folder_columns("s3://b/day=2024-01-01/land=D%C3%96/x=__HIVE_DEFAULT_PARTITION__/f=1.csv") == {
-        "day": "2024-01-01", "land": "DÖ", "x": None
-    }  # fmt: skip
