@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 
 
 class WithoutFactor(SeasonalBTYD):
-    """Totals are what the BTYD model says, in training and after it."""
+    """Totals are those of the BTYD model without its seasonal factor, in training and after it."""
 
     def actual_factor(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
         ones = np.ones((len(origin_day), len(self.horizons)))

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import tyro
 
@@ -24,34 +24,37 @@ REPO = Path(__file__).resolve().parent.parent
 COMMAND = "python -m benchmarks.house --record"
 MOST_MODULES = 14
 
-# Words of the private vocabulary, each with the sense in which it may stay (a regular expression of its neighbourhood).
-WORDS: dict[str, tuple[str, str]] = {
+# Words of the private vocabulary that have no other sense here.
+PRIVATE = (
+    r"sentinels?",
+    r"peers?",
+    r"rivals?",
+    r"workshop",
+    r"roll ?call",
+    r"ripe",
+    r"in_vain|in vain",
+    r"furnish\w*",
+    r"dear",
+    r"came",
+)
+# Words of the private vocabulary that may stay in another sense: (regular expression of a line in that sense, reason).
+SENSES: dict[str, tuple[str, str]] = {
     r"anchors?": (r"[xy]anchor", "plotly's own option"),
-    r"sentinels?": (r"(?!)", ""),
-    r"peers?": (r"(?!)", ""),
-    r"rivals?": (r"(?!)", ""),
     r"books?": (
         r"(?i)runbook|[Hh]andbook|notebook|bookstore|book shop|facebook|\bbook_|the book|a book|books? ?\(",
         "goods",
     ),
-    r"workshop": (r"(?!)", ""),
-    r"roll ?call": (r"(?!)", ""),
-    r"ripe": (r"(?!)", ""),
-    r"in_vain|in vain": (r"(?!)", ""),
-    r"furnish\w*": (r"(?!)", ""),
     r"wish": (r"wishlist|as you wish", "an event type"),
     r"gates?": (r"(?i)gated|recurrent|investigate|gate_proj|update_gate", "gates of recurrent cells"),
     r"sign(?:s|ed)?": (
         r"signs? (of|that)|currency sign|[\"(.]sign\b|\bsign ?[=*>,:_)(-]|sign_|signed|minus sign|any\(sign|one sign",
         "arithmetic",
     ),
-    r"dear": (r"(?!)", ""),
     r"apart|aside": (r"(days|weeks|months) apart", "distances in time"),
     r"says?|said|tells?|told|believe[sd]?": (
         r"(?i)said ?=|\bSAID\w*|\.said|\"said\"|`said`|said:",
         "a column of histories",
     ),
-    r"came": (r"(?!)", ""),
     r"probes?": (r"(?i)readiness|liveness|kube|startup|probe:|Probe", "probes of Kubernetes"),
 }
 
@@ -99,8 +102,18 @@ def shared_class_names() -> int:
     return sum(count > 1 for count in names.values())
 
 
-def private_words() -> Iterator[tuple[str, int, str, str]]:
-    """(file, line number, word, line) of every word of WORDS in its old sense, in code, jobs, docs and README."""
+class Occurrence(NamedTuple):
+    """A word of the private vocabulary; `kept` is the reason why it may stay, empty for its old sense."""
+
+    file: str
+    number: int
+    word: str
+    line: str
+    kept: str
+
+
+def private_words() -> Iterator[Occurrence]:
+    """Every occurrence of PRIVATE and SENSES in code, jobs, docs and README."""
     files = [*REPO.glob("clv/**/*"), *REPO.glob("ray_jobs/**/*"), *REPO.glob("docs/**/*"), REPO / "README.md"]
     for path in sorted(files):
         if path.suffix not in {".py", ".md", ".j2", ".yaml", ".ipynb"} or not path.is_file():
@@ -108,9 +121,11 @@ def private_words() -> Iterator[tuple[str, int, str, str]]:
         if path.name == "glossary.md":  # it explains the old words
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            for word, (kept, _) in WORDS.items():
-                if re.search(rf"(?<![A-Za-z])(?:{word})(?![A-Za-z])", line, re.I) and not re.search(kept, line):
-                    yield str(path.relative_to(REPO)), number, word, line.strip()
+            for word in (*PRIVATE, *SENSES):
+                if re.search(rf"(?<![A-Za-z])(?:{word})(?![A-Za-z])", line, re.I):
+                    pattern, reason = SENSES.get(word, ("(?!)", ""))
+                    kept = reason if re.search(pattern, line) else ""
+                    yield Occurrence(str(path.relative_to(REPO)), number, word, line.strip(), kept)
 
 
 SECONDS_ALLOWED = {"test": 600, "demo": 405}
@@ -128,10 +143,13 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     sources = modules()
     tested = [path for path in sources if mirrored(path).exists()]
-    words = list(private_words())
+    found = list(private_words())
+    words = [one for one in found if not one.kept]
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in REPO.glob("clv/**/*.py"))
-    for file, number, word, line in words[: options.show]:
-        print(f"{file}:{number}: {word}: {line[:100]}")
+    for one in words[: options.show]:
+        print(f"{one.file}:{one.number}: {one.word}: {one.line[:100]}")
+    for (word, reason), count in Counter((one.word, one.kept) for one in found if one.kept).items():
+        print(f"{count} lines with {word} stay: {reason}")
     for path in sources:
         if path not in tested:
             print(f"no test at the mirrored path: {path.relative_to(REPO)}")

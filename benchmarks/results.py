@@ -8,10 +8,11 @@ record("house.circles", 0, "<= 0", unit="circles", command="python -m benchmarks
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
+
+from clv.data.workdir import write_text
 
 REPO = Path(__file__).resolve().parent.parent
 FILE = Path(__file__).with_name("results.json")
@@ -49,9 +50,7 @@ def record(
         "note": note,
     }
     lines = [json.dumps(entries[key], ensure_ascii=False) for key in sorted(entries)]
-    beside = file.with_suffix(f".{os.getpid()}")
-    beside.write_text("[\n" + ",\n".join(lines) + "\n]\n")
-    beside.replace(file)
+    write_text(file, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def commit() -> str:

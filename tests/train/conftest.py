@@ -125,3 +125,20 @@ def run_workers() -> Callable[[Path, int, list[dict[str, Any]]], list[dict[str, 
         return [torch.load(path, weights_only=True) for path in paths]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def results(
+    request: pytest.FixtureRequest,
+    folder: Path,
+    run_workers: Callable[[Path, int, list[dict[str, Any]]], list[dict[str, Any]]],
+) -> Callable[[int], list[dict[str, Any]]]:
+    """What each rank wrote for the module's CASES of a world size; the workers run once per size."""
+    cache: dict[int, list[dict[str, Any]]] = {}
+
+    def of_size(world_size: int) -> list[dict[str, Any]]:
+        if world_size not in cache:
+            cache[world_size] = run_workers(folder, world_size, request.module.CASES[world_size])
+        return cache[world_size]
+
+    return of_size

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +25,6 @@ from clv.serve.store.sqlite import SqliteStore
 
 CLOCK = Clock("Europe/London")
 BEGIN = CLOCK.parse("2011-01-03")
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "sqlite" else request.getfixturevalue("redis_url")
-
-
-@pytest.fixture
-def store(address: str) -> Iterator[Store]:
-    store = open_store(address, create=True)
-    yield store
-    store.close()
 
 
 def shop(rng: np.random.Generator, orders: int = 300, customers: int = 30) -> pa.Table:

@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +56,6 @@ def same(left: pa.Table, right: pa.Table) -> bool:
     """Bit for bit equal, NaN equal to NaN."""
     assert left.schema.equals(right.schema), (left.schema, right.schema)
     return repr(left.to_pylist()) == repr(right.to_pylist())
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "sqlite" else request.getfixturevalue("redis_url")
-
-
-@pytest.fixture
-def store(address: str) -> Iterator[Store]:
-    store = open_store(address, create=True)
-    yield store
-    store.close()
 
 
 def test_what_was_put_comes_back_bit_for_bit(store: Store) -> None:

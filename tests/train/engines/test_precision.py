@@ -54,18 +54,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def results(folder: Path, run_workers: RunWorkers) -> Callable[[int], list[Results]]:
-    cache: dict[int, list[Results]] = {}
-
-    def of(world_size: int) -> list[Results]:
-        if world_size not in cache:
-            cache[world_size] = run_workers(folder, world_size, CASES[world_size])
-        return cache[world_size]
-
-    return of
-
-
 GetResults = Callable[[int], list[Results]]
 
 

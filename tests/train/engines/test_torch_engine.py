@@ -107,18 +107,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def results(folder: Path, run_workers: RunWorkers) -> GetResults:
-    cache: dict[int, list[Results]] = {}
-
-    def of(world_size: int) -> list[Results]:
-        if world_size not in cache:
-            cache[world_size] = run_workers(folder, world_size, CASES[world_size])
-        return cache[world_size]
-
-    return of
-
-
 def assert_same_run(found: dict[str, Any], expected: dict[str, Any], num_steps: int = 3) -> None:
     assert "error" not in found, found["error"]
     assert len(expected["losses"]) >= num_steps
