@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,21 @@ class HeldOut:
         assert labels is not None, "a held-out origin has labels"
         return labels.value[:, horizon], labels.orders[:, horizon]
 
+    def auc(self, p_purchase: Floats) -> float:
+        """AUC of purchase probabilities among the customers with an earlier purchase."""
+        return metrics.auc(self.labels(self.horizon)[1][self.buyers] > 0, p_purchase[self.buyers])
+
+    @cached_property
+    def btyd_auc(self) -> float:
+        """AUC of the BTYD model, which every blend weight of every epoch is compared with."""
+        return self.auc(self.rows.base.p_purchase[:, self.horizon])
+
+    @cached_property
+    def btyd_value_metrics(self) -> tuple[float, ...]:
+        """`_value_metrics` of the BTYD model."""
+        keep, i = self.buyers, self.horizon
+        return _value_metrics(self.labels(i)[0][keep], self.rows.base.value[keep, i])
+
 
 def score(held_out: HeldOut, value: Floats, p_purchase: Floats) -> float:
     """Mean log ratio of the core metrics to those of the BTYD model at the same total; higher is better, BTYD has 0."""
@@ -58,9 +74,7 @@ def score(held_out: HeldOut, value: Floats, p_purchase: Floats) -> float:
 
 def _purchase_gain(held_out: HeldOut, p_purchase: Floats) -> float:
     """Log ratio of the AUC to the BTYD model's."""
-    keep, i = held_out.buyers, held_out.horizon
-    bought = held_out.labels(i)[1][keep] > 0
-    return _ratio(metrics.auc(bought, p_purchase[keep]), metrics.auc(bought, held_out.rows.base.p_purchase[keep, i]))
+    return _ratio(held_out.auc(p_purchase), held_out.btyd_auc)
 
 
 def _value_gains(held_out: HeldOut, value: Floats) -> list[float]:
@@ -69,15 +83,27 @@ def _value_gains(held_out: HeldOut, value: Floats) -> list[float]:
     y = held_out.labels(i)[0][keep]
     if y.sum() <= 0:
         return []
-    ours, theirs = value[keep], held_out.rows.base.value[keep, i]
-    ours = ours * (theirs.sum() / max(ours.sum(), 1e-12))
+    ours = value[keep]
+    ours = ours * (held_out.rows.base.value[keep, i].sum() / max(ours.sum(), 1e-12))
+    (ngini, spearman, mae, rmse, mape), btyd = _value_metrics(y, ours), held_out.btyd_value_metrics
     return [
-        _ratio(metrics.ngini(y, ours), metrics.ngini(y, theirs)),
-        _ratio(metrics.spearman(y, ours), metrics.spearman(y, theirs)),
-        _ratio(metrics.mae_over_mean(y, theirs), metrics.mae_over_mean(y, ours)),
-        _ratio(metrics.rmse_over_mean(y, theirs), metrics.rmse_over_mean(y, ours)),
-        0.25 * _ratio(metrics.decile_mape(y, theirs) + 0.1, metrics.decile_mape(y, ours) + 0.1),
+        _ratio(ngini, btyd[0]),
+        _ratio(spearman, btyd[1]),
+        _ratio(btyd[2], mae),
+        _ratio(btyd[3], rmse),
+        0.25 * _ratio(btyd[4] + 0.1, mape + 0.1),
     ]
+
+
+def _value_metrics(y: Floats, value: Floats) -> tuple[float, ...]:
+    """nGini, Spearman, MAE / mean, RMSE / mean and decile MAPE."""
+    return (
+        metrics.ngini(y, value),
+        metrics.spearman(y, value),
+        metrics.mae_over_mean(y, value),
+        metrics.rmse_over_mean(y, value),
+        metrics.decile_mape(y, value),
+    )
 
 
 def choose_blend_weights(held_out: HeldOut, raw: Forecast) -> tuple[float, float, float]:
@@ -114,8 +140,8 @@ def match_totals(raw: Forecast, rows: AssembledRows, adjustment: Adjustment) -> 
     value = rows.base.value[buyers].sum(0) / np.maximum(found.value[buyers].sum(0), 1e-12)
     wanted = (rows.base.orders - found.p_purchase)[buyers].sum(0)
     repeats = np.clip(wanted / np.maximum(found.repeats[buyers].sum(0), 1e-12), *REPEATS_SCALE)
-    matured = np.arange(len(ones)) < adjustment.num_observed
-    scale, scale_repeats = (tuple(np.where(matured, factor, 1.0).tolist()) for factor in (value, repeats))
+    observed = np.arange(len(ones)) < adjustment.num_observed
+    scale, scale_repeats = (tuple(np.where(observed, factor, 1.0).tolist()) for factor in (value, repeats))
     return replace(adjustment, scale=scale, scale_repeats=scale_repeats)
 
 
