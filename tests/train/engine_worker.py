@@ -52,7 +52,7 @@ def build(case: dict[str, Any], setup: dict[str, Any], folder: Path) -> tuple[En
         config = replace(config, model=replace(config.model, backbone=backbone, adapters=AdapterConfig(**given)))
     torch.manual_seed(7)
     model = CustomerModel(config.model.without_adapters, setup["space"], setup["num_horizons"])
-    if config.model.backbone.pretrained:
+    if config.model.encoder != "text" and config.model.backbone.pretrained:
         encoders.load_pretrained(model.backbone, config.model.backbone.pretrained)
     if config.model.adapters.method:
         methods.inject(model, config.model.adapters, config.model.backbone)
