@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clv.btyd.seasonal import SeasonalBTYD
+from clv.btyd.seasonal_btyd import SeasonalBTYD
 from clv.data.histories import ranges
 from clv.models.inputs.assemble import AssembledRows, Assembler
 from clv.models.inputs.batch import Samples

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from clv import bundle as bundles
-from clv.btyd.seasonal import SeasonalBTYD, apply_factor
+from clv.btyd.seasonal_btyd import SeasonalBTYD, apply_factor
 from clv.data import features
 from clv.data.clock import Clock
 from clv.data.cutoff import cut

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from clv.btyd.seasonal import Curves
+from clv.btyd.seasonal_btyd import Curves
 from clv.forecast import portfolio
 from clv.forecast.calibration import GRID, Calibration, age_frequency_cells, identity_calibration
 from clv.forecast.distributions import LEVELS, Prediction, Quantiles

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clv.btyd.seasonal import Curves, SeasonalBTYD
+from clv.btyd.seasonal_btyd import Curves, SeasonalBTYD
 from clv.forecast.adjustment import AdjustedForecast
 from clv.forecast.network import Forecast
 

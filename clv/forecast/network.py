@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from torch import nn
 
-from clv.btyd.seasonal import Curves
+from clv.btyd.seasonal_btyd import Curves
 from clv.models.heads import Outputs
 from clv.models.inputs.batch import Samples
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from clv import bundle as bundles
-from clv.btyd.seasonal import Curves, SeasonalBTYD
+from clv.btyd.seasonal_btyd import Curves, SeasonalBTYD
 from clv.data.clock import DAY_US, Clock, to_datetime, to_us
 from clv.data.histories import Histories
 from clv.forecast import portfolio

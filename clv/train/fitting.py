@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clv.btyd.seasonal import SeasonalBTYD
+from clv.btyd.seasonal_btyd import SeasonalBTYD
 from clv.data import features
 from clv.data.clock import Clock
 from clv.data.cutoff import Value, cut

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from clv.btyd.seasonal import Curves
+from clv.btyd.seasonal_btyd import Curves
 from clv.forecast.adjustment import AdjustedForecast, Adjustment, adjust
 from clv.forecast.network import Forecast
 

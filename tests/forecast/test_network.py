@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from clv.btyd.seasonal import Curves
+from clv.btyd.seasonal_btyd import Curves
 from clv.data.histories import ranges
 from clv.forecast.network import Forecast, forecast_samples
 from clv.models.config import BackboneConfig, ModelConfig

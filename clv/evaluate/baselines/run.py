@@ -8,9 +8,9 @@ import pandas as pd
 
 from clv.evaluate.baselines.btyd import bgnbd_gg, mbgnbd_gg
 from clv.evaluate.baselines.inputs import Context, NotRun, population
+from clv.evaluate.baselines.lightgbm import lgbm_btyd_offset, lgbm_hurdle, lgbm_l1, lgbm_tweedie
 from clv.evaluate.baselines.linear import linear, logistic
 from clv.evaluate.baselines.naive import past_spend, seasonal_naive
-from clv.evaluate.baselines.trees import lgbm_btyd_offset, lgbm_hurdle, lgbm_l1, lgbm_tweedie
 from clv.evaluate.baselines.ziln import ziln_mlp
 from clv.forecast.distributions import Prediction
 

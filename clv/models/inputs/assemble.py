@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clv.btyd.seasonal import SMALLEST, Curves, SeasonalBTYD, apply_factor
+from clv.btyd.seasonal_btyd import SMALLEST, Curves, SeasonalBTYD, apply_factor
 from clv.data import features
 from clv.data.clock import Clock
 from clv.data.cutoff import Cut, Value, cut

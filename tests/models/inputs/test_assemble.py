@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clv.btyd.seasonal import Curves
+from clv.btyd.seasonal_btyd import Curves
 from clv.data.events import PURCHASE
 from clv.models.inputs.assemble import Assembler, fit_value_scale, origin_grid, population_average_curves
 

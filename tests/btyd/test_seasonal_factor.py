@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clv.btyd.seasonality import ERRORS, SeasonalFactorModel, log_error
+from clv.btyd.seasonal_factor import ERRORS, SeasonalFactorModel, log_error
 
 Season = Callable[[np.ndarray], np.ndarray]
 

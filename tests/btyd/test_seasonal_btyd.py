@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from clv.btyd.seasonal import PSEUDO_ORDERS, Curves, SeasonalBTYD, apply_factor
+from clv.btyd.seasonal_btyd import PSEUDO_ORDERS, Curves, SeasonalBTYD, apply_factor
 from clv.data import features, histories
 from clv.data.clock import DAY_US, Clock
 from clv.data.cutoff import Value, cut

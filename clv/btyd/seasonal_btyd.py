@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clv.btyd import diagnostics
 from clv.btyd.conversion import Conversion
 from clv.btyd.models import NBD, BTYDModel, Kind
-from clv.btyd.seasonality import SeasonalFactorModel, log_error
+from clv.btyd.seasonal_factor import SeasonalFactorModel, log_error
 from clv.data.clock import Clock
 from clv.data.cutoff import Value, cut
 from clv.data.features import purchase_frame

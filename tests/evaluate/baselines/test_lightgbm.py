@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from clv.evaluate.baselines.inputs import Context, NotRun
-from clv.evaluate.baselines.trees import lgbm_hurdle, lgbm_tweedie
+from clv.evaluate.baselines.lightgbm import lgbm_hurdle, lgbm_tweedie
 from tests.evaluate.baselines.frames import H
 
 
