@@ -50,6 +50,7 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python docs/module_index.py
 
 # Nothing is fetched: the theme brings its scripts and styles along. Its notice about other tools is left out.
 docs: $(STAMP)

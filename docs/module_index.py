@@ -1,19 +1,20 @@
-"""Hook of mkdocs: lists every module of the package, with the first sentence of its docstring, in modules.md."""
+"""Writes the list of modules in architecture.md from their docstrings; `make format` runs it."""
 
 from __future__ import annotations
 
 import ast
 import re
 from pathlib import Path
-from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-PLACEHOLDER = "<!-- modules -->"
+PAGE = REPO / "docs" / "architecture.md"
+BEGIN, END = "<!-- modules: written by docs/module_index.py -->\n", "<!-- end of modules -->\n"
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Returns the page with the list of modules in place of its placeholder; called by mkdocs for every page."""
-    return markdown.replace(PLACEHOLDER, module_index()) if PLACEHOLDER in markdown else markdown
+def with_index(page: str) -> str:
+    """Returns the page with the list of modules between its two markers. Raises ValueError if a marker is missing."""
+    before, old = page.split(BEGIN)
+    return before + BEGIN + "\n" + module_index() + "\n" + END + old.split(END)[1]
 
 
 def module_index() -> str:
@@ -27,7 +28,7 @@ def module_index() -> str:
             packages.setdefault(path.parent, [""]).append(f"| `{path.name}` | {sentence} |")
     parts = []
     for folder, (about, *rows) in sorted(packages.items()):
-        parts += [f"### {folder.relative_to(REPO)}/", "", about, ""]
+        parts += [f"### {folder.relative_to(REPO)}/", *(["", about] if about else []), ""]
         parts += ["| File | Content |", "|---|---|", *rows, ""] if rows else []
     return "\n".join(parts)
 
@@ -37,3 +38,7 @@ def first_sentence(path: Path) -> str:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(text.split("\n\n")[0].split())
     return re.split(r"(?<=[.?])\s+(?=[A-Z`(])", paragraph)[0].replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_index(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
