@@ -60,7 +60,7 @@ def run(options: Options) -> None:
         raise ValueError("--origins names no date; write for example --origins 2011-03-14,2011-06-12")
     if options.horizon_days < 1 or options.seeds < 1:
         raise ValueError(f"--horizon-days {options.horizon_days} and --seeds {options.seeds} must be at least 1")
-    config = options.training.with_checkpoint_shape()
+    config = options.training.with_checkpoint()
     # Wrong arguments are refused before Ray starts.
     dataset = training.read_dataset(options.histories)
     facts = {origin: arithmetic.outcomes(dataset, origin, options.horizon_days) for origin in origins}

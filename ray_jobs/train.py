@@ -59,7 +59,7 @@ def run(options: Options) -> None:
     tracking.check(options.track)
     prepared = PreparedDataset.open(options.histories)
     cutoff = prepared.origin(options.origin)
-    config = options.training.with_checkpoint_shape()
+    config = options.training.with_checkpoint()
     # Wrong arguments are refused before Ray starts.
     deepspeed_engine.deepspeed_config(config, "fp32", cluster.workers)
     bundle.check_target(out)

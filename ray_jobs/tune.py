@@ -53,7 +53,7 @@ def run(options: Options) -> None:
 
     out = options.out.absolute()
     cluster = options.cluster.with_storage(out / "checkpoints")
-    base = options.training.with_checkpoint_shape()
+    base = options.training.with_checkpoint()
     tracking.check(options.track)
     deepspeed_engine.deepspeed_config(base, "fp32", cluster.workers)
     search.space(options.tuning.search, base)

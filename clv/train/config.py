@@ -196,15 +196,19 @@ class TrainConfig:
         """The same settings with other fields of `engine`."""
         return replace(self, engine=replace(self.engine, **changes))  # type: ignore[arg-type]
 
-    def with_checkpoint_shape(self) -> Self:
-        """The same settings with the shape of the text encoder's checkpoint in place of default values; those of an
-        event encoder are returned unchanged. Raises ValueError for a checkpoint that is no text encoder.
+    def with_checkpoint(self) -> Self:
+        """The same settings with the absolute path of a pretrained checkpoint that is a local folder, since workers run
+        in other folders, and with the shape of a text encoder's checkpoint in place of default values.
+
+        Raises ValueError for a checkpoint that is no text encoder where the model reads texts.
         """
+        given, default = self.model.backbone, BackboneConfig()
+        if given.pretrained and Path(given.pretrained).is_dir():
+            given = replace(given, pretrained=str(Path(given.pretrained).absolute()))
         if self.model.encoder == "events":
-            return self
+            return replace(self, model=replace(self.model, backbone=given))
         from clv.models.backbones.text_backbone import backbone_config
 
-        given, default = self.model.backbone, BackboneConfig()
         assert given.pretrained is not None, "checked above"
         shape = backbone_config(given.pretrained, given.max_tokens)
         names = ("width", "num_layers", "num_heads", "intermediate")
@@ -217,4 +221,4 @@ def read_config(path: Path) -> TrainConfig:
 
     config = read_config(Path("ray_jobs/presets/base.yaml"))
     """
-    return overlay(TrainConfig(), read_yaml(path), str(path)).with_checkpoint_shape()
+    return overlay(TrainConfig(), read_yaml(path), str(path)).with_checkpoint()

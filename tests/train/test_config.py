@@ -47,3 +47,15 @@ def test_a_text_encoder_has_the_shape_of_its_checkpoint(tmp_path: Path, text_che
     path.write_text(f"encoder: text\npretrained: {text_checkpoint}\nmax_tokens: 4000\n")
     with pytest.raises(ValueError, match="texts of 16 to 96 word pieces, not 4000"):
         read_config(path)
+
+
+@pytest.mark.parametrize("encoder", ["events", "text"])
+def test_a_relative_folder_of_a_checkpoint_becomes_absolute(
+    encoder: str, text_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(text_checkpoint)
+    monkeypatch.chdir(folder.parent)
+    given = overlay(TrainConfig(), {"encoder": encoder, "pretrained": folder.name}, "test").with_checkpoint()
+    assert given.model.backbone.pretrained == str(folder)
+    hub = overlay(TrainConfig(), {"pretrained": "pkg://some_package"}, "test").with_checkpoint()
+    assert hub.model.backbone.pretrained == "pkg://some_package"

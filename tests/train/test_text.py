@@ -58,7 +58,7 @@ def config(tiny: TrainConfig, text_checkpoint: str) -> TrainConfig:
         "learning_rate": 1e-3,
         "backbone_share": 0.05,
     }
-    given = overlay(TrainConfig(), text, "test").with_checkpoint_shape()
+    given = overlay(TrainConfig(), text, "test").with_checkpoint()
     backbone = replace(given.model.backbone, dropout=0.0)
     model = replace(given.model, backbone=backbone, hidden=32, dropout=0.0)
     return replace(tiny, model=model, batch_size=32, epochs=1, samples_per_epoch=128, ema_decay=0.9, token_dropout=0.1)
