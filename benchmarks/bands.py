@@ -72,7 +72,7 @@ def make(seed: int, customers: int) -> tuple[Dataset, str]:
 
 
 def judged(shop: Dataset, origin: str, seed: int) -> tuple[float, float, float]:
-    """(predicted ÷ realised total, share of persons, share of sums) in their bands."""
+    """(predicted ÷ actual total, coverage of persons, coverage of sums)."""
     backbone = BackboneConfig(architecture="gru", width=64, num_layers=1, max_tokens=48)
     config = TrainConfig(samples_per_epoch=6_000, epochs=4, seed=seed).with_engine(kind="torch")
     config = replace(config, model=replace(config.model, backbone=backbone))

@@ -62,7 +62,7 @@ TOPOLOGIES = {
 
 @dataclass
 class Load:
-    """What came of one measurement."""
+    """The result of one measurement."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)

@@ -102,6 +102,6 @@ def lifetime(dataset_facts: dict[str, Any], tail: int) -> str:
     if tail < TAIL_YEARS:
         text += (
             f" This log does not show that customers leave, and without that they would buy for ever: {tail} years are "
-            f"counted instead of {TAIL_YEARS}. Do not book it as revenue."
+            f"counted instead of {TAIL_YEARS}. Do not report it as revenue."
         )
     return text

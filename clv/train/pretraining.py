@@ -43,7 +43,7 @@ class EncoderFit:
     space: FeatureSpace
 
     def draw(self, h: Histories, rng: np.random.Generator, num: int, max_tokens: int) -> tuple[TokenArrays, NextEvents]:
-        """Pasts of `num` random customers at a random day of their life before the cut, and what came next."""
+        """Pasts of `num` random customers at a random day of their life before the cut, and their next events."""
         first = first_days(h, self.cutoff)
         cutoff_day = int(self.clock.local_day(np.array([self.cutoff]))[0])
         known = np.flatnonzero(first < cutoff_day)

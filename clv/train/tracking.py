@@ -145,7 +145,7 @@ class MLflow:
 
 
 class WandB:
-    """A run of the project `clv`; offline, in the folder, unless WANDB_MODE or a WANDB_API_KEY says otherwise."""
+    """A run of the project `clv`; offline, in the folder, unless WANDB_MODE or WANDB_API_KEY is set."""
 
     def __init__(self, tracking: Tracking) -> None:
         import wandb

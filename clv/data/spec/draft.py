@@ -214,7 +214,7 @@ def _event_type(sample: pa.Table, found: dict[str, str], notes: list[str]) -> An
             if unknown:
                 notes.append(f"event_type: {unknown} are none of our types and stay free types")
             return {"column": name, "map": mapped}
-    notes.append("event_type: no column says what happened; every row counts as a purchase")
+    notes.append("event_type: no column names the type of event, so every row counts as a purchase")
     return "purchase"
 
 
