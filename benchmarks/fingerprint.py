@@ -1,7 +1,8 @@
 """What a refactoring must leave as it is: hashes of shards, the loss curve, and scores, on the dataset of the demo.
 
-    python -m benchmarks.fingerprint --out before.json                      in the checkout of before
-    python -m benchmarks.fingerprint --out after.json --against before.json in that of after, on the same machine
+    python -m benchmarks.fingerprint --out out/before.json                          in the checkout of before
+    python -m benchmarks.fingerprint --out out/after.json --against out/before.json in that of after, same machine
+    python -m benchmarks.fingerprint --out out/now.json --record   against the state before the code moved into rooms
 
 It prepares The Complete Journey without Ray, trains the `tiny` preset for two short epochs in this process (seed 0),
 and scores everybody. Floating-point sums differ between processors, so both sides must run on one machine. Exits with
@@ -24,6 +25,7 @@ import torch
 import tyro
 
 from benchmarks.output import reserve
+from benchmarks.results import record
 from clv.bundle import Bundle
 from clv.cluster.training import dataset_facts, read_dataset
 from clv.data.dataset import PreparedDataset
@@ -32,6 +34,7 @@ from clv.train import export, fitting, loop, trainer
 from clv.train.config import TrainConfig
 
 REPO = Path(__file__).resolve().parent.parent
+BEFORE_THE_MOVE = REPO / "benchmarks/fingerprint/before_the_move.json"
 ORIGIN = "2017-10-04"
 COLUMNS = ("p_purchase", "orders_mean", "value_mean", "value_median", "value_p10", "value_p90", "clv_mean")
 
@@ -42,6 +45,8 @@ class Options:
 
     out: Path
     against: Path | None = None
+    record: bool = False
+    """compare with the state before the move and write the result into benchmarks/results.json"""
 
 
 def fingerprint(folder: Path) -> dict[str, Any]:
@@ -75,11 +80,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = fingerprint(Path(folder))
     options.out.write_text(json.dumps(found, indent=1))
-    if options.against is None:
+    against = BEFORE_THE_MOVE if options.record else options.against
+    if against is None:
         return
-    before = json.loads(options.against.read_text())
+    before = json.loads(against.read_text())
     different = sorted(key for key in {*found, *before} if found.get(key) != before.get(key))
-    print(f"{len(found) - len(different)} of {len(found)} equal" + "".join(f"\n  differs: {key}" for key in different))
+    equal = f"{len(found) - len(different)} of {len(found)} equal"
+    print(equal + "".join(f"\n  differs: {key}" for key in different))
+    if options.record:
+        command = "python -m benchmarks.fingerprint --out out/now.json --record"
+        note = f"{equal} to the state before the move: shards, losses, scores at learned horizons; seed 0, {ORIGIN}"
+        record("house.bit_identical", not different, command=command, note=note)
     sys.exit(1 if different else 0)
 
 

@@ -2,6 +2,7 @@
 
 python -m benchmarks.house            prints the figures and what is left of the private vocabulary
 python -m benchmarks.house --record   writes them into benchmarks/results.json too
+python -m benchmarks.house --record --tests no_circles blocks_run --time test demo   runs those tests and targets first
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -67,6 +69,8 @@ class Options:
     """write them into benchmarks/results.json"""
     show: int = 40
     """how many places of the private vocabulary to print"""
+    tests: tuple[Literal["no_circles", "blocks_run"], ...] = ()
+    """promises that tests check: no circle of imports between files; every block of README and docs runs as written"""
     time: tuple[Literal["test", "demo"], ...] = ()
     """targets of make to time"""
 
@@ -128,6 +132,14 @@ def private_words() -> Iterator[Occurrence]:
                     yield Occurrence(str(path.relative_to(REPO)), number, word, line.strip(), kept)
 
 
+TESTS = {"no_circles": "tests/test_layers.py", "blocks_run": "tests/docs"}
+
+
+def passes(tests: str) -> bool:
+    """Whether all tests of a file or folder pass, the slow ones included; prints what pytest prints."""
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "", tests], cwd=REPO).returncode == 0
+
+
 SECONDS_ALLOWED = {"test": 600, "demo": 405}
 
 
@@ -158,10 +170,13 @@ def main() -> None:
     print(f"largest folder {largest_folder()} modules, {shared_class_names()} class names used twice")
     print(f"{share:.3f} of {len(sources)} source files have a mirrored test, {len(words)} private words")
     print(f"{lines:,} lines in clv/, {readme} in README.md")
+    passed = {name: passes(TESTS[name]) for name in options.tests}
     seconds = {target: seconds_of(target) for target in options.time}
     for target, taken in seconds.items():
         print(f"make {target}: {taken:.0f} s")
     if options.record:
+        for name, holds in passed.items():
+            record(f"house.{name}", holds, command=f"{COMMAND} --tests {name}", note=f"pytest {TESTS[name]}")
         for target, taken in seconds.items():
             record(f"house.{target}_seconds", round(taken), f"<= {SECONDS_ALLOWED[target]}", unit="s",
                    command=f"{COMMAND} --time {target}", note="2 cores, idle, installation aside")  # fmt: skip
