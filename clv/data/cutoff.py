@@ -6,7 +6,7 @@ Features, tokens and labels are computed from what `cut` returns and from nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from clv.data.attributes import known_attributes
 from clv.data.clock import DAY_US, Clock
 from clv.data.events import PURCHASE, RETURN
-from clv.data.histories import Histories, ranges
+from clv.data.histories import Histories, changes, ranges
 
 Value = Literal["gross", "net", "none"]
 
@@ -74,23 +74,16 @@ class Cut:
         start, stop = self.offsets[:-1][rows], self.offsets[1:][rows]
         labels = self.labels
         if labels is not None:
-            labels = Labels(
-                labels.horizons,
-                labels.value[rows],
-                labels.orders[rows],
-                labels.days[rows],
-                labels.observed[rows],
-                labels.next_days[rows],
-            )
-        return Cut(
-            self.histories,
-            self.value,
-            self.customer[rows],
-            self.origin[rows],
-            self.origin_day[rows],
-            np.append(0, np.cumsum(stop - start)),
-            self.index[ranges(start, stop)],
-            labels,
+            names = ("value", "orders", "days", "observed", "next_days")
+            labels = replace(labels, **{name: getattr(labels, name)[rows] for name in names})
+        return replace(
+            self,
+            customer=self.customer[rows],
+            origin=self.origin[rows],
+            origin_day=self.origin_day[rows],
+            offsets=np.append(0, np.cumsum(stop - start)),
+            index=self.index[ranges(start, stop)],
+            labels=labels,
         )
 
 
@@ -173,46 +166,35 @@ def _labels(
     bought = known & (histories.type == PURCHASE)
     value_sum = _running(np.where(known, token_values(histories, value), 0.0))
     order_sum = _running(bought.astype(np.float64))
-    opens_day = _first_of_day(histories, bought)
+    opens_day = first_of_day(np.repeat(np.arange(len(histories)), np.diff(histories.offsets)), histories.day, bought)
     day_sum = _running(opens_day.astype(np.float64))
 
-    begin, end = histories.offsets[who], histories.offsets[who + 1]
-    start = search_segments(histories.time, begin, end, when)
+    begin, end = histories.offsets[who, None], histories.offsets[who + 1, None]
+    start = search_segments(histories.time, begin, end, when[:, None])
     buys = np.flatnonzero(bought)
-    following = np.searchsorted(buys, start)
-    token = np.append(buys, len(bought))[following]  # the next known purchase of any customer
+    token = np.append(buys, len(bought))[np.searchsorted(buys, start)]  # the next known purchase of any customer
     found = token < end
     # An origin within a day can split its purchases: the first one after it does not open the day, but counts.
     split_day = found & ~np.append(opens_day, True)[token]
-    past_midnight = when - clock.day_start(origin_day)
-    stops = [clock.day_start(origin_day + h) + past_midnight for h in horizons]
-    shape = (len(who), len(horizons))
-    out = {name: np.full(shape, np.nan) for name in ("value", "orders", "days")}
-    observed = np.zeros(shape, bool)
-    for column, stop_time in enumerate(stops):
-        stop = search_segments(histories.time, begin, end, stop_time)
-        is_observed = stop_time <= known_before
-        observed[:, column] = is_observed
-        # The difference of two large running totals could leave 1e-9 where nothing was bought.
-        spent = np.where(stop > start, value_sum[stop] - value_sum[start], 0.0)
-        out["value"][:, column] = np.where(is_observed, np.maximum(np.round(spent, 6), 0.0), np.nan)
-        out["orders"][:, column] = np.where(is_observed, order_sum[stop] - order_sum[start], np.nan)
-        out["days"][:, column] = np.where(
-            is_observed, day_sum[stop] - day_sum[start] + (split_day & (token < stop)), np.nan
-        )
-    wait = (np.append(histories.time, 0)[token] - when) / DAY_US
-    return Labels(horizons, out["value"], out["orders"], out["days"], observed, np.where(found, wait, np.inf))
+    days = origin_day[:, None]
+    stop_time = clock.day_start(days + np.array(horizons, np.int64)) + (when[:, None] - clock.day_start(days))
+    stop = search_segments(histories.time, begin, end, stop_time)
+    observed = stop_time <= known_before
+    # The difference of two large running totals could leave 1e-9 where nothing was bought.
+    spent = np.where(stop > start, value_sum[stop] - value_sum[start], 0.0)
+    num_days = day_sum[stop] - day_sum[start] + (split_day & (token < stop))
+    outcomes = (np.maximum(np.round(spent, 6), 0.0), order_sum[stop] - order_sum[start], num_days)
+    value_of, orders_of, days_of = (np.where(observed, outcome, np.nan) for outcome in outcomes)
+    wait = (np.append(histories.time, 0)[token] - when[:, None]) / DAY_US
+    next_days = np.where(found, wait, np.inf)[:, 0]
+    return Labels(horizons, value_of, orders_of, days_of, observed, next_days)
 
 
-def _first_of_day(histories: Histories, bought: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Returns whether each token is the first purchase of its customer on its local day."""
+def first_of_day(owner: NDArray[np.int64], day: NDArray[Any], bought: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns whether each token is the first purchase of its owner on its day; tokens ascend by owner and time."""
     buys = np.flatnonzero(bought)
-    owner = np.searchsorted(histories.offsets, buys, side="right")
-    day = histories.day[buys]
-    first = np.ones(len(buys), bool)
-    first[1:] = (day[1:] != day[:-1]) | (owner[1:] != owner[:-1])
-    flags = np.zeros(len(histories.time), bool)
-    flags[buys[first]] = True
+    flags = np.zeros(len(bought), bool)
+    flags[buys[changes(owner[buys], day[buys])]] = True
     return flags
 
 

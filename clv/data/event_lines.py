@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clv.data.clock import Clock
-from clv.data.events import PURCHASE, RETURN, US, stable_hash, type_code
-from clv.data.histories import ATTRIBUTE_PREFIX, Histories, ranges
+from clv.data.events import PURCHASE, RETURN, stable_hash, type_code
+from clv.data.histories import Histories, changes, floats, join_attributes, microseconds, ranges
 
 LINE = np.dtype(
     [
@@ -28,17 +28,15 @@ Lines = NDArray[np.void]
 def encode_events(events: pa.Table, clock: Clock) -> Lines:
     """Returns one record of dtype `LINE` per row of `events` (schema `EVENTS`), in its order."""
     lines = np.zeros(len(events), LINE)
-    lines["time"] = events["event_time"].cast(US).cast(pa.int64()).to_numpy()
-    known = events["known_at"].cast(US).cast(pa.int64()).to_numpy()
-    lines["known_at"] = np.maximum(known, lines["time"])
+    lines["time"] = microseconds(events["event_time"])
+    lines["known_at"] = np.maximum(microseconds(events["known_at"]), lines["time"])
     lines["day"] = clock.local_day(lines["time"])
     lines["type"] = type_code(events["event_type"])
     grouped = (lines["type"] == PURCHASE) | (lines["type"] == RETURN)
     lines["order"] = np.where(grouped, stable_hash(events["order_id"]), 0)
     for name, column in (("item", "item_id"), ("channel", "channel"), ("text", "text")):
         lines[name] = stable_hash(events[column])
-    lines["amount"] = events["amount"].cast(pa.float64()).fill_null(np.nan).to_numpy()
-    lines["quantity"] = events["quantity"].cast(pa.float64()).fill_null(1.0).to_numpy()
+    lines["amount"], lines["quantity"] = floats(events["amount"]), floats(events["quantity"], 1.0)
     lines["filled"] = events["amount_filled"].fill_null(False).to_numpy(zero_copy_only=False)
     return lines
 
@@ -53,13 +51,11 @@ def merge(base: pa.Table, names: Sequence[str], lines: Lines) -> pa.Table:
     old = h.customer_id.to_pylist()
     ids = sorted({*old, *names})
     index_of = {name: i for i, name in enumerate(ids)}
-    owner_old = np.array([index_of[name] for name in old], np.int64)
+    owner = np.array([index_of[name] for name in (*old, *names)], np.int64)
     part: dict[str, NDArray[Any]] = {
         name: np.concatenate([getattr(h, name), lines[name].astype(getattr(h, name).dtype)]) for name in _SHARED
     }
-    customer = np.concatenate(
-        [np.repeat(owner_old, np.diff(h.offsets)), np.array([index_of[n] for n in names], np.int64)]
-    )
+    customer = np.repeat(owner, np.append(np.diff(h.offsets), np.ones(len(names), np.int64)))
     quantity = np.concatenate([h.quantity.astype(np.float64), lines["quantity"]])
     count = np.concatenate([h.lines, np.ones(len(lines), np.int32)])
     has_item = lines["item"] != 0
@@ -76,8 +72,7 @@ def merge(base: pa.Table, names: Sequence[str], lines: Lines) -> pa.Table:
     keys = (part["channel"], part["text"], part["amount"], quantity, first_item, added, known, time)
     rows = np.lexsort((*keys, group, order != 0, kind, customer))
     c, k, g, o = customer[rows], kind[rows], group[rows], order[rows]
-    new = np.ones(len(rows), bool)
-    new[1:] = (c[1:] != c[:-1]) | (k[1:] != k[:-1]) | (g[1:] != g[:-1]) | (o[1:] != o[:-1]) | ~grouped[rows][1:]
+    new = changes(c, k, g, o) | ~grouped[rows]
     start = np.flatnonzero(new)
     priced = ~np.isnan(part["amount"][rows])
     total = np.add.reduceat(np.nan_to_num(part["amount"][rows]), start)
@@ -99,10 +94,10 @@ def merge(base: pa.Table, names: Sequence[str], lines: Lines) -> pa.Table:
     flat = items[ranges(item_start[rows], item_stop[rows])]
     # Items of an order with several parts are sorted by time, then by key; those of a whole order keep their order.
     several = np.repeat(np.diff(start, append=len(rows))[token_of_row] > 1, num_items)
-    owner = np.repeat(token_of_row, num_items)
+    token_of_item = np.repeat(token_of_row, num_items)
     by = (flat, np.repeat(known[rows], num_items), np.repeat(time[rows], num_items))
-    flat = flat[np.lexsort((*(np.where(several, values, 0) for values in by), owner))]
-    stop = np.cumsum(np.bincount(owner, minlength=len(start)))
+    flat = flat[np.lexsort((*(np.where(several, values, 0) for values in by), token_of_item))]
+    stop = np.cumsum(np.bincount(token_of_item, minlength=len(start)))
     begin = np.append(0, stop[:-1])[: len(stop)]
     first = np.where(stop > begin, np.append(flat, 0)[begin], 0)
 
@@ -115,13 +110,7 @@ def merge(base: pa.Table, names: Sequence[str], lines: Lines) -> pa.Table:
         items=flat[ranges(begin[final], stop[final])],
         **{name: values[final] for name, values in token.items()},
     ).to_table()
-    where = np.full(len(ids), -1)
-    where[owner_old] = np.arange(len(old))
-    index = pa.array(where, mask=where < 0)
-    for name in base.column_names:
-        if name.startswith(ATTRIBUTE_PREFIX):
-            merged = merged.append_column(name, base[name].combine_chunks().take(index))
-    return merged
+    return join_attributes(merged, base)
 
 
 def already_in_histories(base: pa.Table, names: Sequence[str], lines: Lines) -> NDArray[np.bool_]:
@@ -158,17 +147,14 @@ def drop_before(histories: pa.Table, times: NDArray[np.int64]) -> pa.Table:
     remaining = np.add.reduceat(np.append(keep, False), h.offsets[:-1]) * (np.diff(h.offsets) > 0)
     rows = np.flatnonzero(remaining)
     token = np.flatnonzero(keep)
-    cut = Histories(
+    remainder = Histories(
         customer_id=h.customer_id.take(pa.array(rows)),
         offsets=np.append(0, np.cumsum(remaining[rows])),
         item_offsets=np.append(0, np.cumsum(np.diff(h.item_offsets)[token])),
         items=h.items[ranges(h.item_offsets[token], h.item_offsets[token + 1])],
         **{name: getattr(h, name)[token] for name in (*_SHARED, "quantity", "lines")},
     ).to_table()
-    for name in histories.column_names:
-        if name.startswith(ATTRIBUTE_PREFIX):
-            cut = cut.append_column(name, histories[name].combine_chunks().take(pa.array(rows)))
-    return cut
+    return join_attributes(remainder, histories)
 
 
 def _event_key(kind: int, order: int, time: int, channel: int, text: int) -> tuple[int, ...]:

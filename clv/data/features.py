@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clv.data.cutoff import Cut
+from clv.data.cutoff import Cut, first_of_day
 from clv.data.events import PURCHASE, TYPES
 from clv.data.histories import ATTRIBUTE_PREFIX, ranges
 
@@ -34,12 +34,8 @@ def sample_frame(cut: Cut, horizons_days: tuple[int, ...] = (90,)) -> pd.DataFra
     has labels, `value_<h>`, `orders_<h>`, `days_<h>`, `observed_<h>` for its horizons.
     """
     past = _Past(cut)
-    columns = _base(cut, past)
-    columns |= past.windows()
-    columns |= past.rhythm()
-    columns |= past.last_year(horizons_days)
-    columns |= past.other_events()
-    columns |= past.baskets()
+    columns = _base(cut, past) | past.windows() | past.rhythm() | past.last_year(horizons_days)
+    columns |= past.other_events() | past.baskets() | past.items()
     angle = 2 * np.pi * (cut.origin_day % 365.2425) / 365.2425
     columns |= {"f_doy_sin": np.sin(angle), "f_doy_cos": np.cos(angle)}
     columns |= {ATTRIBUTE_PREFIX + name: values for name, values in cut.attributes().items()}
@@ -55,14 +51,12 @@ def _base(cut: Cut, past: _Past) -> dict[str, object]:
     columns: dict[str, object] = {
         "customer_id": cut.histories.customer_id.to_numpy(zero_copy_only=False)[cut.customer],
         "origin_day": cut.origin_day,
+        **past.rfm(),
     }
-    columns |= past.rfm()
     if cut.labels is not None:
         for i, days in enumerate(cut.labels.horizons):
-            columns[f"value_{days}"] = cut.labels.value[:, i]
-            columns[f"orders_{days}"] = cut.labels.orders[:, i]
-            columns[f"days_{days}"] = cut.labels.days[:, i]
-            columns[f"observed_{days}"] = cut.labels.observed[:, i]
+            for name in ("value", "orders", "days", "observed"):
+                columns[f"{name}_{days}"] = getattr(cut.labels, name)[:, i]
     return columns
 
 
@@ -90,7 +84,7 @@ class _Past:
         self.kind = h.type[cut.index]
         self.value = cut.token_values()[cut.index]
         self.buy = self.kind == PURCHASE
-        self.new_day = self._first_of_day()
+        self.new_day = first_of_day(self.row, self.age, self.buy)
 
     def total(self, weights: Floats | NDArray[np.bool_]) -> Floats:
         return np.bincount(self.row, weights=weights, minlength=self.num_rows).astype(np.float64)
@@ -99,15 +93,6 @@ class _Past:
         out = np.full(self.num_rows, np.nan)
         np.fmax.at(out, self.row[where], values[where])
         return out
-
-    def _first_of_day(self) -> NDArray[np.bool_]:
-        buys = np.flatnonzero(self.buy)
-        row, age = self.row[buys], self.age[buys]
-        new = np.ones(len(buys), bool)
-        new[1:] = (row[1:] != row[:-1]) | (age[1:] != age[:-1])
-        flags = np.zeros(len(self.row), bool)
-        flags[buys[new]] = True
-        return flags
 
     def rfm(self) -> dict[str, object]:
         self.days = self.total(self.new_day)
@@ -180,14 +165,13 @@ class _Past:
         return out
 
     def other_events(self) -> dict[str, Floats]:
-        out: dict[str, Floats] = {}
         present = np.unique(self.kind)  # of the pasts only: a later event must not add a column
-        for name, code in TYPES.items():
-            if code == PURCHASE or code not in present:
-                continue
-            for days in EVENT_WINDOWS_DAYS:
-                out[_count_name(name, days)] = self.total((self.kind == code) & (self.age <= days))
-        return out
+        return {
+            _count_name(name, days): self.total((self.kind == code) & (self.age <= days))
+            for name, code in TYPES.items()
+            if code != PURCHASE and code in present
+            for days in EVENT_WINDOWS_DAYS
+        }
 
     def baskets(self) -> dict[str, Floats]:
         h, index = self.cut.histories, self.cut.index
@@ -197,16 +181,15 @@ class _Past:
         quantity = h.quantity[index].astype(np.float64)
         last_value = np.full(self.num_rows, np.nan)
         last_value[self.row[self.buy]] = self.value[self.buy]
-        out = {
+        return {
             "f_aov": np.where(bought, self.spent / orders, np.nan),
             "f_order_max": self.largest(self.value, self.buy),
             "f_order_last": last_value,
             "f_lines_mean": np.where(bought, self.total(np.where(self.buy, lines, 0.0)) / orders, np.nan),
             "f_quantity_mean": np.where(bought, self.total(np.where(self.buy, quantity, 0.0)) / orders, np.nan),
         }
-        return out | self._items()
 
-    def _items(self) -> dict[str, Floats]:
+    def items(self) -> dict[str, Floats]:
         """Returns the number of distinct items bought, the share of repeats, and the shares of the hash buckets."""
         h = self.cut.histories
         tokens = self.cut.index[self.buy]
@@ -215,7 +198,9 @@ class _Past:
         row = np.repeat(self.row[self.buy], stop - start)
         if len(keys) == 0:
             return {}
-        pairs = _distinct(row, keys)
+        codes = pd.factorize(keys)[0].astype(np.int64)
+        num_codes = int(codes.max()) + 1
+        pairs = np.asarray(pd.unique(row * num_codes + codes)) // num_codes  # the row of each distinct (row, item)
         count = np.bincount(row, minlength=self.num_rows)
         out = {"f_items_distinct": np.bincount(pairs, minlength=self.num_rows).astype(np.float64)}
         out["f_item_repeat"] = np.where(count > 0, 1 - out["f_items_distinct"] / np.maximum(count, 1), np.nan)
@@ -224,10 +209,3 @@ class _Past:
             share = np.bincount(row[bucket == i], minlength=self.num_rows) / np.maximum(count, 1)
             out[f"f_cat_share_{i}"] = np.where(count > 0, share, np.nan)
         return out
-
-
-def _distinct(row: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the row of each distinct pair (row, key)."""
-    codes = pd.factorize(keys)[0].astype(np.int64)
-    pairs = pd.unique(row * (int(codes.max()) + 1) + codes)
-    return np.asarray(pairs // (int(codes.max()) + 1))

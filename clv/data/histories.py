@@ -51,15 +51,10 @@ def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) ->
     `customer_id` and `attr_*` columns. All events of a customer must be given at once; the row order does not matter.
     """
     ids, customer = _sorted_codes(events["customer_id"])
-    time = _int64(events["event_time"])
-    known = _int64(events["known_at"])
+    time, known = (microseconds(events[name]) for name in ("event_time", "known_at"))
     kind = type_code(events["event_type"])
-    order = stable_hash(events["order_id"])
-    item = stable_hash(events["item_id"])
-    text = stable_hash(events["text"])
-    channel = stable_hash(events["channel"])
-    amount = _floats(events["amount"])
-    quantity = np.nan_to_num(_floats(events["quantity"]), nan=1.0)
+    order, item, text, channel = (stable_hash(events[name]) for name in ("order_id", "item_id", "text", "channel"))
+    amount, quantity = floats(events["amount"]), np.nan_to_num(floats(events["quantity"]), nan=1.0)
     filled = pc.fill_null(events["amount_filled"], False).to_numpy().astype(np.int32)
 
     groups = (kind == PURCHASE) | (kind == RETURN)
@@ -97,19 +92,16 @@ def build(events: pa.Table, clock: Clock, attributes: pa.Table | None = None) ->
         _packed(owner, token_time),
         (first_item, token["amount"], token["order"], token["type"], token["known_at"], token_time),
     )
-    flat_items, item_offsets = _gather_ranges(item[rows][has_item], item_start[final], item_stop[final])
-
-    offsets = np.searchsorted(owner[final], np.arange(len(ids) + 1))
-    result = Histories(
+    texts = events["text"].combine_chunks().cast(pa.string())
+    table = Histories(
         customer_id=ids,
-        offsets=offsets,
-        item_offsets=item_offsets,
-        items=flat_items,
-        raw_text=_texts_of(events, rows[start][final]),
+        offsets=np.searchsorted(owner[final], np.arange(len(ids) + 1)),
+        item_offsets=np.append(0, np.cumsum((item_stop - item_start)[final])),
+        items=item[rows][has_item][ranges(item_start[final], item_stop[final])],
+        raw_text=None if texts.null_count == len(texts) else texts.take(pa.array(rows[start][final])),
         **{name: values[final] for name, values in token.items()},
-    )
-    table = result.to_table()
-    return table if attributes is None else _join_attributes(table, attributes)
+    ).to_table()
+    return table if attributes is None else join_attributes(table, attributes)
 
 
 @dataclass(frozen=True)
@@ -146,15 +138,10 @@ class Histories:
         missing = [name for name in HISTORIES.names if name not in table.column_names]
         if missing:
             raise ValueError(f"not a histories table: columns {missing} are missing")
-        table = table.combine_chunks()
-        columns: dict[str, Any] = {}
-        for name, kind in TOKEN_FIELDS.items():
-            lists = _one_chunk(table[name])
-            columns[name] = _numpy(lists.flatten(), kind)
-        nested = _one_chunk(table["items"]).flatten()
+        nested = table["items"].combine_chunks().flatten()
         return cls(
-            customer_id=_one_chunk(table["customer_id"]),
-            offsets=_offsets(_one_chunk(table["time"])),
+            customer_id=table["customer_id"].combine_chunks(),
+            offsets=_offsets(table["time"].combine_chunks()),
             item_offsets=_offsets(nested),
             items=_numpy(nested.flatten(), pa.int64()),
             raw_text=_raw_text(table) if RAW_TEXT in table.column_names else None,
@@ -163,7 +150,7 @@ class Histories:
                 for name in table.column_names
                 if name.startswith(ATTRIBUTE_PREFIX)
             },
-            **columns,
+            **{name: _numpy(table[name].combine_chunks().flatten(), kind) for name, kind in TOKEN_FIELDS.items()},
         )
 
     def to_table(self) -> pa.Table:
@@ -171,9 +158,7 @@ class Histories:
         offsets = pa.array(self.offsets.astype(np.int32))
         columns: dict[str, pa.Array] = {"customer_id": self.customer_id}
         for name, kind in TOKEN_FIELDS.items():
-            values = getattr(self, name)
-            array = pa.array(values) if kind != US else pa.array(values, pa.int64()).cast(US)
-            columns[name] = pa.ListArray.from_arrays(offsets, array.cast(kind))
+            columns[name] = pa.ListArray.from_arrays(offsets, pa.array(getattr(self, name)).cast(kind))
         lines = pa.ListArray.from_arrays(pa.array(self.item_offsets.astype(np.int32)), pa.array(self.items, pa.int64()))
         columns["items"] = pa.ListArray.from_arrays(offsets, lines)
         columns["first_time"] = pa.array(self.time[self.offsets[:-1]], pa.int64()).cast(US)
@@ -196,30 +181,22 @@ def _with_raw_text(table: pa.Table) -> pa.Table:
     """Returns the table with a text, or null, for every token."""
     if RAW_TEXT in table.column_names:
         return table
-    offsets = _offsets(_one_chunk(table["time"]))
+    offsets = _offsets(table["time"].combine_chunks())
     nothing = pa.nulls(int(offsets[-1]), pa.string())
     return table.append_column(RAW_TEXT, pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), nothing))
 
 
 def _raw_text(table: pa.Table) -> pa.Array:
     """Returns the text of each token. Raises ValueError where customers lack theirs, which `concat` fills with null."""
-    texts = _one_chunk(table[RAW_TEXT]).flatten()
-    tokens = int(_offsets(_one_chunk(table["time"]))[-1])
+    texts = table[RAW_TEXT].combine_chunks().flatten()
+    tokens = int(_offsets(table["time"].combine_chunks())[-1])
     if len(texts) != tokens:
         raise ValueError(f"not a histories table: {len(texts)} texts of {tokens} tokens in column {RAW_TEXT}")
     return texts
 
 
-def _texts_of(events: pa.Table, rows: NDArray[np.int64]) -> pa.Array | None:
-    """Returns the texts of these rows, or None where no event has one."""
-    texts = events["text"]
-    return None if texts.null_count == len(texts) else texts.combine_chunks().cast(pa.string()).take(pa.array(rows))
-
-
 def _sorted_codes(strings: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
     encoded = strings.combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
     order = pc.sort_indices(encoded.dictionary).to_numpy()
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
@@ -278,10 +255,10 @@ def _lines_by_token(
     packed = _packed(customer, _mixed(identity, group))
     rows = np.argsort(packed)
     ranked = packed[rows]
-    new = _changes(customer[rows], identity[rows], group[rows])
+    new = changes(customer[rows], identity[rows], group[rows])
     if bool(np.any(new[1:] & (ranked[1:] == ranked[:-1]))):  # two groups have one hash
         rows = np.lexsort((group, identity, customer))
-        new = _changes(customer[rows], identity[rows], group[rows])
+        new = changes(customer[rows], identity[rows], group[rows])
     if not len(rows) or bool(new.all()):
         return rows, new
     number, start = np.cumsum(new) - 1, np.flatnonzero(new)
@@ -294,25 +271,16 @@ def _lines_by_token(
     return _sorted(_packed(number, within), (*rest, item, known, time), rows), new
 
 
-def _changes(*columns: NDArray[Any]) -> NDArray[np.bool_]:
-    """Returns whether each row differs from the row before it; the first row does."""
-    new = np.ones(len(columns[0]), bool)
-    if len(new):
-        new[1:] = False
-        for column in columns:
-            new[1:] |= column[1:] != column[:-1]
+def changes(*columns: NDArray[Any]) -> NDArray[np.bool_]:
+    """Returns whether each row of the columns differs from the row before it, (N,); the first row does."""
+    new = np.arange(len(columns[0])) == 0
+    for column in columns:
+        new[1:] |= column[1:] != column[:-1]
     return new
 
 
 def _sums(values: NDArray[Any], start: NDArray[np.int64]) -> NDArray[Any]:
     return np.add.reduceat(values, start, dtype=np.float64) if len(values) else np.zeros(0)
-
-
-def _gather_ranges(
-    values: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the concatenation of values[start[i]:stop[i]], and its offsets."""
-    return values[ranges(start, stop)], np.append(0, np.cumsum(stop - start))
 
 
 def ranges(start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -322,17 +290,13 @@ def ranges(start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int6
     return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(start - (ends - length), length)
 
 
-def _join_attributes(table: pa.Table, attributes: pa.Table) -> pa.Table:
+def join_attributes(table: pa.Table, attributes: pa.Table) -> pa.Table:
+    """Returns the histories with the `attr_*` columns of `attributes`, null for customers who are not in it."""
     where = pc.index_in(table["customer_id"], attributes["customer_id"].combine_chunks())
     for name in attributes.column_names:
         if name.startswith(ATTRIBUTE_PREFIX):
             table = table.append_column(name, attributes[name].combine_chunks().take(where))
     return table
-
-
-def _one_chunk(column: pa.ChunkedArray) -> Any:
-    array = column.combine_chunks()
-    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
 
 
 def _offsets(lists: Any) -> NDArray[np.int64]:
@@ -341,14 +305,14 @@ def _offsets(lists: Any) -> NDArray[np.int64]:
 
 
 def _numpy(values: pa.Array, kind: pa.DataType) -> NDArray[Any]:
-    if kind == US:
-        values = values.cast(pa.int64())
-    return np.asarray(values.to_numpy(zero_copy_only=False))
+    return np.asarray((values.cast(pa.int64()) if kind == US else values).to_numpy(zero_copy_only=False))
 
 
-def _int64(column: pa.ChunkedArray) -> NDArray[np.int64]:
+def microseconds(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Returns the instants of a column of times in microseconds since 1970, (N,)."""
     return np.asarray(column.cast(US).cast(pa.int64()).to_numpy())
 
 
-def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    return np.asarray(column.cast(pa.float64()).fill_null(np.nan).to_numpy())
+def floats(column: pa.ChunkedArray, missing: float = np.nan) -> NDArray[np.float64]:
+    """Returns the numbers of a column, (N,), with `missing` for null."""
+    return np.asarray(column.cast(pa.float64()).fill_null(missing).to_numpy())

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clv.data.events import PURCHASE, TYPES
+from clv.data.histories import changes
 
 PAUSE_US = 30 * 60 * 1_000_000
 # Only actions of the customer form sessions; impressions, messages and returns do not.
@@ -44,8 +45,8 @@ def sessions(owner: NDArray[np.int64], time: NDArray[np.int64], kind: NDArray[An
     """Returns the sessions of events ordered by owner, then by time (us); `kind` holds codes of `events.TYPES`."""
     acts = np.flatnonzero(np.isin(kind, ACTS))
     owner, time, kind = owner[acts], time[acts], kind[acts]
-    new = np.ones(len(acts), bool)
-    new[1:] = (owner[1:] != owner[:-1]) | (time[1:] - time[:-1] > PAUSE_US)
+    new = changes(owner)
+    new[1:] |= np.diff(time) > PAUSE_US
     number = np.cumsum(new) - 1
     start = np.flatnonzero(new)
     found = {name: np.bincount(number[kind == code], minlength=len(start)) > 0 for name, code in STEPS.items()}

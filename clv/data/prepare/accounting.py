@@ -114,8 +114,8 @@ class RowOutcomes:
         count = len(rejected)
         reason = pa.DictionaryArray.from_arrays(pa.array(self.code[rejected]), pa.array(self.reasons, pa.string()))
         columns = [
-            pa.array([table], pa.string()).take(pa.array(np.zeros(count, np.int8))),
-            pa.array([stage], pa.string()).take(pa.array(np.zeros(count, np.int8))),
+            pa.repeat(table, count),
+            pa.repeat(stage, count),
             reason.cast(pa.string()),
             pa.repeat(source, count) if isinstance(source, str) else source.take(index),
             pa.nulls(count, pa.int64()) if row is None else row.take(index),
@@ -144,8 +144,6 @@ def json_rows(table: pa.Table) -> pa.Array:
     parts: list[Any] = []
     for position, name in enumerate(table.column_names):
         column = table[name].combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
         if pa.types.is_nested(column.type):
             text = pa.array([None if v is None else str(v) for v in column.to_pylist()], pa.string())
         else:

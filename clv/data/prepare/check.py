@@ -50,10 +50,7 @@ def check_sources(spec: DatasetSpec, spec_file: str) -> list[reading.Unit]:
             if not types:
                 continue
             num_readable += 1
-            if table == "events":
-                mapping.check_columns(spec.events[number], types, key, spec_file, path)
-            else:
-                items.check_side_table(getattr(spec, table)[number], types, key, spec_file, path)
+            mapping.check_columns(source, types, key, spec_file, path)
         if not num_readable:
             raise SpecError(f"{spec_file}: {key}: {', '.join(paths)} is empty; there is nothing to prepare")
     return units

@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clv.data.events import stable_hash
+from clv.data.histories import changes
 from clv.data.prepare.accounting import RowAccounting, RowOutcomes
+from clv.data.prepare.parsing import mask
 from clv.data.spec.models import Bounds, DatasetSpec
 
 
@@ -24,10 +26,10 @@ class Prices:
     key: NDArray[np.int64]
     price: NDArray[np.float64]
 
-    def lookup(self, item_id: pa.Array | None, count: int) -> NDArray[np.float64]:
-        """Returns the price of each of `count` items, NaN where the item table has none."""
-        if item_id is None or not len(self.key):
-            return np.full(count, np.nan)
+    def lookup(self, item_id: pa.Array) -> NDArray[np.float64]:
+        """Returns the price of each item, (N,), NaN where the item table has none."""
+        if not len(self.key):
+            return np.full(len(item_id), np.nan)
         wanted = stable_hash(item_id)
         at = np.minimum(np.searchsorted(self.key, wanted), len(self.key) - 1)
         return np.where(self.key[at] == wanted, self.price[at], np.nan)
@@ -39,8 +41,8 @@ class EventArrays:
 
     event_type: Any
     time: NDArray[np.int64]
-    order_id: Any | None
-    item_id: Any | None
+    order_id: Any
+    item_id: Any
     quantity: NDArray[np.float64]
     unit_price: NDArray[np.float64]
     amount: NDArray[np.float64]
@@ -59,13 +61,13 @@ def apply_row_rules(
     Changes `event` in place, rejects rows in `outcomes` and adds notices to `accounting`.
     """
     rules, clock = spec.cleaning, spec.clock
-    if rules.ignore_orders and event.order_id is not None:
+    if rules.ignore_orders:
         outcomes.reject(matches(event.order_id, rules.ignore_orders), "order_id is to be ignored")
-    if rules.ignore_items and event.item_id is not None:
+    if rules.ignore_items:
         outcomes.reject(matches(event.item_id, rules.ignore_items), "item_id is to be ignored")
 
     returned = _recognise_returns(event, spec)
-    sale = np.asarray(pc.equal(event.event_type, "purchase").fill_null(False).to_numpy(zero_copy_only=False))
+    sale = mask(pc.equal(event.event_type, "purchase"))
     if spec.value != "none":
         _fill_amounts(event, sale | returned, rules.missing_amount, outcomes, accounting, prices)
     magnitude = np.where(returned, np.abs(event.quantity), event.quantity)
@@ -96,8 +98,8 @@ def matches(ids: Any, patterns: Sequence[str]) -> NDArray[np.bool_]:
     if wild:
         # RE2 supports neither \Z nor atomic groups, which the patterns of fnmatch do not need.
         regex = "|".join("^" + _plain_regex(p) + "$" for p in wild)
-        found = pc.or_(found, pc.fill_null(pc.match_substring_regex(ids, regex), False))
-    return np.asarray(found.to_numpy(zero_copy_only=False))
+        found = pc.or_kleene(found, pc.match_substring_regex(ids, regex))
+    return mask(found)
 
 
 def _plain_regex(pattern: str) -> str:
@@ -107,15 +109,15 @@ def _plain_regex(pattern: str) -> str:
 
 def _recognise_returns(event: EventArrays, spec: DatasetSpec) -> NDArray[np.bool_]:
     rule = spec.cleaning.returns
-    given = np.asarray(pc.equal(event.event_type, "return").fill_null(False).to_numpy(zero_copy_only=False))
+    given = mask(pc.equal(event.event_type, "return"))
     found = np.zeros(len(event.time), bool)
-    if rule.order_id is not None and event.order_id is not None:
+    if rule.order_id is not None:
         found |= matches(event.order_id, rule.order_id)
     if rule.negative_quantity:
         found |= event.quantity < 0
     if rule.negative_amount:
         found |= event.amount < 0
-    found &= np.asarray(pc.equal(event.event_type, "purchase").fill_null(False).to_numpy(zero_copy_only=False))
+    found &= mask(pc.equal(event.event_type, "purchase"))
     if found.any():
         event.event_type = pc.if_else(pa.array(found), "return", event.event_type)
     return np.asarray(found | given)
@@ -135,7 +137,7 @@ def _fill_amounts(
     if rule == "zero":
         event.amount = np.where(missing, 0.0, event.amount)
     elif rule == "item_price" and prices is not None:
-        event.amount = np.where(missing, event.quantity * prices.lookup(event.item_id, len(missing)), event.amount)
+        event.amount = np.where(missing, event.quantity * prices.lookup(event.item_id), event.amount)
     event.filled = missing & ~np.isnan(event.amount)
     outcomes.reject(missing & ~event.filled, "amount is missing")
     filled = int((event.filled & outcomes.accepted).sum())
@@ -172,8 +174,7 @@ def _duplicate_rows(events: pa.Table) -> NDArray[np.bool_]:
     row_hash = events["row_hash"].to_numpy()
     order = np.lexsort((row_hash, customer))  # stable: equal rows stay in the order of the file
     duplicate = np.zeros(len(events), bool)
-    same = (row_hash[order][1:] == row_hash[order][:-1]) & (customer[order][1:] == customer[order][:-1])
-    duplicate[order[1:]] = same
+    duplicate[order] = ~changes(row_hash[order], customer[order])
     return duplicate
 
 
@@ -193,18 +194,14 @@ def _duplicate_orders(events: pa.Table, accepted: NDArray[np.bool_]) -> NDArray[
         return np.zeros(len(events), bool)
     rows = rows[np.lexsort((order_key[rows], kind[rows], customer[rows]))]
     c, k, o = customer[rows], kind[rows], order_key[rows]
-    new = np.append(True, (c[1:] != c[:-1]) | (k[1:] != k[:-1]) | (o[1:] != o[:-1]))
-    start = np.flatnonzero(new)
+    start = np.flatnonzero(changes(c, k, o))
     num_rows = np.diff(start, append=len(rows))
     content = np.add.reduceat(content[rows], start)
     when = np.minimum.reduceat(time[rows], start)
     by_content = np.lexsort((o[start], num_rows, content, when, k[start], c[start]))
-    keys = [values[by_content] for values in (c[start], k[start], when, content, num_rows)]
-    same = np.ones(len(by_content) - 1, bool)
-    for values in keys:
-        same &= values[1:] == values[:-1]
+    keys = (values[by_content] for values in (c[start], k[start], when, content, num_rows))
     repeated = np.zeros(len(start), bool)
-    repeated[by_content[1:]] = same
+    repeated[by_content] = ~changes(*keys)
     out = np.zeros(len(events), bool)
     out[rows] = np.repeat(repeated, num_rows)
     return out

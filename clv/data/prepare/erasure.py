@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,7 +61,7 @@ class Erasure:
 class Erased:
     """All erasures of a histories folder; its length is their number."""
 
-    erasures: Sequence[Erasure] = field(default=())
+    erasures: Sequence[Erasure] = ()
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -71,10 +71,6 @@ class Erased:
 
     def __len__(self) -> int:
         return len(self.erasures)
-
-    def contains(self, ids: list[str]) -> NDArray[np.bool_]:
-        """Returns a mask of the ids that were erased at any time."""
-        return self.mask(pa.array(ids, pa.string()))
 
     def mask(self, ids: Any, time: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """Returns a mask of the rows of erased customers; with `time` (us) only of those before the erasure."""
@@ -88,24 +84,23 @@ class Erased:
 def filter_erased(block: MappedBlock, erased: Erased, table: str, path: str) -> MappedBlock:
     """Moves the rows of erased customers to the rejects, without their record, and changes the accounting to match."""
     rows, accounting = block.rows, block.accounting
-    timed = "event_time" in rows.column_names
-    time = rows["event_time"].cast(pa.int64()).to_numpy() if timed else None
+    time = rows["event_time"].cast(pa.int64()).to_numpy() if table == "events" else None
     gone = erased.mask(rows["customer_id"], time)
     count = int(gone.sum())
     if not count:
         return block
     accounting.accepted -= count
     accounting.rejected[REASON] += count
-    numbered = "row" in rows.column_names
-    number = rows["row"].filter(pa.array(gone)).combine_chunks() if numbered else pa.nulls(count, pa.int64())
+    number = rows["row"].combine_chunks().filter(pa.array(gone)) if table == "events" else pa.nulls(count, pa.int64())
     rejects = pa.concat_tables([_rejects_without_record(table, path, number), block.rejects])
     return MappedBlock(rows.filter(pa.array(~gone)), rejects, accounting)
 
 
-def redact_records(rejects: pa.Table, spec: DatasetSpec, is_gone: Callable[[list[str]], NDArray[np.bool_]]) -> pa.Table:
+def redact_records(rejects: pa.Table, spec: DatasetSpec, is_gone: Callable[[pa.Array], NDArray[np.bool_]]) -> pa.Table:
     """Returns the rejects without the records of customers for whom `is_gone` is true; rows and reasons stay.
 
-    A malformed line loses its record too, because the customer it belongs to is unknown.
+    `is_gone` returns a mask of an array of ids. A malformed line loses its record too, because the customer it belongs
+    to is unknown.
     """
     keys = [["customer_id"], *(source.columns.customer_id for source in spec.events)]
     keys += [source.columns.customer_id for source in spec.customers]
@@ -121,8 +116,7 @@ def redact_records(rejects: pa.Table, spec: DatasetSpec, is_gone: Callable[[list
                 id_row.append(row)
                 ids.append("/".join(_id(record[name]) for name in names))
         redacted[row] = record.keys() == {"line"}
-    hit = is_gone(ids) if ids else np.zeros(0, bool)
-    redacted[np.array(id_row, np.int64)[hit]] = True
+    redacted[np.array(id_row, np.int64)[is_gone(pa.array(ids, pa.string()))]] = True
     record = pc.if_else(pa.array(redacted), pa.scalar(None, pa.string()), rejects["record"].combine_chunks())
     return rejects.set_column(rejects.column_names.index("record"), "record", record)
 
@@ -134,27 +128,29 @@ def redact_rejects(source: Path, target: Path, spec: DatasetSpec, ids: set[str],
     """
     count = 0
     for path in sorted(source.glob("*.parquet")):
-        if path.name in skip:
-            continue
-        before = pq.read_table(path)
-        after = redact_records(before, spec, lambda found: np.isin(found, list(ids)))
-        removed = after["record"].null_count - before["record"].null_count
-        if removed:
-            _write(after, target / path.name)
-        else:
-            link(path, target / path.name)
-        count += removed
+        if path.name not in skip:
+            after, removed = _without_records(path, spec, list(ids))
+            if removed:
+                _write(after, target / path.name)
+            else:
+                link(path, target / path.name)
+            count += removed
     return count
+
+
+def _without_records(path: Path, spec: DatasetSpec, ids: list[str]) -> tuple[pa.Table, int]:
+    """Returns the rejects of a file without the records of `ids`, and the number of records removed."""
+    before = pq.read_table(path)
+    after = redact_records(before, spec, lambda found: np.isin(found, ids))
+    return after, after["record"].null_count - before["record"].null_count
 
 
 def write_erased_rejects(rejects: Path, removed: dict[str, int], erasure: Erasure) -> None:
     """Writes a reject for each removed row, so that rejects and row accounting still agree."""
-    rows = [
-        _rejects_without_record(table, "", pa.nulls(removed[table], pa.int64())) for table in ("events", "customers")
-    ]
-    table = pa.concat_tables(rows)
-    if len(table):
-        _write(table, rejects / f"part-erased-{erasure.name}.parquet")
+    numbers = {table: pa.nulls(removed[table], pa.int64()) for table in ("events", "customers")}
+    rows = pa.concat_tables([_rejects_without_record(table, "", number) for table, number in numbers.items()])
+    if len(rows):
+        _write(rows, rejects / f"part-erased-{erasure.name}.parquet")
 
 
 def write_proof(folder: Path, erasure: Erasure, proof: dict[str, Any]) -> None:
@@ -171,16 +167,12 @@ def count_remaining(folder: Path, ids: list[str], spec: DatasetSpec) -> dict[str
         found["shards"] += int(pc.sum(pc.is_in(column, listed)).as_py() or 0)
     hashes = stable_hash(ids)  # files of orders hold hashes of customers only
     for path in (folder / "rows").glob("*/*.arrow"):
-        with pa.memory_map(str(path)) as file:
-            table = pa.ipc.open_file(file).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         if "customer_id" in table.column_names:
             found["rows"] += int(pc.sum(pc.is_in(table["customer_id"], listed)).as_py() or 0)
         elif "customer" in table.column_names:
             found["rows"] += int(np.isin(table["customer"].to_numpy(), hashes).sum())
-    for path in (folder / "rejects").glob("*.parquet"):
-        rejects = pq.read_table(path)
-        after = redact_records(rejects, spec, lambda names: np.isin(names, ids))
-        found["rejects"] += after["record"].null_count - rejects["record"].null_count
+    found["rejects"] = sum(_without_records(path, spec, ids)[1] for path in (folder / "rejects").glob("*.parquet"))
     return found
 
 

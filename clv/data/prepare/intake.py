@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +70,7 @@ def map_block(
     else:
         mapped = items.map_customers(block, source, spec, unit.path)
     if erased:
-        mapped.rejects = redact_records(mapped.rejects, spec, erased.contains)
+        mapped.rejects = redact_records(mapped.rejects, spec, erased.mask)
         if unit.table != "items":
             mapped = filter_erased(mapped, erased, unit.table, unit.path)
     return mapped
@@ -88,8 +87,8 @@ def apply_customer_rules(rows: pa.Table, spec: DatasetSpec, paths: Sequence[str]
     events = to_event_schema(rows)
     keyed = events.append_column("row_hash", rows["row_hash"]) if "row_hash" in rows.column_names else events
     outcomes = cleaning.reject_duplicates(keyed, spec)
-    source = _one_array(pa.array(paths, pa.string()).take(_one_array(rows["unit"])))
-    rejects = outcomes.rejects(events, "events", "customer", source, _one_array(rows["row"]))
+    source = pa.array(paths, pa.string()).take(rows["unit"].combine_chunks())
+    rejects = outcomes.rejects(events, "events", "customer", source, rows["row"].combine_chunks())
     kept = rows.filter(pa.array(outcomes.accepted))
     accounting = RowAccounting(len(rows), len(kept), outcomes.counts())
     accounting.check("customer rules")
@@ -103,26 +102,12 @@ def has_customer_rules(spec: DatasetSpec) -> bool:
 
 def to_event_schema(rows: pa.Table) -> pa.Table:
     """Events with the columns EVENTS; an absent one is null, an absent known_at is the event's time, a quantity 1."""
-    count = len(rows)
-    columns: list[Any] = []
-    for field in EVENTS:
-        if field.name in rows.column_names:
-            columns.append(rows[field.name])
-        elif field.name == "known_at":
-            columns.append(rows["event_time"])
-        elif field.name == "quantity":
-            columns.append(pa.array(np.ones(count)))
-        else:
-            columns.append(pa.nulls(count, field.type))
+    columns = {field.name: pa.nulls(len(rows), field.type) for field in EVENTS}
+    columns |= {"known_at": rows["event_time"], "quantity": pa.array(np.ones(len(rows)))}
+    columns |= {name: rows[name] for name in rows.column_names if name in columns}
     return pa.table(columns, schema=pa.schema([field.with_nullable(True) for field in EVENTS]))
 
 
 def _first_rows(block: SourceBlock, max_rows: int) -> SourceBlock:
     malformed = block.malformed[:max_rows]
     return replace(block, rows=block.rows.slice(0, max(max_rows - len(malformed), 0)), malformed=malformed)
-
-
-def _one_array(column: Any) -> Any:
-    """An array from a column whose chunks `combine_chunks` may leave as a chunked array."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column

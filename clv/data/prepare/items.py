@@ -18,14 +18,13 @@ from clv.data.prepare.cleaning import Prices
 from clv.data.prepare.mapping import (
     CATEGORY_SEPARATOR,
     MappedBlock,
-    check_column,
-    check_time,
+    finite_numbers,
     joined_ids,
     joined_text,
     separate_rejects,
 )
 from clv.data.sources.reading import SourceBlock
-from clv.data.spec.models import CustomerSource, DatasetSpec, EventSource, ItemSource, SpecError
+from clv.data.spec.models import CustomerSource, DatasetSpec, EventSource, ItemSource
 
 ITEMS = pa.schema(
     [
@@ -58,21 +57,17 @@ def describes_items(source: EventSource) -> bool:
 def map_items(block: SourceBlock, source: ItemSource, path: str) -> MappedBlock:
     """Maps a block of an item table to ITEM_ROWS; rejects items without an id or with a price that is no number."""
     rows, columns = block.rows, source.columns
-    nothing = pa.nulls(len(rows), pa.string())
     outcomes = RowOutcomes(len(rows))
     item_id = joined_ids(rows, columns.item_id, True)
-    outcomes.reject(np.asarray(pc.is_null(item_id).to_numpy(zero_copy_only=False)), "item_id is missing")
-    price = np.full(len(rows), np.nan)
-    if columns.price is not None:
-        price, unreadable = parsing.numbers(rows[columns.price], source.decimal)
-        outcomes.reject(unreadable | np.isinf(price), "price is not a finite number")
+    outcomes.reject(parsing.mask(pc.is_null(item_id)), "item_id is missing")
+    price = finite_numbers(rows, columns.price, "price", source, outcomes)
     table = pa.table(
         [
             item_id,
-            nothing if columns.text is None else joined_text(rows, columns.text, " "),
-            nothing if columns.category is None else joined_text(rows, columns.category, CATEGORY_SEPARATOR),
+            joined_text(rows, columns.text, " "),
+            joined_text(rows, columns.category, CATEGORY_SEPARATOR),
             pa.array(price, from_pandas=True),
-            nothing if columns.image is None else parsing.strings(rows[columns.image], True),
+            joined_ids(rows, columns.image, True),
             pa.array(np.ones(len(rows), np.int64)),
         ],
         schema=ITEM_ROWS,
@@ -85,34 +80,12 @@ def map_customers(block: SourceBlock, source: CustomerSource, spec: DatasetSpec,
     rows = block.rows
     outcomes, accounting = RowOutcomes(len(rows)), RowAccounting()
     ids = joined_ids(rows, source.columns.customer_id, True)
-    outcomes.reject(np.asarray(pc.is_null(ids).to_numpy(zero_copy_only=False)), "customer_id is missing")
+    outcomes.reject(parsing.mask(pc.is_null(ids)), "customer_id is missing")
     table = pa.table(
         {"customer_id": ids} | attributes.read_columns(rows, source, spec.timezone, outcomes, accounting),
         schema=attributes.schema(source),
     )
     return separate_rejects(table, block, outcomes, accounting, "customers", path)
-
-
-def check_side_table(
-    source: ItemSource | CustomerSource, types: dict[str, pa.DataType], key: str, spec_file: str, path: str
-) -> None:
-    """Raises SpecError if a mapped column is absent from the file or holds nested values or wrong times."""
-    wanted = {f"{key}.columns.{ours}": theirs for ours, theirs in source.columns.model_dump(exclude_none=True).items()}
-    if isinstance(source, CustomerSource):
-        wanted |= {f"{key}.attributes.{name}.column": rule.column for name, rule in source.attributes.items()}
-        dated = {name: rule.known_at for name, rule in source.attributes.items() if rule.known_at is not None}
-        wanted |= {f"{key}.attributes.{name}.known_at": column for name, column in dated.items()}
-        for name, column in dated.items():
-            where = f"{key}.attributes.{name}.known_at"
-            check_column(column, types, where, spec_file, path)
-            check_time(types[column], source.time_format, f"{spec_file}: {where}", column, path)
-    for where, theirs in wanted.items():
-        for name in theirs if isinstance(theirs, list) else [theirs]:
-            check_column(name, types, where, spec_file, path)
-            if pa.types.is_nested(types[name]):
-                raise SpecError(
-                    f"{spec_file}: {where}: column {name!r} of {path} is {types[name]}; a plain column is needed"
-                )
 
 
 def items_in_events(events: pa.Table) -> pa.Table:
@@ -186,11 +159,8 @@ def to_items_schema(rows: pa.Table) -> pa.Table:
 
 def load_prices(work: Path) -> Prices | None:
     """Returns the list prices that pass 1 wrote, for `missing_amount: item_price`; None without an item table."""
-    tables = []
-    for path in sorted((work / "items").glob("*.arrow")):
-        with pa.memory_map(str(path)) as file:
-            tables.append(pa.ipc.open_file(file).read_all())
-    return list_prices(tables)
+    paths = sorted((work / "items").glob("*.arrow"))
+    return list_prices([pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths])
 
 
 def list_prices(tables: list[pa.Table]) -> Prices | None:

@@ -16,7 +16,7 @@ from clv.data.prepare import cleaning, parsing
 from clv.data.prepare.accounting import RowAccounting, RowOutcomes, malformed_rejects
 from clv.data.sources.reading import SourceBlock
 from clv.data.spec.errors import did_you_mean
-from clv.data.spec.models import DatasetSpec, EventSource, EventType, Source, SpecError
+from clv.data.spec.models import CustomerSource, DatasetSpec, EventSource, Source, SpecError
 
 # Columns that mapped events have beside EVENTS, until all rows of their customer are at hand.
 EXTRA_COLUMNS = pa.schema(
@@ -28,6 +28,7 @@ EXTRA_COLUMNS = pa.schema(
     ]
 )
 CATEGORY_SEPARATOR = " / "
+_NUMBERS = ("columns.quantity", "columns.unit_price", "columns.amount")
 
 
 @dataclass
@@ -62,14 +63,14 @@ def map_events(
         outcomes.reject(bad, "known_at is unreadable or outside 1970 to 2099")
         known = np.where(none, time, known)
         shifted += more
-    outcomes.reject(_nulls(customer), "customer_id is missing (anonymous)")
+    outcomes.reject(parsing.mask(pc.is_null(customer)), "customer_id is missing (anonymous)")
     event_type = _event_type(rows, source, outcomes)
 
-    quantity, had_quantity = _number(rows, columns.quantity, "quantity", source, outcomes)
-    unit_price, _ = _number(rows, columns.unit_price, "unit_price", source, outcomes)
-    amount, _ = _number(rows, columns.amount, "amount", source, outcomes)
+    quantity = finite_numbers(rows, columns.quantity, "quantity", source, outcomes)
+    unit_price = finite_numbers(rows, columns.unit_price, "unit_price", source, outcomes)
+    amount = finite_numbers(rows, columns.amount, "amount", source, outcomes)
     absent = np.isnan(quantity)
-    if had_quantity and (counted := int((absent & outcomes.accepted).sum())):
+    if columns.quantity is not None and (counted := int((absent & outcomes.accepted).sum())):
         accounting.notices["rows without a quantity, counted as 1"] += counted
     quantity = np.where(absent, 1.0, quantity)
     amount = np.where(np.isnan(amount), quantity * unit_price, amount)
@@ -79,8 +80,8 @@ def map_events(
     event = cleaning.EventArrays(
         event_type=event_type,
         time=time,
-        order_id=None if columns.order_id is None else joined_ids(rows, columns.order_id, trim),
-        item_id=None if columns.item_id is None else joined_ids(rows, columns.item_id, trim),
+        order_id=joined_ids(rows, columns.order_id, trim),
+        item_id=joined_ids(rows, columns.item_id, trim),
         quantity=quantity,
         unit_price=unit_price,
         amount=amount,
@@ -88,23 +89,22 @@ def map_events(
     )
     cleaning.apply_row_rules(event, spec, outcomes, accounting, prices)
 
-    nothing = pa.nulls(count, pa.string())
     table = pa.table(
         [
-            nothing if columns.event_id is None else parsing.strings(rows[columns.event_id], trim),
+            joined_ids(rows, columns.event_id, trim),
             customer,
             pa.array(event.time).cast(US),
             pa.array(known).cast(US),
             event.event_type,
-            nothing if event.order_id is None else event.order_id,
-            nothing if event.item_id is None else event.item_id,
+            event.order_id,
+            event.item_id,
             pa.array(event.quantity),
             pa.array(event.amount, from_pandas=True),
             pa.array(event.filled),
-            nothing if columns.text is None else joined_text(rows, columns.text, " "),
-            nothing if columns.channel is None else parsing.strings(rows[columns.channel], trim),
-            nothing if columns.item_text is None else joined_text(rows, columns.item_text, " "),
-            nothing if columns.item_category is None else joined_text(rows, columns.item_category, CATEGORY_SEPARATOR),
+            joined_text(rows, columns.text, " "),
+            joined_ids(rows, columns.channel, trim),
+            joined_text(rows, columns.item_text, " "),
+            joined_text(rows, columns.item_category, CATEGORY_SEPARATOR),
             pa.array(row_hash(rows)) if needs_row_hash(spec) else pa.nulls(count, pa.int64()),
             pa.nulls(count, pa.int64()) if block.row is None else pa.array(np.arange(block.row, block.row + count)),
         ],
@@ -142,62 +142,38 @@ def columns_to_read(source: Source, spec: DatasetSpec) -> set[str] | None:
     return source.mapped()
 
 
-def check_columns(source: EventSource, types: dict[str, pa.DataType], key: str, spec_file: str, path: str) -> None:
+def check_columns(source: Source, types: dict[str, pa.DataType], key: str, spec_file: str, path: str) -> None:
     """Raises SpecError if a mapped column is absent from the file or has a type that our column cannot have."""
-    columns = source.columns.model_dump(exclude_none=True)
-    wanted = [(f"{key}.columns.{ours}", ours, theirs) for ours, theirs in columns.items()]
-    if isinstance(source.event_type, EventType):
-        wanted.append((f"{key}.event_type.column", "event_type", source.event_type.column))
-    for where, ours, theirs in wanted:
-        for name in theirs if isinstance(theirs, list) else [theirs]:
-            check_column(name, types, where, spec_file, path)
-            kind = types[name]
-            if ours in ("quantity", "unit_price", "amount") and not _holds_numbers(kind):
-                raise SpecError(
-                    f"{spec_file}: {where}: column {name!r} of {path} is {kind}, not a number; name another one"
-                )
-            if ours in ("event_time", "known_at"):
-                check_time(kind, source.time_format, f"{spec_file}: {where}", name, path)
-            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
-                raise SpecError(f"{spec_file}: {where}: column {name!r} of {path} is {kind}; a plain column is needed")
+    for ours, name in source.mapped_keys():
+        where = f"{spec_file}: {key}.{ours}"
+        if name not in types:
+            raise SpecError(f"{where}: {path} has no column {name!r}{did_you_mean(name, list(types))}")
+        kind, column = types[name], f"{where}: column {name!r} of {path}"
+        if ours in _NUMBERS and not _holds_numbers(kind):
+            raise SpecError(f"{column} is {kind}, not a number; name another one")
+        if isinstance(source, EventSource | CustomerSource) and ours.endswith((".event_time", ".known_at")):
+            _check_time(kind, source.time_format, column)
+        if pa.types.is_nested(kind) or (pa.types.is_binary(kind) and isinstance(source, EventSource)):
+            raise SpecError(f"{column} is {kind}; a plain column is needed")
 
 
-def check_column(name: str, types: dict[str, pa.DataType], where: str, spec_file: str, path: str) -> None:
-    """Raises SpecError with a suggestion if the file has no such column."""
-    if name not in types:
-        raise SpecError(f"{spec_file}: {where}: {path} has no column {name!r}{did_you_mean(name, list(types))}")
-
-
-def check_time(kind: pa.DataType, form: str, where: str, name: str, path: str) -> None:
+def _check_time(kind: pa.DataType, form: str, column: str) -> None:
     """Raises SpecError if a column of type `kind` cannot be read as times in the format `form`."""
     stamped = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if stamped and form in ("unix_s", "unix_ms"):
-        raise SpecError(f"{where}: column {name!r} of {path} is already a time ({kind}); leave time_format out")
+        raise SpecError(f"{column} is already a time ({kind}); leave time_format out")
     if number and form == "iso":
-        raise SpecError(
-            f"{where}: column {name!r} of {path} is {kind}; set time_format:"
-            " unix_s, unix_ms or a pattern such as '%Y%m%d'"
-        )
+        raise SpecError(f"{column} is {kind}; set time_format: unix_s, unix_ms or a pattern such as '%Y%m%d'")
     if not (stamped or text or number or pa.types.is_null(kind)):
-        raise SpecError(f"{where}: column {name!r} of {path} is {kind}, which is no time; name another one")
+        raise SpecError(f"{column} is {kind}, which is no time; name another one")
 
 
 def _holds_numbers(kind: pa.DataType) -> bool:
     t = pa.types
-    return any(
-        is_kind(kind)
-        for is_kind in (
-            t.is_integer,
-            t.is_floating,
-            t.is_decimal,
-            t.is_string,
-            t.is_large_string,
-            t.is_dictionary,
-            t.is_null,
-        )
-    )
+    numeric = t.is_integer(kind) or t.is_floating(kind) or t.is_decimal(kind) or t.is_null(kind)
+    return numeric or t.is_string(kind) or t.is_large_string(kind) or t.is_dictionary(kind)
 
 
 def _event_type(rows: pa.Table, source: EventSource, outcomes: RowOutcomes) -> Any:
@@ -205,38 +181,41 @@ def _event_type(rows: pa.Table, source: EventSource, outcomes: RowOutcomes) -> A
     if isinstance(rule, str):
         return pa.repeat(rule, len(rows))
     theirs = parsing.strings(rows[rule.column])
-    outcomes.reject(_nulls(theirs), "event_type is missing")
+    outcomes.reject(parsing.mask(pc.is_null(theirs)), "event_type is missing")
     if rule.map is None:
         return theirs
     position = pc.index_in(theirs, pa.array(list(rule.map)))
     mapped = pa.array(list(rule.map.values())).take(position)
     if rule.other == "keep":
         return pc.coalesce(mapped, theirs)
-    outcomes.reject(_nulls(mapped), "event_type is not in the map")
+    outcomes.reject(parsing.mask(pc.is_null(mapped)), "event_type is not in the map")
     return mapped
 
 
-def _number(
-    rows: pa.Table, name: str | None, ours: str, source: EventSource, outcomes: RowOutcomes
-) -> tuple[NDArray[np.float64], bool]:
+def finite_numbers(
+    rows: pa.Table, name: str | None, ours: str, source: Source, outcomes: RowOutcomes
+) -> NDArray[np.float64]:
+    """Returns the numbers of a column, (N,), NaN where missing or without a column; rejects all but finite ones."""
     if name is None:
-        return np.full(len(rows), np.nan), False
+        return np.full(len(rows), np.nan)
     values, unreadable = parsing.numbers(rows[name], source.decimal)
     outcomes.reject(unreadable | np.isinf(values), f"{ours} is not a finite number")
-    return values, True
+    return values
 
 
-def joined_ids(rows: pa.Table, names: list[str], trim: bool) -> Any:
-    """Returns ids of one column, or of several joined with "/"; an id is null if one of its parts is."""
-    parts = [parsing.strings(rows[name], trim) for name in names]
+def joined_ids(rows: pa.Table, names: list[str] | str | None, trim: bool) -> Any:
+    """Returns ids of one column, or of several joined with "/", null if a part or every column is missing."""
+    if names is None:
+        return pa.nulls(len(rows), pa.string())
+    parts = [parsing.strings(rows[name], trim) for name in ([names] if isinstance(names, str) else names)]
     return parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "/")
 
 
-def joined_text(rows: pa.Table, names: list[str], separator: str) -> Any:
-    """Returns the trimmed text of one or several columns; missing parts are skipped, null where all are missing."""
+def joined_text(rows: pa.Table, names: list[str] | None, separator: str) -> Any:
+    """Returns the trimmed text of some columns; missing parts are skipped, and the text is null without any part."""
+    if names is None or len(names) == 1:
+        return joined_ids(rows, names, trim=True)
     parts = [parsing.strings(rows[name], trim=True) for name in names]
-    if len(parts) == 1:
-        return parts[0]
     text = pc.binary_join_element_wise(*parts, separator, null_handling="skip")
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
@@ -255,16 +234,11 @@ def row_hash(rows: pa.Table) -> NDArray[np.int64]:
             text = column if pa.types.is_string(column.type) else pa.array([str(v) for v in column.to_pylist()])
             hashed = stable_hash(text).view(np.uint64)
         else:
-            values = column.cast(pa.int64()) if not pa.types.is_floating(column.type) else column.cast(pa.float64())
-            plain = values.fill_null(0).to_numpy(zero_copy_only=False)
-            hashed = pd.util.hash_array(plain)
-            hashed = np.where(_nulls(column), np.uint64(0x9E3779B97F4A7C15), hashed)
+            values = column.cast(pa.float64() if pa.types.is_floating(column.type) else pa.int64()).fill_null(0)
+            hashed = pd.util.hash_array(values.to_numpy(zero_copy_only=False))
+            hashed = np.where(parsing.mask(pc.is_null(column)), np.uint64(0x9E3779B97F4A7C15), hashed)
         total = (total ^ hashed) * np.uint64(0x100000001B3) + (total >> np.uint64(29))
     return total.view(np.int64)
-
-
-def _nulls(array: Any) -> NDArray[np.bool_]:
-    return np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
 
 
 def _is_parquet(source: EventSource, path: str) -> bool:

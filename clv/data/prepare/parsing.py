@@ -26,12 +26,16 @@ def one_array(column: pa.ChunkedArray | pa.Array) -> Any:
     """Returns the column as one array, with dictionaries decoded and large strings cast to strings."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-        column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
         column = column.cast(pa.string())
     return column
+
+
+def mask(values: Any) -> Mask:
+    """Returns Arrow's booleans as a numpy array, (N,); null is false."""
+    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False))
 
 
 def strings(column: pa.ChunkedArray | pa.Array, trim: bool = False) -> Any:
@@ -55,12 +59,11 @@ def numbers(column: pa.ChunkedArray | pa.Array, decimal: str = ".") -> tuple[NDA
     text = pc.utf8_trim_whitespace(array)
     if decimal == ",":
         text = pc.replace_substring(pc.replace_substring(text, ".", ""), ",", ".")
-    missing = pc.or_(pc.is_null(text), pc.fill_null(pc.is_in(pc.utf8_lower(text), _MISSING_NUMBERS), True))
+    missing = pc.or_(pc.is_null(text), pc.is_in(pc.utf8_lower(text), _MISSING_NUMBERS))
     readable = pc.and_(pc.invert(missing), pc.fill_null(pc.match_substring_regex(text, _NUMBER), False))
     clean = pc.if_else(readable, text, pa.scalar(None, pa.string())).cast(pa.float64())
     values = np.asarray(clean.fill_null(np.nan).to_numpy(zero_copy_only=False))
-    unreadable = pc.invert(pc.or_(missing, readable))
-    return values, np.asarray(unreadable.to_numpy(zero_copy_only=False))
+    return values, mask(pc.invert(pc.or_(missing, readable)))
 
 
 def times(column: pa.ChunkedArray | pa.Array, form: str, timezone: str) -> tuple[NDArray[np.int64], Mask, Mask, int]:
@@ -70,16 +73,13 @@ def times(column: pa.ChunkedArray | pa.Array, form: str, timezone: str) -> tuple
     that is skipped is the first instant after the gap.
     """
     array = one_array(column)
-    missing = np.asarray(pc.is_null(array).to_numpy(zero_copy_only=False))
+    missing = mask(pc.is_null(array))
     if pa.types.is_string(array.type):
-        missing |= np.asarray(
-            pc.fill_null(pc.equal(pc.utf8_trim_whitespace(array), ""), True).to_numpy(zero_copy_only=False)
-        )
+        missing |= mask(pc.equal(pc.utf8_trim_whitespace(array), ""))
     if form in ("unix_s", "unix_ms"):
         values, _ = numbers(array)
-        scaled = values * (1e6 if form == "unix_s" else 1e3)
-        ok = (scaled >= EARLIEST_US) & (scaled < LATEST_US)
         scale = 1_000_000 if form == "unix_s" else 1_000
+        ok = (values * scale >= EARLIEST_US) & (values * scale < LATEST_US)
         whole = np.floor(np.where(ok, values, 0))
         # Whole seconds and fraction are scaled separately: a float of microseconds would lose the last digits.
         us = whole.astype(np.int64) * scale + np.rint((np.where(ok, values, 0) - whole) * scale).astype(np.int64)
@@ -92,8 +92,10 @@ def times(column: pa.ChunkedArray | pa.Array, form: str, timezone: str) -> tuple
             stamps = array.cast(pa.timestamp("us", tz="UTC"), safe=False)
     elif form == "iso":
         stamps, shifted = _iso(pc.utf8_trim_whitespace(array), timezone)
+    elif "%z" in form:
+        stamps = _pandas_times(array.cast(pa.string()), form, utc=True)
     else:
-        stamps, shifted = _pattern(array.cast(pa.string()), form, timezone)
+        stamps, shifted = _localised(_pandas_times(array.cast(pa.string()), form, utc=False), timezone)
     us = np.asarray(stamps.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False))
     ok = (us >= EARLIEST_US) & (us < LATEST_US)
     return np.where(ok, us, 0), missing, ~ok & ~missing, shifted
@@ -102,9 +104,8 @@ def times(column: pa.ChunkedArray | pa.Array, form: str, timezone: str) -> tuple
 def _localised(naive: pa.Array, timezone: str) -> tuple[Any, int]:
     if timezone == "UTC":
         return naive.cast(pa.timestamp("us", tz="UTC")), 0
-    inside = pc.and_(
-        pc.greater_equal(naive.cast(pa.int64()), -DAY_US), pc.less(naive.cast(pa.int64()), LATEST_US + DAY_US)
-    )
+    us = naive.cast(pa.int64())
+    inside = pc.and_(pc.greater_equal(us, -DAY_US), pc.less(us, LATEST_US + DAY_US))
     naive = pc.if_else(inside, naive, pa.scalar(None, naive.type))
     first = pc.assume_timezone(naive, timezone, ambiguous="earliest", nonexistent="latest")
     other = pc.assume_timezone(naive, timezone, ambiguous="latest", nonexistent="earliest")
@@ -127,12 +128,6 @@ def _iso(text: pa.Array, timezone: str) -> tuple[Any, int]:
         parsed = _pandas_times(pc.if_else(has_zone, zoned, null), "ISO8601", utc=True)
         stamps = pc.coalesce(stamps, parsed)
     return stamps, shifted
-
-
-def _pattern(text: pa.Array, form: str, timezone: str) -> tuple[Any, int]:
-    if "%z" in form:
-        return _pandas_times(text, form, utc=True), 0
-    return _localised(_pandas_times(text, form, utc=False), timezone)
 
 
 def _pandas_times(text: pa.Array, form: str, utc: bool) -> Any:

@@ -146,13 +146,9 @@ def write_partitions(table: pa.Table, part: NDArray[np.int64], num_partitions: i
 
 def read_partition(folder: Path, partition: int, schema: pa.Schema | None = None) -> pa.Table:
     """Reads all rows of a partition in the order of units and rows; without files an empty table of `schema`."""
-    batches = []
-    for path in sorted(folder.glob("*.arrow")):
-        with pa.memory_map(str(path)) as file:
-            batches.append(pa.ipc.open_file(file).get_batch(partition))
-    if not batches:
-        return (schema or pa.schema([])).empty_table()
-    return pa.Table.from_batches(batches)
+    paths = sorted(folder.glob("*.arrow"))
+    batches = [pa.ipc.open_file(pa.memory_map(str(path))).get_batch(partition) for path in paths]
+    return pa.Table.from_batches(batches) if batches else (schema or pa.schema([])).empty_table()
 
 
 def write_rejects(tables: list[pa.Table], work: Path, name: str) -> None:

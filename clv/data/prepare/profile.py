@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clv.data.events import PURCHASE, RETURN
-from clv.data.histories import Histories
+from clv.data.histories import Histories, changes
 from clv.data.sessions import sessions
 
 Stats = dict[str, Any]
@@ -32,8 +32,7 @@ def measure(table: pa.Table) -> Stats:
     spend = np.bincount(owner[purchase], amount[purchase], minlength=len(h))
     spend = spend[orders > 0]
     # Tokens ascend in time within a customer, so a month of a customer begins where either changes.
-    new = np.ones(len(month), bool)
-    new[1:] = (month[1:] != month[:-1]) | (owner[1:] != owner[:-1])
+    new = changes(month, owner)
     first = np.full(len(h), -1)
     first[owner[purchase][::-1]] = month[purchase][::-1]  # ascending in time, so the earliest is written last
     cohort = first[orders > 0]

@@ -30,9 +30,8 @@ def key_hashes(table: pa.Table, folder: str) -> NDArray[np.int64]:
 
 def rows_by_partition(path: Path) -> list[int]:
     """Returns the number of rows of each partition in a row file."""
-    with pa.memory_map(str(path)) as file:
-        reader = pa.ipc.open_file(file)
-        return [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    return [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
 
 
 def file_groups(folder: Path) -> Iterator[tuple[list[Path], int]]:
@@ -52,7 +51,7 @@ def file_groups(folder: Path) -> Iterator[tuple[list[Path], int]]:
 
 def merge_files(files: Sequence[Path], target: Path, num_partitions: int) -> int:
     """Writes the rows of several files as one of `num_partitions`, in their order; returns the number of rows."""
-    table = pa.concat_tables([_read_table(path) for path in files])
+    table = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in files])
     part = partition.partition_of(key_hashes(table, target.parent.name), num_partitions)
     partition.write_partitions(table, part, num_partitions, target)
     return len(table)
@@ -66,24 +65,18 @@ def drop_customers(path: Path, target: Path, customers: NDArray[np.int64], parti
     by_order = path.parent.name == "orders"
     kept: list[pa.RecordBatch] = []
     removed = 0
-    with pa.memory_map(str(path)) as file:
-        reader = pa.ipc.open_file(file)
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            if batch.num_rows and (by_order or number in partitions):
-                hashes = batch["customer"].to_numpy() if by_order else stable_hash(batch["customer_id"])
-                keep = ~np.isin(hashes, customers)
-                removed += int((~keep).sum())
-                batch = batch.filter(pa.array(keep))
-            kept.append(batch)
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    for number in range(reader.num_record_batches):
+        batch = reader.get_batch(number)
+        if batch.num_rows and (by_order or number in partitions):
+            hashes = batch["customer"].to_numpy() if by_order else stable_hash(batch["customer_id"])
+            keep = ~np.isin(hashes, customers)
+            removed += int((~keep).sum())
+            batch = batch.filter(pa.array(keep))
+        kept.append(batch)
     if removed:
         part = np.repeat(np.arange(len(kept)), [batch.num_rows for batch in kept])
         partition.write_partitions(pa.Table.from_batches(kept), part, len(kept), target)
     else:
         link(path, target)
     return removed
-
-
-def _read_table(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()

@@ -93,9 +93,13 @@ class Source(_Model):
             raise ValueError(f"encoding {self.encoding!r} is unknown: write one such as utf-8 or cp1252") from error
         return self
 
+    def mapped_keys(self) -> list[tuple[str, str]]:
+        """Returns (key below the source, column of the table) of each column that the source maps."""
+        return []
+
     def mapped(self) -> set[str]:
         """Returns the columns of the table that the source maps."""
-        return set()
+        return {column for _, column in self.mapped_keys()}
 
 
 class SqlQuery(_Model):
@@ -134,9 +138,9 @@ class EventSource(Source):
     time_format: TimeFormat = "iso"
     event_type: Text | EventType = "purchase"
 
-    def mapped(self) -> set[str]:
+    def mapped_keys(self) -> list[tuple[str, str]]:
         rule = self.event_type
-        return _named(self.columns) | (set() if isinstance(rule, str) else {rule.column})
+        return _keys(self.columns) + ([] if isinstance(rule, str) else [("event_type.column", rule.column)])
 
 
 class ItemColumns(_Model):
@@ -150,8 +154,8 @@ class ItemColumns(_Model):
 class ItemSource(Source):
     columns: ItemColumns
 
-    def mapped(self) -> set[str]:
-        return _named(self.columns)
+    def mapped_keys(self) -> list[tuple[str, str]]:
+        return _keys(self.columns)
 
 
 class Attribute(_Model):
@@ -173,9 +177,11 @@ class CustomerSource(Source):
     time_format: TimeFormat = "iso"
     attributes: dict[str, Attribute] = Field(min_length=1)
 
-    def mapped(self) -> set[str]:
-        more = (name for attribute in self.attributes.values() for name in (attribute.column, attribute.known_at))
-        return _named(self.columns) | {name for name in more if name is not None}
+    def mapped_keys(self) -> list[tuple[str, str]]:
+        rules = self.attributes.items()
+        keys = [(f"attributes.{name}.column", rule.column) for name, rule in rules]
+        timed = [(f"attributes.{name}.known_at", rule.known_at) for name, rule in rules if rule.known_at is not None]
+        return _keys(self.columns) + keys + timed
 
     @field_validator("attributes")
     @classmethod
@@ -191,9 +197,9 @@ class CustomerSource(Source):
         return value
 
 
-def _named(columns: BaseModel) -> set[str]:
-    theirs = columns.model_dump(exclude_none=True).values()
-    return {name for names in theirs for name in ([names] if isinstance(names, str) else names)}
+def _keys(columns: BaseModel) -> list[tuple[str, str]]:
+    given = columns.model_dump(exclude_none=True).items()
+    return [(f"columns.{key}", name) for key, names in given for name in ([names] if isinstance(names, str) else names)]
 
 
 class Bounds(_Model):
@@ -265,10 +271,9 @@ class DatasetSpec(_Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> DatasetSpec:
-        clock = Clock(self.timezone)
         for limit in (self.cleaning.bounds.event_time.min, self.cleaning.bounds.event_time.below):
             if limit is not None:
-                clock.parse(limit)
+                self.clock.parse(limit)
         if self.value == "none":
             return self
         if self.currency is None:

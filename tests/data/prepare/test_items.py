@@ -46,5 +46,5 @@ def test_the_list_price_is_the_first_one_given_and_nan_for_items_without() -> No
         [rows(("a", None, None, None, 1)), rows(("a", None, None, 2.5, 1), ("a", None, None, 9.0, 1))]
     )
     assert prices is not None
-    np.testing.assert_array_equal(prices.lookup(pa.array(["a", "zz", None]), 3), [2.5, np.nan, np.nan])
+    np.testing.assert_array_equal(prices.lookup(pa.array(["a", "zz", None])), [2.5, np.nan, np.nan])
     assert items.list_prices([]) is None
