@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clv.data.workdir import atomic_write
 from clv.models.backbones import text_encoder as texts
 
 LOG = logging.getLogger(__name__)
@@ -90,10 +91,7 @@ class TextEncoderActor:
 
 def encode_here(chunks: Iterable[pa.Table], source: str, sha256: str) -> Iterator[pa.Table]:
     """Blocks of (text_key, vector) by one encoder in this process."""
-    actor: TextEncoderActor | None = None
-    for chunk in chunks:
-        actor = actor or TextEncoderActor(source, sha256)
-        yield actor(chunk)
+    yield from map(TextEncoderActor(source, sha256), chunks)
 
 
 def encode_on_ray(
@@ -121,13 +119,7 @@ def encode_on_ray(
     yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
-def embed(
-    histories: Path,
-    encoder: str,
-    *,
-    run: Runner,
-    min_count: int = 0,
-) -> TextCounts:
+def embed(histories: Path, encoder: str, *, run: Runner, min_count: int = 0) -> TextCounts:
     """Updates `items/vectors.parquet` of the folder `histories`; returns the row accounting.
 
     run: encodes chunks of TEXTS, `encode_here` or `encode_on_ray`. min_count: texts whose items are in fewer order
@@ -147,11 +139,11 @@ def embed(
     missing = np.setdiff1d(wanted, kept)
     LOG.info(f"{encoder}: {len(present):,} distinct texts, {len(kept):,} cached, {len(missing):,} to encode")
     dropped = len(old) - len(kept)
-    if len(missing) or dropped or cached is None:
+    if not len(kept) and not len(missing):
+        vectors.unlink(missing_ok=True)
+    elif len(missing) or dropped:
         blocks = run(_chunks(items, missing), encoder, sha256) if len(missing) else iter(())
-        encoded = _write(vectors, kept, blocks, {"encoder": encoder, "encoder_sha256": sha256}, len(missing))
-        if encoded != len(missing):
-            raise RuntimeError(f"the encoder received {len(missing)} texts and returned {encoded} vectors")
+        _write(vectors, kept, blocks, {"encoder": encoder, "encoder_sha256": sha256}, len(missing))
     accounting = TextCounts(
         items=counted,
         without_text=without_text,
@@ -221,8 +213,8 @@ def _chunks(items: Path, missing: Keys) -> Iterator[pa.Table]:
     remainder = TEXTS.empty_table()
     for batch in pq.ParquetFile(items).iter_batches(READ_ROWS, columns=["text_key", "text"]):
         keys, first = np.unique(batch["text_key"].to_numpy(), return_index=True)
-        index = np.minimum(np.searchsorted(missing, keys), max(len(missing) - 1, 0))
-        new = (missing[index] == keys) & pending[index] if len(missing) else np.zeros(len(keys), bool)
+        index = np.minimum(np.searchsorted(missing, keys), len(missing) - 1)
+        new = (missing[index] == keys) & pending[index]
         pending[index[new]] = False
         rows = pa.Table.from_batches([batch.take(pa.array(np.sort(first[new])))]).select(TEXTS.names).cast(TEXTS)
         remainder = pa.concat_tables([remainder, rows])
@@ -233,40 +225,27 @@ def _chunks(items: Path, missing: Keys) -> Iterator[pa.Table]:
         yield remainder.combine_chunks()
 
 
-def _write(target: Path, kept: Keys, blocks: Iterator[pa.Table], metadata: dict[str, str], total: int) -> int:
-    """Writes the kept rows of the old file and then the new blocks to a staging file, which replaces the target.
-
-    Returns the number of new rows.
-    """
-    staging = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+def _write(target: Path, kept: Keys, blocks: Iterator[pa.Table], metadata: dict[str, str], total: int) -> None:
+    """Writes the kept rows of the old file and then the new blocks, `total` rows, as one atomic write."""
     begun = logged = time.monotonic()
     encoded, writer = 0, None
-    try:
+    with atomic_write(target) as staged, ExitStack() as opened:
         for rows, fresh in _rows(target, kept, blocks):
             if writer is None:
                 width = rows.schema.field("vector").type.list_size
                 schema = pa.schema([("text_key", pa.int64()), ("vector", pa.list_(pa.float32(), width))])
                 # Neither a dictionary nor a codec makes floats of full precision smaller.
-                writer = pq.ParquetWriter(
-                    staging, schema.with_metadata(metadata), compression="none", use_dictionary=False
+                file = pq.ParquetWriter(
+                    staged, schema.with_metadata(metadata), compression="none", use_dictionary=False
                 )
+                writer = opened.enter_context(file)
             writer.write_table(rows.cast(writer.schema))
             encoded += len(rows) if fresh else 0
             if fresh and time.monotonic() - logged > LOG_EVERY_S:
                 logged = time.monotonic()
                 LOG.info(f"{encoded:,} of {total:,} texts encoded, {logged - begun:.0f} s")
-        if writer is None:
-            # No item has a text.
-            target.unlink(missing_ok=True)
-            return 0
-        writer.close()
-        os.replace(staging, target)
-        return encoded
-    finally:
-        if writer is not None:
-            writer.close()
-        with suppress(OSError):
-            staging.unlink()
+        if encoded != total:
+            raise RuntimeError(f"the encoder received {total} texts and returned {encoded} vectors")
 
 
 def _rows(target: Path, kept: Keys, blocks: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, bool]]:

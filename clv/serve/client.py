@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import math
 import ssl
+import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    retry_if_result,
-    stop_after_attempt,
-    wait_exception,
-    wait_fixed,
-    wait_random_exponential,
-)
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exception, wait_random_exponential
 
 from clv.serve.http.schemas import (
     MAX_CUSTOMERS,
@@ -101,16 +92,12 @@ class Client:
         given = [{"customer_id": one} if isinstance(one, str) else one for one in customers]
         horizons = list(horizons_days) if horizons_days is not None else None
         asked = {"as_of": as_of, "horizons_days": horizons, "model_version": model_version}
-        again = Retrying(
-            retry=retry_if_result(lambda answer: answer is None),
-            stop=stop_after_attempt(self._retries + 1),
-            wait=wait_fixed(min(1.0, self._retry_for_s)),
-            retry_error_callback=lambda state: None,
-        )
-        answer: PredictResponse | None = again(self._predict_once, given, asked)
-        if answer is None:
-            raise ClvError(503, None, "the bundle in service changed between the parts of every attempt")
-        return answer
+        for number in range(self._retries + 1):
+            if number:
+                time.sleep(min(1.0, self._retry_for_s))
+            if (answer := self._predict_once(given, asked)) is not None:
+                return answer
+        raise ClvError(503, None, "the bundle in service changed between the parts of every attempt")
 
     def predict_table(
         self,
@@ -135,9 +122,8 @@ class Client:
         asked = {"as_of": at, "horizons_days": days, "model_version": model_version}
         path = httpx.URL("/v1/predict", params={name: value for name, value in asked.items() if value is not None})
         headers = {"Content-Type": _ARROW, "Accept": _ARROW}
-        return pa.ipc.open_stream(
-            self._call("POST", str(path), content=sink.getvalue().to_pybytes(), headers=headers).content
-        ).read_all()
+        answer = self._call("POST", str(path), content=sink.getvalue().to_pybytes(), headers=headers)
+        return pa.ipc.open_stream(answer.content).read_all()
 
     def portfolio(
         self,
@@ -187,9 +173,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _predict_once(
@@ -237,13 +221,15 @@ class Client:
             if answer.is_success:
                 return answer
             self.failures[str(answer.status_code)] += 1
-            wait_s = _parse_retry_after(answer.headers.get("retry-after"))
+            after = answer.headers.get("retry-after", "")  # this service does not send dates
+            wait_s = float(after) if after.isdecimal() else 0.0
             raise ClvError(answer.status_code, _problem(answer), request_id, wait_s)
 
         again = Retrying(
             retry=retry_if_exception(_is_retryable),
             stop=_StopAfter(self._retries + 1, self._retry_for_s),
-            wait=wait_random_exponential(multiplier=0.2, min=0.1) + wait_exception(_retry_after),
+            wait=wait_random_exponential(multiplier=0.2, min=0.1)
+            + wait_exception(lambda error: getattr(error, "retry_after_s", 0.0)),
             reraise=True,
         )
         return again(attempt)
@@ -267,10 +253,6 @@ def _is_retryable(error: BaseException) -> bool:
     return isinstance(error, httpx.TransportError) or (isinstance(error, ClvError) and error.status in _RETRYABLE)
 
 
-def _retry_after(error: BaseException) -> float:
-    return error.retry_after_s if isinstance(error, ClvError) else 0.0
-
-
 def _problem(answer: httpx.Response) -> Problem | None:
     if not answer.headers.get("content-type", "").startswith(_PROBLEM):
         return None
@@ -278,8 +260,3 @@ def _problem(answer: httpx.Response) -> Problem | None:
         return Problem.model_validate_json(answer.content)
     except ValidationError:
         return None
-
-
-def _parse_retry_after(retry_after: str | None) -> float:
-    """Returns Retry-After in seconds; this service does not send dates."""
-    return float(retry_after) if retry_after and retry_after.isdecimal() else 0.0

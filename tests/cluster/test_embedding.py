@@ -223,6 +223,20 @@ def test_a_run_that_fails_leaves_the_old_vectors(tmp_path: Path, encoder: str) -
     assert [path.name for path in sorted((tmp_path / "items").iterdir())] == ["items.parquet", "vectors.parquet"]
 
 
+def test_an_encoder_that_returns_too_few_vectors_leaves_the_old_ones(tmp_path: Path, encoder: str) -> None:
+    write_items(tmp_path, SHOP)
+    embedded(tmp_path, encoder)
+    before = (tmp_path / "items" / "vectors.parquet").read_bytes()
+    write_items(tmp_path, SHOP | {"g": "large paper", "h": "glass"})
+
+    def drops_one(chunks: Iterable[pa.Table], source: str, sha256: str) -> Iterator[pa.Table]:
+        yield from (block.slice(1) for block in encode_here(chunks, source, sha256))
+
+    with pytest.raises(RuntimeError, match="the encoder received 2 texts and returned 1 vectors"):
+        embed(tmp_path, encoder, run=drops_one)
+    assert (tmp_path / "items" / "vectors.parquet").read_bytes() == before
+
+
 def test_items_without_any_text_leave_no_file(tmp_path: Path, encoder: str) -> None:
     write_items(tmp_path, SHOP)
     embedded(tmp_path, encoder)

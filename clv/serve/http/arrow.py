@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,16 +37,13 @@ def read_request(body: bytes, parameters: Mapping[str, str]) -> dict[str, Any]:
     hold as_of, horizons_days (separated by commas) and model_version. Raises ProblemError 422.
     """
     names, rows = _read_rows(body)
-    if names == ["customer_id"]:
-        listed = rows
-    else:
-        customers: dict[str, dict[str, Any]] = {}
+    content: dict[str, Any] = {"customers": rows}
+    if names != ["customer_id"]:
+        events: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             customer_id = row.pop("customer_id")
-            event = {field: value for field, value in row.items() if value is not None}
-            customers.setdefault(customer_id, {"customer_id": customer_id, "events": []})["events"].append(event)
-        listed = list(customers.values())
-    content: dict[str, Any] = {"customers": listed}
+            events[customer_id].append({field: value for field, value in row.items() if value is not None})
+        content["customers"] = [{"customer_id": name, "events": given} for name, given in events.items()]
     content |= {name: parameters[name] for name in ("as_of", "model_version") if name in parameters}
     if "horizons_days" in parameters:
         days = parameters["horizons_days"].split(",")
@@ -71,16 +69,15 @@ def prediction_stream(request: ScoringRequest, table: pa.Table | None) -> tuple[
         "value_decile": pa.nulls(len(scores), pa.int32()),
         STATUS: pa.array(["ok"] * len(scores), pa.string()),
     }
-    empty = {name: pa.nulls(len(missing), column.type) for name, column in columns.items()}
-    empty |= {
+    empty = {name: pa.nulls(len(missing), column.type) for name, column in columns.items()} | {
         "customer_id": pa.array(missing, pa.string()),
         STATUS: pa.array(["unknown_customer"] * len(missing), pa.string()),
     }
-    whole = pa.concat_tables([pa.table(columns), pa.table({name: empty[name] for name in columns})])
-    position = {name: i for i, name in enumerate(request.customer_ids)}
-    order = pa.array([position[name] for name in whole["customer_id"].to_pylist()], pa.int64())
+    whole = pa.concat_tables([pa.table(columns), pa.table(empty)])
+    position = pc.index_in(whole["customer_id"], pa.array(request.customer_ids, pa.string()))
     rows = pc.sort_indices(
-        pa.table([order, whole["horizon_days"]], ["a", "b"]), [("a", "ascending"), ("b", "ascending")]
+        pa.table({"position": position, "days": whole["horizon_days"]}),
+        [("position", "ascending"), ("days", "ascending")],
     )
     fields = responses.common_fields(request.scorer.facts, request.as_of, request.data_through)
     whole = whole.take(rows).replace_schema_metadata({"clv": json.dumps(fields)})

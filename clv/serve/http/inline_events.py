@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clv.data import histories
@@ -35,18 +36,15 @@ def build_histories(
     Raises ProblemError 422 for a repeated customer or too many events.
     """
     check_unique([customer.customer_id for customer in customers], "customers[{}].customer_id")
-    inline = [customer for customer in customers if customer.events is not None]
-    num_events = sum(len(customer.events or ()) for customer in inline)
-    if num_events > MAX_EVENTS:
-        raise invalid_field("customers", f"hold {num_events} events, more than {MAX_EVENTS}: send fewer per request")
+    pairs = [(customer.customer_id, event) for customer in customers for event in customer.events or ()]
+    if len(pairs) > MAX_EVENTS:
+        raise invalid_field("customers", f"hold {len(pairs)} events, more than {MAX_EVENTS}: send fewer per request")
     tables, newest = [], None
-    ids = [customer.customer_id for customer in customers if customer.events is None]
-    if ids:
+    if ids := [customer.customer_id for customer in customers if customer.events is None]:
         tables.append(stored(ids))
-    if inline:
-        owners = [customer.customer_id for customer in inline for _ in customer.events or ()]
-        events = events_table(owners, [event for customer in inline for event in customer.events or ()], clock)
-        newest = int(np.max(events["event_time"].cast(pa.int64()).to_numpy()))
+    if pairs:
+        events = events_table([owner for owner, _ in pairs], [event for _, event in pairs], clock)
+        newest = pc.max(events["event_time"]).cast(pa.int64()).as_py()
         tables.append(histories.build(events, clock))
     return RequestHistories(histories.concat(tables), newest)
 
@@ -64,25 +62,18 @@ def events_table(owners: Sequence[str], events: Sequence[Event], clock: Clock) -
     times = instants_us([event.event_time for event in events], clock)
     known = np.maximum(times, instants_us([event.known_at or event.event_time for event in events], clock))
     columns = {
-        "event_id": [event.event_id for event in events],
         "customer_id": list(owners),
         "event_time": pa.array(times).cast(US),
         "known_at": pa.array(known).cast(US),
-        "event_type": [event.event_type for event in events],
-        "order_id": [event.order_id for event in events],
-        "item_id": [event.item_id for event in events],
-        "quantity": [event.quantity for event in events],
-        "amount": [event.amount for event in events],
         "amount_filled": np.zeros(len(events), bool),
-        "text": [event.text for event in events],
-        "channel": [event.channel for event in events],
     }
+    columns |= {name: [getattr(event, name) for event in events] for name in EVENTS.names if name not in columns}
     return pa.table(columns, schema=EVENTS)
 
 
 def instants_us(times: Sequence[datetime], clock: Clock) -> NDArray[np.int64]:
     """Returns instants in microseconds UTC; those without an offset are local to the shop, as in `Clock.parse`."""
-    naive = np.fromiter((time.tzinfo is None for time in times), bool, len(times))
+    naive = np.array([time.tzinfo is None for time in times], bool)
     aware = [time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC) for time in times]
     us = pa.array(aware, US).cast(pa.int64()).to_numpy().copy()
     if naive.any() and clock.timezone != "UTC":

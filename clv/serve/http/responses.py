@@ -22,11 +22,10 @@ _NUMBERS = [name for name, kind in Score.__annotations__.items() if kind == "flo
 def score_objects(scores: pa.Table) -> dict[str, list[dict[str, Any]]]:
     """Returns the score objects of each customer, in the order of the table's rows."""
     names = scores["customer_id"].to_pylist()
+    origins = scores["origin"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_pylist()
     columns: dict[str, Sequence[Any]] = {
         "customer_id": names,
-        "origin": [
-            iso_time(us) for us in scores["origin"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_pylist()
-        ],
+        "origin": [iso_time(us) for us in origins],
         "horizon_days": scores["horizon_days"].to_pylist(),
     }
     for name in _NUMBERS:

@@ -93,6 +93,23 @@ class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
+class _Scoring(_Request):
+    as_of: Time | None = Field(
+        None,
+        description="Prediction time: only earlier events are used, and the horizons begin there; not before the "
+        "bundle's cut. Default: the first local midnight after the newest event (of the store, or without one of the "
+        "bundle, and of this request), at the latest the next midnight, at the earliest the cut.",
+    )
+    horizons_days: Annotated[list[Horizon], Field(min_length=1, max_length=MAX_HORIZONS)] | None = Field(
+        None, description="Default: the horizons of the bundle."
+    )
+    model_version: Identifier | None = Field(
+        None,
+        description="Version of the bundle that answers, if it is loaded: during a rollout, several requests then get "
+        "scores of one bundle. Default, or where it is not loaded: the service chooses. The answer holds the version.",
+    )
+
+
 class Event(_Request):
     """One line of an order, or any other event of a customer."""
 
@@ -128,7 +145,7 @@ class PostedEvent(Event):
 class EventsRequest(_Request):
     """Events in any order; the service stores all of them, or none."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra={"examples": [EVENTS_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [EVENTS_EXAMPLE]})
 
     events: Annotated[list[PostedEvent], Field(min_length=1, max_length=MAX_POSTED)]
 
@@ -142,43 +159,19 @@ class Customer(_Request):
     )
 
 
-class PredictRequest(_Request):
+class PredictRequest(_Scoring):
     """Customers to score, the prediction time and the horizons."""
 
-    # pydantic reserves names that begin with `model_`.
-    model_config = ConfigDict(
-        strict=True, extra="forbid", protected_namespaces=(), json_schema_extra={"examples": [PREDICT_EXAMPLE]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [PREDICT_EXAMPLE]})
 
-    as_of: Time | None = Field(
-        None,
-        description="Prediction time: only earlier events are used, and the horizons begin there; not before the "
-        "bundle's cut. Default: the first local midnight after the newest event (of the store, or without one of the "
-        "bundle, and of this request), at the latest the next midnight, at the earliest the cut.",
-    )
-    horizons_days: Annotated[list[Horizon], Field(min_length=1, max_length=MAX_HORIZONS)] | None = Field(
-        None, description="Default: the horizons of the bundle."
-    )
-    model_version: Identifier | None = Field(
-        None,
-        description="Version of the bundle that answers, if it is loaded: during a rollout, several requests then get "
-        "scores of one bundle. Default, or where it is not loaded: the service chooses. The answer holds the version.",
-    )
     customers: Annotated[list[Customer], Field(min_length=1, max_length=MAX_CUSTOMERS)]
 
 
-class PortfolioRequest(_Request):
+class PortfolioRequest(_Scoring):
     """Stored customers whose total value is predicted."""
 
-    model_config = ConfigDict(
-        strict=True, extra="forbid", protected_namespaces=(), json_schema_extra={"examples": [PORTFOLIO_EXAMPLE]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [PORTFOLIO_EXAMPLE]})
 
-    as_of: Time | None = Field(None, description="As in a prediction.")
-    horizons_days: Annotated[list[Horizon], Field(min_length=1, max_length=MAX_HORIZONS)] | None = Field(
-        None, description="Default: the horizons of the bundle."
-    )
-    model_version: Identifier | None = Field(None, description="As in a prediction.")
     customer_ids: Annotated[list[Identifier], Field(min_length=1, max_length=MAX_PORTFOLIO)]
 
 
@@ -187,6 +180,13 @@ class ModelRef(BaseModel):
 
     version: str
     cut: datetime
+
+
+class _Answer(BaseModel):
+    model: ModelRef
+    currency: str | None
+    as_of: datetime
+    data_through: datetime
 
 
 class Score(BaseModel):
@@ -218,13 +218,9 @@ class CustomerResult(BaseModel):
     scores: list[Score]
 
 
-class PredictResponse(BaseModel):
+class PredictResponse(_Answer):
     """Scores in the order of the request's customers."""
 
-    model: ModelRef
-    currency: str | None
-    as_of: datetime
-    data_through: datetime
     results: list[CustomerResult]
 
 
@@ -245,25 +241,17 @@ class PortfolioTotal(BaseModel):
     value_p90: float | None
 
 
-class PortfolioResponse(BaseModel):
+class PortfolioResponse(_Answer):
     """Totals of the `customers` with an event before as_of, without the `unknown` ones."""
 
-    model: ModelRef
-    currency: str | None
-    as_of: datetime
-    data_through: datetime
     customers: int
     unknown: int
     totals: list[PortfolioTotal]
 
 
-class CustomerResponse(BaseModel):
+class CustomerResponse(_Answer):
     """Summary and scores of one stored customer."""
 
-    model: ModelRef
-    currency: str | None
-    as_of: datetime
-    data_through: datetime
     customer_id: str
     first_time: datetime
     last_time: datetime
@@ -273,13 +261,9 @@ class CustomerResponse(BaseModel):
     scores: list[Score]
 
 
-class ModelResponse(BaseModel):
+class ModelResponse(_Answer):
     """Version, settings and data of the bundle in service."""
 
-    model: ModelRef
-    currency: str | None
-    as_of: datetime
-    data_through: datetime
     timezone: str
     horizons_days: list[int]
     customers_stored: int | None = Field(description="Null without a store: requests must then hold the events.")
