@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Self
 
 import numpy as np
@@ -33,43 +34,37 @@ class Conversion:
     def fit(cls, table: pd.DataFrame, horizons: Sequence[int]) -> Self:
         """Fit on rows of sample frames without a purchase, of any origins; a row counts at its observed horizons."""
         horizons = tuple(horizons)
-        shape = ((len(RECENCY_EDGES) + 1) * (len(EVENTS_EDGES) + 1), len(horizons))
-        hazard, orders, value = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        cells = _cell(table) if len(table) else np.zeros(0, np.int64)
+        num_cells = (len(RECENCY_EDGES) + 1) * (len(EVENTS_EDGES) + 1)
+        rates = np.zeros((3, num_cells, len(horizons)))
         for i, days in enumerate(horizons):
-            is_observed = table[f"observed_{days}"].to_numpy(bool) if len(table) else np.zeros(0, bool)
-            if not is_observed.any():
+            rows = table[table[f"observed_{days}"].to_numpy(bool)]
+            if rows.empty:
                 continue
-            count = np.bincount(cells[is_observed], minlength=shape[0])
-            outcome = {
-                "p": (table[f"orders_{days}"].to_numpy()[is_observed] > 0).astype(float),
-                "orders": table[f"orders_{days}"].to_numpy()[is_observed],
-                "value": table[f"value_{days}"].to_numpy()[is_observed],
-            }
-            rates = {}
-            for name, values in outcome.items():
-                total = np.bincount(cells[is_observed], weights=values, minlength=shape[0])
-                rates[name] = (total + PRIOR_VISITORS * values.mean()) / (count + PRIOR_VISITORS)
-            hazard[:, i] = -np.log1p(-np.clip(rates["p"], 0, 1 - 1e-9))
-            orders[:, i], value[:, i] = rates["orders"], rates["value"]
-        return cls(horizons, *(_fill_unobserved(a, horizons) for a in (hazard, orders, value)))
+            cells, orders = _cell(rows), rows[f"orders_{days}"].to_numpy()
+            count = np.bincount(cells, minlength=num_cells)
+            for rate, values in zip(rates, (orders > 0, orders, rows[f"value_{days}"].to_numpy()), strict=True):
+                total = np.bincount(cells, weights=values, minlength=num_cells)
+                rate[:, i] = (total + PRIOR_VISITORS * values.mean()) / (count + PRIOR_VISITORS)
+            rates[0, :, i] = -np.log1p(-np.clip(rates[0, :, i], 0, 1 - 1e-9))
+        # A horizon that no origin observed has the rates of the one before, in proportion to the days.
+        for i, rate in product(range(1, len(horizons)), rates):
+            if not rate[:, i].any():
+                rate[:, i] = rate[:, i - 1] * horizons[i] / horizons[i - 1]
+        return cls(horizons, *rates)
 
     def curves(self, table: pd.DataFrame, horizons: Sequence[int]) -> tuple[Floats, Floats, Floats]:
         """(hazard, orders, value), (S, H) each: linear between fitted horizons, in proportion beyond the last."""
-        cells = _cell(table)
+        cells, days = _cell(table), np.asarray(horizons)
         known = np.array((0, *self.horizons), float)
-        out = []
-        for rates in (self.hazard, self.orders, self.value):
-            padded = np.concatenate([np.zeros((len(rates), 1)), rates], axis=1)
-            columns = []
-            for days in horizons:
-                right = int(np.clip(np.searchsorted(known, days), 1, len(known) - 1))
-                share = (days - known[right - 1]) / (known[right] - known[right - 1])
-                beyond = days > known[-1]
-                line = padded[:, right - 1] + share * (padded[:, right] - padded[:, right - 1])
-                columns.append(padded[:, -1] * days / known[-1] if beyond else line)
-            out.append(np.stack(columns, axis=1)[cells])
-        return out[0], out[1], out[2]
+        right = np.clip(np.searchsorted(known, days), 1, len(known) - 1)
+        share = (days - known[right - 1]) / (known[right] - known[right - 1])
+
+        def read(rates: Floats) -> Floats:
+            padded = np.pad(rates, ((0, 0), (1, 0)))
+            line = padded[:, right - 1] + share * (padded[:, right] - padded[:, right - 1])
+            return np.where(days > known[-1], padded[:, -1:] * days / known[-1], line)[cells]
+
+        return read(self.hazard), read(self.orders), read(self.value)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -87,12 +82,3 @@ def _cell(table: pd.DataFrame) -> NDArray[np.int64]:
     recency = np.searchsorted(RECENCY_EDGES, table["f_event_recency"].to_numpy())
     events = np.searchsorted(EVENTS_EDGES, table["f_events"].to_numpy())
     return np.asarray(recency * (len(EVENTS_EDGES) + 1) + events)
-
-
-def _fill_unobserved(rates: Floats, horizons: tuple[int, ...]) -> Floats:
-    """Rates of a horizon that no origin observed: those of the last observed one, in proportion to the days."""
-    out = rates.copy()
-    for i in range(1, len(horizons)):
-        if not out[:, i].any():
-            out[:, i] = out[:, i - 1] * horizons[i] / horizons[i - 1]
-    return out

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import digamma, gammaln
 
-from clv.btyd.likelihood import Floats, maximise
+from clv.btyd.likelihood import Floats, Loss, maximise
 
 MIN_ROWS = 10
 _MAX_PRIOR_RATIO = 3.0
@@ -46,28 +46,17 @@ class GammaGamma:
         """
         x, z, weight = _usable(frequency, monetary, weights)
         num_rows = float(weight.sum())
+        mean = float((weight * x * z).sum() / (weight * x).sum()) if num_rows > 0 else 0.0
         if num_rows < MIN_ROWS:
-            mean = float((weight * x * z).sum() / (weight * x).sum()) if num_rows > 0 else 0.0
             text = f"{num_rows:g} customers with a repeat purchase of positive value; at least {MIN_ROWS} are needed"
             return cls(np.nan, np.nan, np.nan, mean, np.nan, {}, num_rows, text)
         scale = float(np.average(z, weights=weight))
-        loss = _Loss(x, z / scale, weight)
-        starts = [
-            np.log([p, q, v]) for p, q, v in ((1.0, 3.0, 2.0), (6.0, 3.0, 0.4), (2.0, 10.0, 5.0), (20.0, 1.5, 0.05))
-        ]
-        top = maximise(loss, starts, _BOUNDS)
-        p, q, v = np.exp(top.theta) * [1, 1, scale]
-        mean = float((weight * x * z).sum() / (weight * x).sum())
-        return cls(
-            float(p),
-            float(q),
-            float(v),
-            mean,
-            top.log_likelihood - num_rows * float(np.log(scale)),
-            dict(zip(("p", "q", "v"), top.stderr.tolist(), strict=True)),
-            num_rows,
-            _unusable(float(p), float(q), float(v), mean),
-        )
+        starts = np.log([(1.0, 3.0, 2.0), (6.0, 3.0, 0.4), (2.0, 10.0, 5.0), (20.0, 1.5, 0.05)])
+        top = maximise(_loss(x, z / scale, weight), list(starts), _BOUNDS)
+        p, q, v = (np.exp(top.theta) * [1, 1, scale]).tolist()
+        log_likelihood = top.log_likelihood - num_rows * float(np.log(scale))
+        stderr = dict(zip(("p", "q", "v"), top.stderr.tolist(), strict=True))
+        return cls(p, q, v, mean, log_likelihood, stderr, num_rows, _unusable(p, q, v, mean))
 
     def expected_value(self, frequency: ArrayLike, monetary: ArrayLike) -> Floats:
         """E[spend per purchase day | x days of mean z], shape (N,), shop currency; z below 0 counts as 0 (eq. 5)."""
@@ -99,30 +88,27 @@ def _unusable(p: float, q: float, v: float, observed: float) -> str | None:
     return None
 
 
-class _Loss:
+def _loss(x: Floats, z: Floats, weight: Floats) -> Loss:
     """Negative log-likelihood of log (p, q, v) and its gradient (eq. 1a of the note)."""
+    log_x, log_z = np.log(x), np.log(z)
+    distinct, x_index = np.unique(x, return_inverse=True)
 
-    def __init__(self, x: Floats, z: Floats, weight: Floats) -> None:
-        self.x, self.z, self.weight = x, z, weight
-        self.log_x, self.log_z = np.log(x), np.log(z)
-        self.distinct, self.x_index = np.unique(x, return_inverse=True)
-
-    def __call__(self, theta: Floats) -> tuple[float, Floats]:
+    def loss(theta: Floats) -> tuple[float, Floats]:
         p, q, v = np.exp(theta)
-        x, z, x_index = self.x, self.z, self.x_index
-        px = p * self.distinct
+        px = p * distinct
         total = px + q
         log_rate = np.log(x * z + v)
         values = (
             (gammaln(total) - gammaln(px) - gammaln(q))[x_index]
             + q * np.log(v)
-            + (p * x - 1) * self.log_z
-            + p * x * self.log_x
+            + (p * x - 1) * log_z
+            + p * x * log_x
             - total[x_index] * log_rate
         )
         psi = digamma(total)
-        d_p = x * ((psi - digamma(px))[x_index] + self.log_z + self.log_x - log_rate)
+        d_p = x * ((psi - digamma(px))[x_index] + log_z + log_x - log_rate)
         d_q = (psi - digamma(q))[x_index] + np.log(v) - log_rate
         d_v = q / v - total[x_index] / (x * z + v)
-        gradient = np.array([self.weight @ d_p * p, self.weight @ d_q * q, self.weight @ d_v * v])
-        return -float(self.weight @ values), -gradient
+        return -float(weight @ values), -np.array([weight @ d_p * p, weight @ d_q * q, weight @ d_v * v])
+
+    return loss

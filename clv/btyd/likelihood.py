@@ -77,17 +77,13 @@ class Maximum:
 def maximise(loss: Loss, starts: Sequence[ArrayLike], bounds: Sequence[tuple[float, float]]) -> Maximum:
     """The best result of L-BFGS-B from every start; `loss` returns the negative log-likelihood and its gradient."""
     low, high = np.array(bounds, np.float64).T
-    best: tuple[float, Floats] | None = None
-    for start in starts:
-        point = np.clip(np.asarray(start, np.float64), low, high)
-        found = minimize(loss, point, jac=True, method="L-BFGS-B", bounds=bounds, options=_OPTIONS)
-        if best is None or found.fun < best[0]:
-            best = float(found.fun), np.asarray(found.x, np.float64)
-    assert best is not None, "no starts"
-    return Maximum(best[1], -best[0], _stderr(loss, best[1], low, high))
-
-
-_OPTIONS = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-6}
+    options = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-6}
+    found = [
+        minimize(loss, np.clip(start, low, high), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        for start in starts
+    ]
+    best = min(found, key=lambda result: result.fun)
+    return Maximum(best.x, -float(best.fun), _stderr(loss, best.x, low, high))
 
 
 def _stderr(loss: Loss, theta: Floats, low: Floats, high: Floats) -> Floats:

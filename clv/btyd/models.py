@@ -11,14 +11,13 @@ BG/NBD and b + x + 1 in MBG/NBD. All predictions follow from this and from P(ali
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import betainc, betaincinv, betaln, digamma, expit, gammaln
+from scipy.special import betaincinv, betaln, digamma, expit, gammaln
 
 from clv.btyd.gamma_gamma import GammaGamma
 from clv.btyd.likelihood import Floats, Loss, Maximum, PurchaseHistories, check_histories, group_histories, maximise
@@ -64,9 +63,8 @@ class _PurchaseModel:
     def expected_purchases(self, x: ArrayLike, t_x: ArrayLike, T: ArrayLike, horizon_days: float) -> Floats:
         """E[number of purchases in (T, T + h] | x, t_x, T], shape (N,)."""
         x, t_x, T = check_histories(x, t_x, T)
-        return np.asarray(
-            self.p_alive(x, t_x, T) * self._expected_if_alive(x, _horizon(horizon_days) / (self.alpha + T))
-        )
+        w = _horizon(horizon_days) / (self.alpha + T)
+        return np.asarray(self.p_alive(x, t_x, T) * self._expected_if_alive(x, w))
 
     def _log_odds_gone(self, x: Floats, t_x: Floats, T: Floats) -> Floats:
         return np.full(len(x), -np.inf)
@@ -111,19 +109,6 @@ class _DropoutModel(_PurchaseModel):
         loss = _dropout_loss(rows, scale, cls._first_can_be_last)
         top = maximise(loss, starts, _RATE_BOUNDS + _DROPOUT_BOUNDS)
         return cls(**_fields(top, rows, scale))
-
-    def count_pmf(self, x: ArrayLike, t_x: ArrayLike, T: ArrayLike, horizon_days: float, max_count: int) -> Floats:
-        """P(exactly n purchases in (T, T + h] | x, t_x, T) for n = 0..max_count, shape (N, max_count + 1)."""
-        x, t_x, T = (v[:, None] for v in check_histories(x, t_x, T))
-        n = np.arange(max_count + 2)
-        shape, odds = self.r + x, _horizon(horizon_days) / (self.alpha + T)
-        at_least = np.where(n > 0, betainc(np.maximum(n, 1), shape, odds / (1 + odds)), 1.0)  # without dropout
-        b = self._b_alive(x)
-        stays = np.exp(betaln(self.a, b + n) - betaln(self.a, b))
-        leaves = np.where(n > 0, np.exp(betaln(self.a + 1, b + np.maximum(n, 1) - 1) - betaln(self.a, b)), 0.0)
-        alive = self.p_alive(x.ravel(), t_x.ravel(), T.ravel())[:, None]
-        pmf = stays[:, :-1] * -np.diff(at_least, axis=1) + (leaves * at_least)[:, :-1]
-        return np.asarray(alive * pmf + (1 - alive) * (n[:-1] == 0))
 
     def _b_alive(self, x: Floats) -> Floats:
         return self.b + x + self._first_can_be_last
@@ -186,11 +171,11 @@ class BTYDModel:
     orders_per_day: float
 
     @classmethod
-    def fit(cls, frame: pd.DataFrame, kind: Kind = "bgnbd", orders_per_day: float | None = None) -> Self:
+    def fit(cls, frame: pd.DataFrame, kind: Kind = "bgnbd") -> Self:
         """Fit on the rows of a sample frame with a purchase, all of one origin.
 
-        `orders_per_day` (orders per purchase day) is computed from `orders_past` unless given, and is 1 without that
-        column. Raises ValueError for an unknown kind, several origins, or a frame without purchases.
+        Orders per purchase day are computed from `orders_past`, and are 1 without that column. Raises ValueError for an
+        unknown kind, several origins, or a frame without purchases.
         """
         if kind not in _MODELS:
             raise ValueError(f"BTYD model kind {kind!r} is unknown: use one of {', '.join(_MODELS)}")
@@ -206,8 +191,7 @@ class BTYDModel:
         counts = _MODELS[kind].fit(frequency, rows["recency"].to_numpy(), rows["T"].to_numpy())
         monetary = rows["monetary"].to_numpy(np.float64)
         spend = GammaGamma.fit(frequency, monetary) if (monetary > 0).any() else None
-        if orders_per_day is None:
-            orders_per_day = float(rows["orders_past"].sum() / (frequency + 1).sum()) if "orders_past" in rows else 1.0
+        orders_per_day = float(rows["orders_past"].sum() / (frequency + 1).sum()) if "orders_past" in rows else 1.0
         return cls(kind, counts, spend, orders_per_day)
 
     def predict(self, frame: pd.DataFrame, horizon_days: float) -> pd.DataFrame:
@@ -228,20 +212,19 @@ class BTYDModel:
                 out[buys, 3] = days * self.spend.expected_value(x, rows["monetary"].to_numpy())
         return pd.DataFrame(out, columns=["days", "p_purchase", "orders", "value"], index=frame.index)
 
-    def to_json(self) -> str:
-        """JSON text; floats survive exactly."""
-        return json.dumps(_without_nan(asdict(self)), indent=1)
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {key: _without_nan(value) for key, value in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The inverse of `to_json`; ValueError for any other text."""
+    def from_json(cls, plain: dict[str, Any]) -> Self:
+        """The inverse of `to_json`; ValueError for any other values."""
         try:
-            fields = json.loads(text)
-            counts = _MODELS[fields["kind"]](**_with_nan(fields["counts"]))
-            spend = GammaGamma(**_with_nan(fields["spend"])) if fields["spend"] is not None else None
-            return cls(fields["kind"], counts, spend, fields["orders_per_day"])
+            counts = _MODELS[plain["kind"]](**_with_nan(plain["counts"]))
+            spend = GammaGamma(**_with_nan(plain["spend"])) if plain["spend"] is not None else None
+            return cls(plain["kind"], counts, spend, plain["orders_per_day"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"the text is no BTYD model that to_json wrote: {error!r}") from error
+            raise ValueError(f"this is no BTYD model that to_json wrote: {error!r}") from error
 
 
 def _horizon(days: float) -> float:
@@ -325,7 +308,7 @@ def _without_nan(value: Any) -> Any:
 
 def _with_nan(fields: dict[str, Any]) -> dict[str, Any]:
     """The inverse of `_without_nan`: None becomes NaN, except in `fallback`."""
-    out: dict[str, Any] = {}
-    for key, value in fields.items():
-        out[key] = _with_nan(value) if isinstance(value, dict) else np.nan if value is None else value
-    return out | ({"fallback": fields["fallback"]} if "fallback" in fields else {})
+    return {
+        key: _with_nan(value) if isinstance(value, dict) else np.nan if value is None and key != "fallback" else value
+        for key, value in fields.items()
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -84,26 +83,22 @@ class SeasonalBTYD:
         bought before the cutoff.
         """
         horizons = tuple(horizons)
-        cutoff_day = int(clock.local_day(np.array([cutoff]))[0])
+        cutoff_day = int(clock.local_day([cutoff])[0])
         visible = (histories.time < cutoff) & (histories.known_at < cutoff)
         first_day = int(histories.day[visible].min(initial=cutoff_day))
         fits: dict[int, BTYDModel] = {}
         rows: list[dict[str, float]] = []
         visitors: list[pd.DataFrame] = []
-        days = [int(day) for day in origin_days if day < cutoff_day] + [cutoff_day]
-        newest = None
-        for day in days:
+        for day in [*(int(day) for day in origin_days if day < cutoff_day), cutoff_day]:
             origin = cutoff if day == cutoff_day else int(clock.day_start(day))
-            past = cut(histories, origin, horizons, clock, value=value, known_before=cutoff)
-            table = purchase_frame(past)
+            table = purchase_frame(cut(histories, origin, horizons, clock, value=value, known_before=cutoff))
             buyers = table[table["has_purchase"].to_numpy()]
             if len(buyers) == 0:
                 continue
-            if newest is None or day - newest >= REFIT_DAYS or day == cutoff_day:
+            if not fits or day - max(fits) >= REFIT_DAYS or day == cutoff_day:
                 fits[day] = BTYDModel.fit(buyers, kind=kind)
-                newest = day
             visitors.append(table[~table["has_purchase"].to_numpy()])
-            rows += _errors(fits[newest], buyers, horizons, day, day - first_day)
+            rows += _errors(fits[max(fits)], buyers, horizons, day, day - first_day)
         if not fits:
             raise ValueError(
                 "no customer has bought before the origin: a BTYD model needs purchases; choose a later origin"
@@ -133,8 +128,7 @@ class SeasonalBTYD:
             for i, days in enumerate(horizons):
                 expected = self.fits[int(day)].predict(part, days)
                 hazard[rows, i] = -np.log1p(-np.clip(expected["p_purchase"], 0, 1 - 1e-9))
-                orders[rows, i] = expected["orders"]
-                value[rows, i] = expected["value"]
+                orders[rows, i], value[rows, i] = expected["orders"], expected["value"]
         rows = np.flatnonzero(~buys)
         if len(rows):
             hazard[rows], orders[rows], value[rows] = self.conversion.curves(table.iloc[rows], horizons)
@@ -154,14 +148,11 @@ class SeasonalBTYD:
     def _lookup(self, origin_day: NDArray[np.int32], what: str) -> Floats:
         out = np.ones((len(origin_day), len(self.horizons)))
         for i, horizon in enumerate(self.horizons):
-            rows = self.past[self.past["horizon_days"] == horizon]
-            if len(rows) == 0:
-                continue
-            expected, actual = (rows[f"{part}_{what}"].to_numpy() for part in ("expected", "actual"))
-            scale = expected / np.maximum(rows["expected_orders"].to_numpy(), SMALLEST) * PSEUDO_ORDERS
-            factor = (actual + scale) / np.maximum(expected + scale, SMALLEST)
-            ratio = pd.Series(factor, index=rows["origin_day"].to_numpy())
-            out[:, i] = ratio.reindex(origin_day).fillna(1.0).to_numpy()
+            rows = self.past[self.past["horizon_days"] == horizon].set_index("origin_day")
+            expected, actual = rows[f"expected_{what}"], rows[f"actual_{what}"]
+            scale = expected / rows["expected_orders"].clip(lower=SMALLEST) * PSEUDO_ORDERS
+            factor = (actual + scale) / (expected + scale).clip(lower=SMALLEST)
+            out[:, i] = factor.reindex(origin_day).fillna(1.0)
         return out
 
     def to_json(self) -> dict[str, Any]:
@@ -171,11 +162,11 @@ class SeasonalBTYD:
         return {
             "horizons": list(self.horizons),
             "cutoff_day": self.cutoff_day,
-            "fits": {str(day): json.loads(btyd_model.to_json()) for day, btyd_model in self.fits.items()},
+            "fits": {str(day): btyd_model.to_json() for day, btyd_model in self.fits.items()},
             "conversion": self.conversion.to_json(),
             "past": past.to_dict(orient="list"),
-            "orders_factor_model": json.loads(self.orders_factor_model.to_json()),
-            "value_factor_model": json.loads(self.value_factor_model.to_json()),
+            "orders_factor_model": self.orders_factor_model.to_json(),
+            "value_factor_model": self.value_factor_model.to_json(),
             "warning": self.warning,
         }
 
@@ -185,11 +176,11 @@ class SeasonalBTYD:
         return cls(
             horizons=tuple(plain["horizons"]),
             cutoff_day=int(plain["cutoff_day"]),
-            fits={int(day): BTYDModel.from_json(json.dumps(btyd_model)) for day, btyd_model in plain["fits"].items()},
+            fits={int(day): BTYDModel.from_json(btyd_model) for day, btyd_model in plain["fits"].items()},
             conversion=Conversion.from_json(plain["conversion"]),
             past=pd.DataFrame(plain["past"], columns=list(ERROR_COLUMNS)).astype(np.float64).fillna(np.inf),
-            orders_factor_model=SeasonalFactorModel.from_json(json.dumps(plain["orders_factor_model"])),
-            value_factor_model=SeasonalFactorModel.from_json(json.dumps(plain["value_factor_model"])),
+            orders_factor_model=SeasonalFactorModel.from_json(plain["orders_factor_model"]),
+            value_factor_model=SeasonalFactorModel.from_json(plain["value_factor_model"]),
             warning=plain["warning"],
         )
 
@@ -210,9 +201,7 @@ def _errors(
 ) -> list[dict[str, float]]:
     """Rows of ERROR_COLUMNS of one origin, one per observed horizon."""
     rows = []
-    for horizon in horizons:
-        if not bool(buyers[f"observed_{horizon}"].iloc[0]):
-            continue
+    for horizon in (h for h in horizons if buyers[f"observed_{h}"].iloc[0]):
         row: dict[str, float] = {"origin_day": day, "horizon_days": horizon, "log_days": log_days}
         expected = btyd_model.predict(buyers, horizon)
         for what in ("orders", "value"):

@@ -10,11 +10,10 @@ forecast.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import product
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -115,19 +114,17 @@ class SeasonalFactorModel:
         share /= share.sum()
         return [(float(w), *rest) for w, rest in zip(share, found, strict=True) if w > 1e-4]
 
-    def to_json(self) -> str:
-        """JSON text; floats survive exactly."""
-        columns = ("origin_day", "horizon_days", "log_ratio", "log_error")
-        return json.dumps({"known_day": self.known_day} | {name: getattr(self, name).tolist() for name in columns})
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {f.name: np.asarray(getattr(self, f.name)).tolist() for f in fields(self)}
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The inverse of `to_json`; ValueError for any other text."""
-        fields = json.loads(text)
-        columns = ("origin_day", "horizon_days", "log_ratio", "log_error")
-        if not isinstance(fields, dict) or set(fields) != {"known_day", *columns}:
-            raise ValueError("the text is no seasonal factor that to_json wrote: known_day and four columns are needed")
-        return cls(int(fields["known_day"]), *(np.array(fields[name], np.float64) for name in columns))
+    def from_json(cls, plain: dict[str, Any]) -> Self:
+        """The inverse of `to_json`; ValueError for any other values."""
+        names = [f.name for f in fields(cls)]
+        if set(plain) != set(names):
+            raise ValueError("this is no seasonal factor that to_json wrote: known_day and four columns are needed")
+        return cls(int(plain["known_day"]), *(np.array(plain[name], np.float64) for name in names[1:]))
 
 
 ERRORS = ("origin_day", "horizon_days", "expected", "actual", "log_error", "log_days")

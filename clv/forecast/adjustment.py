@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -59,28 +58,14 @@ class Adjustment:
 
     def to_json(self) -> dict[str, Any]:
         """The content of a bundle's calibration.json, plain JSON values."""
-        return {
-            "blend_purchase": list(self.blend_purchase),
-            "blend_value": list(self.blend_value),
-            "scale": list(self.scale),
-            "scale_repeats": list(self.scale_repeats),
-            "calibration": [json.loads(c.to_json()) for c in self.calibration],
-            "num_observed": self.num_observed,
-            "slope": self.slope,
-        }
+        tuples = {name: list(value) for name, value in vars(self).items() if isinstance(value, tuple)}
+        return vars(self) | tuples | {"calibration": [c.to_json() for c in self.calibration]}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
-        return cls(
-            tuple(plain["blend_purchase"]),
-            tuple(plain["blend_value"]),
-            tuple(plain["scale"]),
-            tuple(plain["scale_repeats"]),
-            tuple(Calibration.from_json(json.dumps(c)) for c in plain["calibration"]),
-            int(plain["num_observed"]),
-            float(plain["slope"]),
-        )
+        tuples = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
+        return cls(**plain | tuples | {"calibration": tuple(map(Calibration.from_json, plain["calibration"]))})
 
 
 @dataclass(frozen=True)
@@ -126,8 +111,7 @@ class AdjustedForecast:
         inner = (levels - (1 - p)) / p
         position = np.clip(inner, 0, 1) * (len(GRID) - 1)
         left = np.minimum(position.astype(np.int64), len(GRID) - 2)
-        low = np.take_along_axis(self.remap, left, 2)
-        high = np.take_along_axis(self.remap, left + 1, 2)
+        low, high = (np.take_along_axis(self.remap, at, 2) for at in (left, left + 1))
         return inner, np.clip(low + (position - left) * (high - low), 1e-4, 1 - 1e-4)
 
     def equally_likely_values(self) -> Floats:
@@ -137,9 +121,8 @@ class AdjustedForecast:
         log_value = low[..., None] + (high - low)[..., None] * _NODES
         below = np.zeros(log_value.shape)
         for k in range(f.sigma.shape[-1]):
-            below += np.exp(f.log_weight[..., k, None]) * ndtr(
-                (log_value - f.location[..., k, None]) / f.sigma[..., k, None]
-            )
+            z = (log_value - f.location[..., k, None]) / f.sigma[..., k, None]
+            below += np.exp(f.log_weight[..., k, None]) * ndtr(z)
         inner, read = self._buyer_levels(portfolio.DRAW_LEVELS)
         # np.interp needs one ascending curve, so each row's curve is raised by 2 above the one before.
         step = 2.0 * np.arange(low.size).reshape(*low.shape, 1)
@@ -150,19 +133,18 @@ class AdjustedForecast:
 
     def take(self, rows: slice) -> AdjustedForecast:
         """The adjusted forecast of a slice of the rows."""
-        forecast = replace(self.forecast, **{f.name: getattr(self.forecast, f.name)[rows] for f in fields(Forecast)})
-        btyd = replace(self.btyd, **{f.name: getattr(self.btyd, f.name)[rows] for f in fields(Curves)})
+        forecast = Forecast(**{name: values[rows] for name, values in vars(self.forecast).items()})
+        btyd = Curves(**{name: values[rows] for name, values in vars(self.btyd).items()})
         learned = None if self.learned is None else self.learned.take(rows)
         return replace(self, forecast=forecast, btyd=btyd, remap=self.remap[rows], learned=learned)
 
     def prediction(self, horizon: int) -> Prediction:
         """The predictions at the horizon of that index, in the form that the metrics take."""
         p = self.forecast.p_purchase[:, horizon]
-        values = self.quantiles(LEVELS)[:, horizon]
         return Prediction(
             value=self.forecast.value[:, horizon],
             p_purchase=p,
-            quantiles=Quantiles(LEVELS, values, p_zero=1 - p),
+            quantiles=Quantiles(LEVELS, self.quantiles(LEVELS)[:, horizon], p_zero=1 - p),
             factor_error=float(self.factor_error[horizon]),
             sum_spread=float(self.sum_spread[horizon]),
         )

@@ -12,8 +12,8 @@ and the mean of a distribution would differ from the predicted value.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,14 +23,12 @@ from scipy.special import expit, logit
 from clv.forecast import portfolio
 from clv.forecast.distributions import Array, Prediction, Quantiles, pit
 
-FORMAT = 2
 GRID: Array = np.linspace(0, 1, 51)  # quantile levels at which the remap of buyers' value is stored
 AGE_EDGES = (90.0, 365.0)  # days since the first purchase
 FREQUENCY_EDGES = (1.0, 3.0)  # repeat purchase days
+_CELLS = {"format": 2, "age_edges": list(AGE_EDGES), "frequency_edges": list(FREQUENCY_EDGES)}
 NUM_CELLS = (len(AGE_EDGES) + 1) * (len(FREQUENCY_EDGES) + 1)
-PRIOR_BUYERS = (
-    50.0  # weight, in buyers, of the remap of all cells in that of a cell, and of the identity in that of all
-)
+PRIOR_BUYERS = 50.0  # weight, in buyers, of the remap of all cells in that of a cell, and of the identity in the former
 PRIOR_PLATT = 5.0  # precision of the intercepts around 0 and of the slope around 1: about 20 customers at p = .5
 MAX_LOG_FACTOR = 1.5  # limit of the log factor on buyers' values, around the factor that matches their mean
 MEAN_SAMPLE = 5_000  # customers whose distributions give the mean of all
@@ -86,30 +84,28 @@ class Calibration:
         moved = expit(np.asarray(self.intercept)[cell] + self.slope * _logit(p))
         return np.where((p > 0) & (p < 1), moved, p)
 
-    def to_json(self) -> str:
-        """JSON text with the number of the format; floats survive exactly."""
-        edges = {"age_edges": AGE_EDGES, "frequency_edges": FREQUENCY_EDGES}
-        return json.dumps({"format": FORMAT} | edges | asdict(self))
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the number of the format and the edges of the cells."""
+        return _CELLS | asdict(self) | {"intercept": list(self.intercept), "remap": [list(row) for row in self.remap]}
 
     @classmethod
-    def from_json(cls, text: str) -> Calibration:
+    def from_json(cls, plain: dict[str, Any]) -> Self:
         """The inverse of `to_json`; ValueError for another format or other cells."""
-        content = json.loads(text)
-        found = content.pop("format", None), content.pop("age_edges", None), content.pop("frequency_edges", None)
-        if found != (FORMAT, list(AGE_EDGES), list(FREQUENCY_EDGES)):
-            raise ValueError(f"calibration has format and cells {found}, this version reads {FORMAT}; train again")
-        content["intercept"] = tuple(content["intercept"])
-        content["remap"] = tuple(tuple(row) for row in content["remap"])
-        return cls(**content)
+        found = tuple(plain.get(name) for name in _CELLS)
+        if found != tuple(_CELLS.values()):
+            raise ValueError(
+                f"calibration has format and cells {found}, this version reads {_CELLS['format']}; train again"
+            )
+        own = {name: value for name, value in plain.items() if name not in _CELLS}
+        return cls(**own | {"intercept": tuple(own["intercept"]), "remap": tuple(map(tuple, own["remap"]))})
 
 
 def identity_calibration() -> Calibration:
     """A calibration that changes no prediction."""
-    row = tuple(float(g) for g in GRID)
     return Calibration(
         intercept=(0.0,) * NUM_CELLS,
         slope=1.0,
-        remap=(row,) * NUM_CELLS,
+        remap=(tuple(GRID.tolist()),) * NUM_CELLS,
         factor_error_scale=1.0,
         sum_spread=1.0,
         customers=0,
@@ -152,16 +148,14 @@ def fit_calibration(
     if prediction.quantiles is not None:
         remap = _remap(real, prediction.quantiles, cell, seed)
     fitted = Calibration(
-        intercept=tuple(float(a) for a in intercept),
-        slope=float(slope),
-        remap=tuple(tuple(float(g) for g in row) for row in remap),
+        intercept=tuple(intercept.tolist()),
+        slope=slope,
+        remap=tuple(map(tuple, remap.tolist())),
         factor_error_scale=_error_scale(real, prediction.value, factor_error),
         sum_spread=1.0,
         customers=len(real),
     )
     after = fitted.apply(prediction, age_days, frequency)
-    if after.quantiles is None:
-        return fitted
     return replace(fitted, sum_spread=portfolio.fit_sum_spread(real, after, seed))
 
 
@@ -172,8 +166,7 @@ def _error_scale(y: Array, value: Array, factor_error: float) -> float:
     ratio = float(y.sum() / value.sum())
     error = float(np.sqrt(np.sum((y - ratio * value) ** 2)) / y.sum())
     surprise = float(np.log(ratio) ** 2 / max(error**2 + factor_error**2, 1e-12))
-    scale = float(np.sqrt((PRIOR_ORIGINS + surprise) / (PRIOR_ORIGINS + 1)))
-    return float(np.clip(scale, 1.0, 3.0))
+    return float(np.clip(np.sqrt((PRIOR_ORIGINS + surprise) / (PRIOR_ORIGINS + 1)), 1.0, 3.0))
 
 
 def _platt(p: Array, hit: NDArray[np.bool_], cell: NDArray[np.int64]) -> tuple[Array, float]:
@@ -189,7 +182,9 @@ def _platt(p: Array, hit: NDArray[np.bool_], cell: NDArray[np.int64]) -> tuple[A
         nll = float(np.sum(np.logaddexp(0.0, s) - y * s))
         return nll + PRIOR_PLATT / 2 * float(prior @ prior), gradient + PRIOR_PLATT * prior
 
-    w = minimize(loss, np.r_[0.0, 1.0, np.zeros(NUM_CELLS)], jac=True, method="L-BFGS-B", bounds=_bounds()).x
+    # A slope near or below zero would reverse the order of customers.
+    bounds = [(None, None), (0.1, 10.0)] + [(None, None)] * NUM_CELLS
+    w = minimize(loss, np.r_[0.0, 1.0, np.zeros(NUM_CELLS)], jac=True, method="L-BFGS-B", bounds=bounds).x
     return w[0] + w[2:], float(w[1])
 
 
@@ -202,21 +197,14 @@ def _shift_to_mean(p: Array, moved: Array) -> float:
     inside = (p > 0) & (p < 1)
     if not inside.any():
         return 0.0
-    want = p[inside].mean()
-    return float(brentq(lambda shift: expit(moved[inside] + shift).mean() - want, -1e3, 1e3))
-
-
-def _bounds() -> list[tuple[float | None, float | None]]:
-    # A slope near or below zero would reverse the order of customers.
-    return [(None, None), (0.1, 10.0)] + [(None, None)] * NUM_CELLS
+    return float(brentq(lambda shift: expit(moved[inside] + shift).mean() - p[inside].mean(), -1e3, 1e3))
 
 
 def _remap_buyers(q: Quantiles, p_value: Array, cell: NDArray[np.int64], remap: Array) -> Quantiles:
     """Quantiles with probability `p_value` (n,) of a value above zero, and buyers' value by the remap of their cell."""
     zero = 1 - p_value
-    inner = np.divide(
-        q.levels - zero[:, None], p_value[:, None], out=np.zeros_like(q.values), where=p_value[:, None] > 0
-    )
+    buys = p_value[:, None] > 0
+    inner = np.divide(q.levels - zero[:, None], p_value[:, None], out=np.zeros_like(q.values), where=buys)
     read = np.zeros_like(inner)
     for number in np.unique(cell):
         rows = cell == number
