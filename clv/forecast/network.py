@@ -76,14 +76,6 @@ class Forecast:
         after = np.log(value) - np.log(-np.expm1(-hazard))
         return replace(self, hazard=hazard, value=value, location=self.location + (after - before)[..., None])
 
-    def cdf(self, value: Floats) -> Floats:
-        """P(V <= value), value (S, H) in shop currency; at 0 it is the probability of no purchase."""
-        p = self.p_purchase
-        with np.errstate(divide="ignore"):
-            log_value = np.log(np.maximum(value, 0))[..., None]
-        below = (np.exp(self.log_weight) * ndtr((log_value - self.location) / self.sigma)).sum(-1)
-        return np.asarray(1 - p + p * np.where(value > 0, below, 0.0))
-
     def quantile(self, level: Floats) -> Floats:
         """(S, H, Q) smallest v with P(V <= v) >= level, shop currency; level is (S, H, Q) or broadcasts to it."""
         p = self.p_purchase[..., None]
@@ -91,8 +83,6 @@ class Forecast:
         inner = (level - (1 - p)) / p
         out = np.zeros(level.shape)
         row, horizon, _ = where = np.nonzero(inner > 0)
-        if len(row) == 0:
-            return out
         target = np.minimum(inner[where], 1 - 1e-9)
         weight, location = np.exp(self.log_weight[row, horizon]), self.location[row, horizon]
         sigma = self.sigma[row, horizon]
@@ -111,9 +101,9 @@ def forecast_samples(
 ) -> Forecast:
     """Forecast of every sample, in the order of the samples; `value_scale` is the currency per unit of value."""
     model.eval()
-    found: list[tuple[NDArray[np.int64], Outputs]] = []
-    for rows in samples.batches_by_length(batch_size):
-        found.append((rows, model(samples.batch(rows).to(device))))
+    found: list[tuple[NDArray[np.int64], Outputs]] = [
+        (rows, model(samples.batch(rows).to(device))) for rows in samples.batches_by_length(batch_size)
+    ]
     order = np.argsort(np.concatenate([rows for rows, _ in found])) if found else np.zeros(0, np.int64)
 
     def collect(name: str) -> NDArray[np.float64]:

@@ -77,8 +77,8 @@ def random_groups(num_customers: int, size: int = GROUP, seed: int = 0) -> NDArr
     """
     size = min(size, num_customers)
     order = np.random.default_rng(seed).permutation(num_customers)
-    number = np.where(order // max(size, 1) < num_customers // max(size, 1), order // max(size, 1), -1)
-    return np.asarray(number, np.int64)
+    number = order // max(size, 1)
+    return np.where(number < num_customers // max(size, 1), number, -1)
 
 
 def group_intervals(prediction: Prediction, group: ArrayLike, seed: int = 0) -> tuple[Array, Array]:

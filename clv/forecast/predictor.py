@@ -114,13 +114,12 @@ class Predictor:
         """`customer_id` and the customer's embedding `z`; errors are raised as in `predict`."""
         found = self._forecast(Histories.from_table(histories), self._origin_after_cut(as_of))
         width = self._model.config.hidden
+        schema = pa.schema([("customer_id", pa.string()), ("z", pa.list_(pa.float32(), width))])
         if found is None:
-            return pa.table(
-                {"customer_id": pa.array([], pa.string()), "z": pa.array([], pa.list_(pa.float32(), width))}
-            )
+            return schema.empty_table()
         rows, adjusted = found
-        z = pa.FixedSizeListArray.from_arrays(pa.array(adjusted.forecast.z.ravel(), pa.float32()), width)
-        return pa.table({"customer_id": pa.array(rows.table["customer_id"], pa.string()), "z": z})
+        z = pa.FixedSizeListArray.from_arrays(adjusted.forecast.z.ravel(), width)
+        return pa.table([pa.array(rows.table["customer_id"], pa.string()), z], schema=schema)
 
     def forecast(self, histories: Histories, origin: int, horizon: int) -> tuple[AssembledRows, AdjustedForecast]:
         """Rows of all customers known at the origin (us) and their adjusted forecast at one horizon (days), for a
