@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from clv.data.histories import ATTRIBUTE_PREFIX
 from clv.data.prepare import parsing
 from clv.data.prepare.accounting import RowAccounting, RowOutcomes
+from clv.data.prepare.mapping import finite_numbers
 from clv.data.spec.models import Attribute, CustomerSource, DatasetSpec
 
 # No name of an attribute holds a "@". Times are floats, since stores hold text and floats; exact until 2255.
@@ -43,9 +44,7 @@ def read_columns(
     columns: dict[str, Any] = {}
     for name, rule in source.attributes.items():
         if rule.kind == "numeric":
-            numbers, unreadable = parsing.numbers(rows[rule.column], source.decimal)
-            outcomes.reject(unreadable | np.isinf(numbers), f"{name} is not a finite number")
-            given = pa.array(numbers, from_pandas=True)
+            given = pa.array(finite_numbers(rows, rule.column, name, source, outcomes), from_pandas=True)
         else:
             given = parsing.strings(rows[rule.column], True)
         columns[ATTRIBUTE_PREFIX + name] = given

@@ -12,7 +12,7 @@ import pandas as pd
 
 from clv.data.cutoff import Cut
 from clv.data.features import purchase_frame
-from clv.data.sessions import sessions
+from clv.data.sessions import STEPS, sessions
 
 MONTH_DAYS = 30.0
 VISITORS = "visitors"
@@ -31,14 +31,13 @@ def customer_indicators(cut: Cut) -> pd.DataFrame:
     rfm = purchase_frame(cut)
     orders, days = rfm["orders_past"].to_numpy(np.int64), rfm["T"].to_numpy(np.int64)
     buyer, value = orders > 0, rfm["value_past"].to_numpy()
+    months = (cut.origin_day - days).astype("datetime64[D]").astype("datetime64[M]")  # of the first orders
     table = pd.DataFrame(
         {
             "customer_id": rfm["customer_id"],
-            "cohort": np.where(buyer, _month(cut.origin_day - days), VISITORS),
+            "cohort": np.where(buyer, months.astype(str), VISITORS),
             "sessions": np.bincount(found.owner, minlength=count),
-            "sessions_viewed": np.bincount(found.owner[found.viewed], minlength=count),
-            "sessions_carted": np.bincount(found.owner[found.carted], minlength=count),
-            "sessions_bought": np.bincount(found.owner[found.bought], minlength=count),
+            **{f"sessions_{s}": np.bincount(found.owner[getattr(found, s)], minlength=count) for s in STEPS},
             "orders": orders,
             "value": value,
             "days": days,
@@ -70,10 +69,6 @@ def summary(table: pd.DataFrame, by: str | None = None) -> pd.DataFrame:
         purchase_frequency=_ratio(out["orders"] * MONTH_DAYS, out["days"]),
         aov=_ratio(out["value"], out["orders"]),
     )
-
-
-def _month(day: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
-    return np.asarray(day.astype("datetime64[D]").astype("datetime64[M]").astype(str))
 
 
 def _ratio(over: pd.Series[float], under: pd.Series[float]) -> pd.Series[float]:

@@ -177,7 +177,7 @@ def _tables(folder: Path) -> Iterable[Path]:
     return (path for form in ("parquet", "csv", "jsonl") for path in folder.rglob(f"*.{form}"))
 
 
-def _truth(block: log.EventBlock, plan: SimulationPlan) -> Iterable[pa.Table]:
+def _truth(block: log.Simulation, plan: SimulationPlan) -> Iterable[pa.Table]:
     for origin in plan.origins:
         for days in plan.horizons_days:
             table: pd.DataFrame = block.truth.expected(origin, days)

@@ -21,14 +21,18 @@ CHANNELS = ("app", "web")
 
 
 @dataclass(frozen=True)
-class EventBlock:
-    """`events` (EVENTS, ascending in time), `customers` (customer_id, channel), `treatments` (COUPONS), `truth`."""
+class Simulation:
+    """A shop, or a block of its customers.
+
+    `events` in the schema EVENTS, ascending in time; `items` (item_id, text, category, price); `customers`
+    (customer_id, channel); `treatments` in the schema COUPONS.
+    """
 
     events: pa.Table
+    items: pd.DataFrame
     customers: pd.DataFrame
     treatments: pa.Table
     truth: Truth
-    catalogue: Catalogue
 
 
 COUPONS = pa.schema(
@@ -52,7 +56,7 @@ def catalogue(shop: ShopSettings) -> Catalogue:
     return Catalogue.draw(np.random.default_rng([shop.seed, 0]), shop.num_items, shop.zipf)
 
 
-def draw_block(shop: ShopSettings, number: int, items: Catalogue) -> EventBlock:
+def draw_block(shop: ShopSettings, number: int, items: Catalogue) -> Simulation:
     """Draws block `number`, whose customers and events do not depend on which other blocks were drawn before."""
     first = number * BLOCK_CUSTOMERS
     count = min(BLOCK_CUSTOMERS, shop.num_customers - first)
@@ -67,7 +71,7 @@ def draw(
     first_number: int = 0,
     event_prefix: str = "E",
     order_prefix: str = "",
-) -> EventBlock:
+) -> Simulation:
     """Draws `count` customers with their events; without `items` also a catalogue."""
     truth = customers.draw(rng, shop, count, first_number)
     orders = customers.orders(rng, shop, truth)
@@ -89,16 +93,18 @@ def draw(
         parts.append(activity.advertisements(rng, shop, truth, items))
     if len(coupons):
         sent = coupons[coupons["treated"].to_numpy(bool)]
-        text = np.full(len(sent), len(activity.TEXTS) - 1)
-        parts.append(
-            activity.rows(sent["customer"].to_numpy(), sent["day"].to_numpy(), activity.kind_code("message"), text=text)
+        who, day, text = (
+            sent["customer"].to_numpy(),
+            sent["day"].to_numpy(),
+            np.full(len(sent), len(activity.TEXTS) - 1),
         )
+        parts.append(activity.rows(who, day, activity.kind_code("message"), text=text))
     channel = rng.choice(["search", "shop", "friend"], count)
     if shop.coupons:
         channel = np.array(customers.SEGMENTS)[truth.segment]
     events = _events(rng, pd.concat(parts, ignore_index=True), shop, truth, items, event_prefix, order_prefix)
     table = pd.DataFrame({"customer_id": truth.customer_id, "channel": channel})
-    return EventBlock(events, table, _coupons(coupons, shop, truth), truth, items)
+    return Simulation(events, items.table, table, _coupons(coupons, shop, truth), truth)
 
 
 def _coupon_orders(rng: np.random.Generator, shop: ShopSettings, truth: Truth, coupons: pd.DataFrame) -> pd.DataFrame:

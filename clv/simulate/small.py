@@ -12,26 +12,12 @@ not left keep browsing. With `exact_btyd=True` all of this is off, and BG/NBD + 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
-from clv.simulate.log import draw
+from clv.simulate.log import Simulation, draw
 from clv.simulate.settings import ShopSettings
-from clv.simulate.truth import Truth
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """`events` in the schema EVENTS; `items` (item_id, text, category, price); `customers` (customer_id, channel)."""
-
-    events: pa.Table
-    items: pd.DataFrame
-    customers: pd.DataFrame
-    truth: Truth
 
 
 def simulate(
@@ -51,7 +37,4 @@ def simulate(
     Example: `simulate(500, seed=1).events.to_pandas()`.
     """
     shop = ShopSettings(num_customers=num_customers, start=start, end=end, seed=seed, **settings)
-    if exact_btyd:
-        shop = shop.exact_btyd()
-    block = draw(np.random.default_rng(seed), shop, num_customers)
-    return Simulation(block.events, block.catalogue.table, block.customers, block.truth)
+    return draw(np.random.default_rng(seed), shop.exact_btyd() if exact_btyd else shop, num_customers)

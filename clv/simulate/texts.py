@@ -57,31 +57,23 @@ def render(
     lines = [line.encode() for line in _lines(events, form)]
     bad: list[bytes] = []
     planted: Counter[str] = Counter()
-    broken_lines = [(_break_each(break_line, form), reason) for break_line, reason in _LINES[form]]
-    for make_defect, reason in [*_wrong_values(form), *broken_lines]:
-        rows = rng.choice(len(bought), min(each, len(bought)), replace=False)
-        defective = make_defect(bought.take(pa.array(rows)))
-        bad += defective
-        planted[reason] += len(defective)
+
+    def copies() -> pa.Table:
+        return bought.take(pa.array(rng.choice(len(bought), min(each, len(bought)), replace=False)))
+
+    for name, value, reason in _VALUES:
+        rows = copies()
+        rows = rows.set_column(rows.column_names.index(name), name, pa.repeat(value, len(rows)))
+        bad += [line.encode() for line in _lines(rows, form)]
+        planted[reason] += len(rows)
+    for break_line, reason in _LINES[form]:
+        broken = [break_line(line) for line in _lines(copies(), form)]
+        bad += broken
+        planted[reason] += len(broken)
     positions = np.sort(rng.integers(0, len(lines) + 1, len(bad)))
     mixed = np.insert(np.array(lines, object), positions, np.array(bad, object)[rng.permutation(len(bad))])
     header = [",".join(events.column_names).encode()] if form == "csv" else []
     return b"\n".join([*header, *mixed, b""]), +planted
-
-
-def _wrong_values(form: Text) -> list[tuple[Callable[[pa.Table], list[bytes]], str]]:
-    def write(name: str, value: str) -> Callable[[pa.Table], list[bytes]]:
-        def make_defect(rows: pa.Table) -> list[bytes]:
-            rows = rows.set_column(rows.column_names.index(name), name, pa.repeat(value, len(rows)))
-            return [line.encode() for line in _lines(rows, form)]
-
-        return make_defect
-
-    return [(write(name, value), reason) for name, value, reason in _VALUES]
-
-
-def _break_each(break_line: BreakLine, form: Text) -> Callable[[pa.Table], list[bytes]]:
-    return lambda rows: [break_line(line) for line in _lines(rows, form)]
 
 
 def _lines(events: pa.Table, form: Text) -> list[str]:

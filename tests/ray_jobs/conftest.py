@@ -17,7 +17,8 @@ import pytest
 from clv.cluster import preparing, training, work_units
 from clv.data.dataset import PreparedDataset
 from clv.data.spec.models import DatasetSpec
-from clv.simulate.small import Simulation, simulate
+from clv.simulate.log import Simulation
+from clv.simulate.small import simulate
 from ray_jobs.command import configure_logging
 
 REPO = Path(__file__).parents[2]

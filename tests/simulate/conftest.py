@@ -12,12 +12,12 @@ SHOP = ShopSettings.full(num_customers=6_000, seed=3)
 
 
 @pytest.fixture(scope="module")
-def block() -> log.EventBlock:
+def block() -> log.Simulation:
     return log.draw_block(SHOP, 0, log.catalogue(SHOP))
 
 
 @pytest.fixture(scope="module")
-def events(block: log.EventBlock) -> pd.DataFrame:
+def events(block: log.Simulation) -> pd.DataFrame:
     table = block.events.to_pandas()
     number = {name: i for i, name in enumerate(block.truth.customer_id)}
     day = (table["event_time"] - pd.Timestamp(SHOP.start, tz="UTC")).dt.total_seconds() / 86_400

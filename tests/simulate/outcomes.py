@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from clv.simulate.small import Simulation
+from clv.simulate.log import Simulation
 
 ORIGIN, HORIZON = "2024-06-01", 180
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clv.simulate.log import EventBlock
+from clv.simulate.log import Simulation
 from tests.simulate.conftest import SHOP
 
 
-def test_customers_who_have_left_have_a_tenth_of_the_views_of_others(block: EventBlock, events: pd.DataFrame) -> None:
+def test_customers_who_have_left_have_a_tenth_of_the_views_of_others(block: Simulation, events: pd.DataFrame) -> None:
     truth, half = block.truth, SHOP.num_days / 2
     who = np.flatnonzero(truth.first < half)
     here = truth._hits_before(half)[who] // truth.regularity < truth.last_order[who]
@@ -19,7 +19,7 @@ def test_customers_who_have_left_have_a_tenth_of_the_views_of_others(block: Even
     assert count[here].mean() > 10 * count[~here].mean()
 
 
-def test_coupons_are_logged_with_their_propensity_and_the_effect_they_have(block: EventBlock) -> None:
+def test_coupons_are_logged_with_their_propensity_and_the_effect_they_have(block: Simulation) -> None:
     table = block.treatments.to_pandas()
     # Weighting by the logged propensity gives the effect back (Horvitz and Thompson 1952).
     assert table["treated"].mean() == pytest.approx(table["propensity"].mean(), abs=0.01)

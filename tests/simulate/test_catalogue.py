@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from clv.simulate.catalogue import CATEGORIES, Catalogue
-from clv.simulate.log import EventBlock
+from clv.simulate.log import Simulation
 
 
-def test_popularity_follows_zipf_and_buyers_their_taste(block: EventBlock, events: pd.DataFrame) -> None:
-    bought = events[events["event_type"] == "purchase"].merge(block.catalogue.table, on="item_id")
+def test_popularity_follows_zipf_and_buyers_their_taste(block: Simulation, events: pd.DataFrame) -> None:
+    bought = events[events["event_type"] == "purchase"].merge(block.items, on="item_id")
     counts = bought["item_id"].value_counts().to_numpy()
     assert counts[0] > 20 * np.median(counts)
     top = bought.groupby("customer")["category"].agg(lambda s: s.mode()[0])

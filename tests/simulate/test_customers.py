@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from clv.simulate import customers
-from clv.simulate.log import EventBlock
+from clv.simulate.log import Simulation
 from clv.simulate.settings import ShopSettings
 from tests.simulate.conftest import SHOP
 
 
-def test_customers_arrive_and_buy_first_on_the_days_of_the_truth(block: EventBlock, events: pd.DataFrame) -> None:
+def test_customers_arrive_and_buy_first_on_the_days_of_the_truth(block: Simulation, events: pd.DataFrame) -> None:
     bought = events[events["event_type"] == "purchase"].groupby("customer")["day"].min()
     who = np.flatnonzero(block.truth.first < SHOP.num_days)
     np.testing.assert_allclose(bought.reindex(who), block.truth.first[who], atol=1e-6)

@@ -10,7 +10,8 @@ import pytest
 
 from clv.btyd.models import BGNBD, BTYDModel
 from clv.data.events import EVENTS
-from clv.simulate.small import Simulation, simulate
+from clv.simulate.log import Simulation
+from clv.simulate.small import simulate
 from tests.simulate.outcomes import HORIZON, outcome, purchases
 
 

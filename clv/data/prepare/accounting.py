@@ -56,11 +56,6 @@ class RowAccounting:
                 f" {self.rejected.total()} rejected"
             )
 
-    @property
-    def rejected_share(self) -> float:
-        """The share of the rows read that was rejected, from 0 to 1."""
-        return self.rejected.total() / self.read if self.read else 0.0
-
     def to_json(self) -> dict[str, Any]:
         """Returns the counts under the keys of the manifest, the most frequent reason first."""
         return {
@@ -110,8 +105,7 @@ class RowOutcomes:
     def rejects(self, rows: pa.Table, table: str, stage: str, source: pa.Array | str, row: pa.Array | None) -> pa.Table:
         """Returns the rejected ones of `rows` in schema REJECTS; `row` holds the row numbers in the source file."""
         rejected = np.flatnonzero(self.code)
-        index = pa.array(rejected)
-        count = len(rejected)
+        index, count = pa.array(rejected), len(rejected)
         reason = pa.DictionaryArray.from_arrays(pa.array(self.code[rejected]), pa.array(self.reasons, pa.string()))
         columns = [
             pa.repeat(table, count),
@@ -126,13 +120,14 @@ class RowOutcomes:
 
 def malformed_rejects(lines: list[str], table: str, source: str) -> pa.Table:
     """Returns rejects for lines that could not be parsed; each record is a JSON object with the line under `line`."""
-    count = len(lines)
-    text = pa.table({"line": pa.array(lines, pa.string())})
-    return pa.table(
-        [[table] * count, ["read"] * count, ["malformed row"] * count, [source] * count, pa.nulls(count, pa.int64()),
-         json_rows(text)],
-        schema=REJECTS,
-    )  # fmt: skip
+    records = json_rows(pa.table({"line": pa.array(lines, pa.string())}))
+    return rejects_of_one_reason(table, "malformed row", source, pa.nulls(len(lines), pa.int64()), records)
+
+
+def rejects_of_one_reason(table: str, reason: str, source: str, row: pa.Array, record: pa.Array) -> pa.Table:
+    """Returns rejects of pass 1 that share table, reason and source file."""
+    fixed = [pa.repeat(value, len(row)) for value in (table, "read", reason, source)]
+    return pa.table([*fixed, row, record], schema=REJECTS)
 
 
 def json_rows(table: pa.Table) -> pa.Array:

@@ -25,7 +25,9 @@ def build_partition(spec: DatasetSpec, paths: list[str], out: Path, number: int)
     row was lost.
     """
     work = out / ROWS
-    rows = partition.read_partition(work / "events", number, _carried_schema(spec))
+    known = pa.schema([*EVENTS, *mapping.EXTRA_COLUMNS, intake.UNIT])
+    carried = pa.schema([known.field(name) for name in partition.carried_columns(spec)])
+    rows = partition.read_partition(work / "events", number, carried)
     cleaned = intake.apply_customer_rules(rows, spec, paths)
     events = intake.to_event_schema(cleaned.rows)
     rejects, accounting = [cleaned.rejects], {"events": cleaned.accounting.to_json()}
@@ -69,11 +71,6 @@ def shard_path(out: Path, number: int) -> Path:
     return out / "shards" / f"part-{number:05d}.parquet"
 
 
-def _carried_schema(spec: DatasetSpec) -> pa.Schema:
-    known = pa.schema([*EVENTS, *mapping.EXTRA_COLUMNS, intake.UNIT])
-    return pa.schema([known.field(name) for name in partition.carried_columns(spec)])
-
-
 def _attributes(spec: DatasetSpec, work: Path, number: int) -> tuple[pa.Table | None, list[pa.Table], RowAccounting]:
     """Returns (attr_* columns of the partition's customers joined over all customer tables, rejects, accounting)."""
     joined: pa.Table | None = None
@@ -84,9 +81,8 @@ def _attributes(spec: DatasetSpec, work: Path, number: int) -> tuple[pa.Table | 
         first = items.keep_first(rows, "customer_id", "customers")
         accounting.add(first.accounting)
         rejects.append(first.rejects)
-        joined = (
-            first.rows
-            if joined is None
-            else joined.join(first.rows, "customer_id", join_type="full outer", use_threads=False)
-        )
+        if joined is None:
+            joined = first.rows
+        else:
+            joined = joined.join(first.rows, "customer_id", join_type="full outer", use_threads=False)
     return joined, rejects, accounting

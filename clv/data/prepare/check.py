@@ -33,7 +33,7 @@ def check_share(accounting: RowAccounting, spec: DatasetSpec, spec_file: str, ex
         reasons = "".join(f"{line}\n" for line in accounting.summary("events")[1:])
         raise TooManyRejectsError(
             f"{spec_file}: {accounting.rejected.total():,} of {accounting.read:,} events"
-            f" ({accounting.rejected_share:.1%}) were rejected,"
+            f" ({accounting.rejected.total() / accounting.read:.1%}) were rejected,"
             f" max_rejected_share is {spec.max_rejected_share:.1%}:\n{reasons}{examples}"
             "correct the spec, or raise max_rejected_share if this is how the data are"
         )
@@ -81,14 +81,13 @@ def check(spec: DatasetSpec, spec_file: str, num_rows: int = CHECK_ROWS) -> dict
                     item_rows.append(block.rows)
         if event_rows:
             _check_histories(pa.concat_tables(event_rows), spec, paths, total[key])
+    events = RowAccounting()
     for source, accounting in total.items():
         for line in accounting.summary(source):
             LOG.info(line)
-    LOG.info(f"checked the first {num_rows:,} rows of each table; nothing was written")
-    events = RowAccounting()
-    for source, accounting in total.items():
         if source.startswith("events"):
             events.add(accounting)
+    LOG.info(f"checked the first {num_rows:,} rows of each table; nothing was written")
     check_share(events, spec, spec_file)
     return total
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clv.data.clock import to_datetime
 from clv.data.events import stable_hash
-from clv.data.prepare.accounting import REJECTS
+from clv.data.prepare.accounting import rejects_of_one_reason
 from clv.data.prepare.mapping import MappedBlock
 from clv.data.spec.models import DatasetSpec
 from clv.data.workdir import atomic_write, link, write_json
@@ -177,9 +177,7 @@ def count_remaining(folder: Path, ids: list[str], spec: DatasetSpec) -> dict[str
 
 
 def _rejects_without_record(table: str, path: str, number: pa.Array) -> pa.Table:
-    count = len(number)
-    fixed = [pa.repeat(value, count) for value in (table, "read", REASON, path)]
-    return pa.table([*fixed, number, pa.nulls(count, pa.string())], schema=REJECTS)
+    return rejects_of_one_reason(table, REASON, path, number, pa.nulls(len(number), pa.string()))
 
 
 def _id(value: Any) -> str:

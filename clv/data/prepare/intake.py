@@ -44,7 +44,8 @@ def read_unit(
     source = getattr(spec, unit.table)[unit.source]
     columns = mapping.columns_to_read(source, spec)
     for block in reading.read_unit(source, unit, spec_file, f"{unit.table}[{unit.source}]", columns):
-        block = _first_rows(block, max_rows)
+        malformed = block.malformed[:max_rows]
+        block = replace(block, rows=block.rows.slice(0, max(max_rows - len(malformed), 0)), malformed=malformed)
         max_rows -= len(block.rows) + len(block.malformed)
         yield map_block(block, unit, spec, prices, erased)
         if max_rows <= 0:
@@ -106,8 +107,3 @@ def to_event_schema(rows: pa.Table) -> pa.Table:
     columns |= {"known_at": rows["event_time"], "quantity": pa.array(np.ones(len(rows)))}
     columns |= {name: rows[name] for name in rows.column_names if name in columns}
     return pa.table(columns, schema=pa.schema([field.with_nullable(True) for field in EVENTS]))
-
-
-def _first_rows(block: SourceBlock, max_rows: int) -> SourceBlock:
-    malformed = block.malformed[:max_rows]
-    return replace(block, rows=block.rows.slice(0, max(max_rows - len(malformed), 0)), malformed=malformed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -52,7 +51,7 @@ def measure(table: pa.Table) -> Stats:
         "one_time_buyers": int((orders == 1).sum()),
         "amount": float(amount[purchase].sum()),
         "returned": float(-amount[returned].sum()),
-        "tokens_by_type": _count(h.type),
+        "tokens_by_type": {str(code): int(count) for code, count in zip(*np.unique_counts(h.type), strict=True)},
         "orders_by_month": _by_month(month[purchase]),
         "amount_by_month": _by_month(month[purchase], amount[purchase]),
         "active_by_month": _by_month(month[new]),
@@ -90,14 +89,8 @@ def top_share(stats: Stats, share: float) -> float:
     if not counts.sum() or sums.sum() <= 0:
         return float("nan")
     # Within a step of the histogram all buyers count as equal.
-    return float(
-        np.interp(share * counts.sum(), np.append(0, counts.cumsum()), np.append(0, sums.cumsum())) / sums.sum()
-    )
-
-
-def _count(codes: NDArray[Any]) -> dict[str, int]:
-    names, counts = np.unique(codes, return_counts=True)
-    return {str(name): int(n) for name, n in zip(names.tolist(), counts, strict=True)}
+    spent = np.interp(share * counts.sum(), np.append(0, counts.cumsum()), np.append(0, sums.cumsum()))
+    return float(spent / sums.sum())
 
 
 def _by_month(month: NDArray[Any], weights: NDArray[Any] | None = None) -> dict[str, float]:
@@ -111,4 +104,4 @@ def _bins(orders: NDArray[Any]) -> dict[str, int]:
     names = [str(low) if high == low + 1 else f"{low}–{high - 1}" for low, high in pairwise(_ORDER_STEPS)]
     names.append(f"{_ORDER_STEPS[-1]} and more")
     counts = np.bincount(np.searchsorted(_ORDER_STEPS, orders, side="right") - 1, minlength=len(names))
-    return dict(Counter({name: int(n) for name, n in zip(names, counts, strict=True)}))
+    return {name: int(n) for name, n in zip(names, counts, strict=True)}

@@ -174,9 +174,7 @@ def _join_items(folder: Path, partitions: int) -> int:
     with atomic_write(target) as staged, pq.ParquetWriter(staged, schema, compression="zstd") as writer:
         for piece in pieces:
             table = pq.read_table(piece)
-            for name in set(schema.names) - set(table.column_names):
-                table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
-            writer.write_table(table.select(schema.names))
+            writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="default"))
             rows += len(table)
     return rows
 

@@ -80,33 +80,28 @@ def list_sources(spec: DatasetSpec) -> Iterator[tuple[str, int, Source, str]]:
 def plan_units(spec: DatasetSpec, place: str) -> list[Unit]:
     """Returns the units of work of all sources; reads footers and sizes only. Raises SpecError without any file."""
     units: list[Unit] = []
-
-    def add(table: str, number: int, path: str, start: int, stop: int, first: int | None, rows: int, size: int) -> None:
-        units.append(Unit(len(units), table, number, path, start, stop, first, rows, size))
-
     for table, number, source, key in list_sources(spec):
         if source.sql is not None:
-            add(table, number, source.sql.url, 0, 0, 0, 0, 0)
+            units.append(Unit(len(units), table, number, source.sql.url, 0, 0, 0, 0, 0))
             continue
         assert source.path is not None
         paths = expand(source.path, f"{key}.path", place)
-        wanted = [path for path in paths if filters.may_hold(source.where, path)]
         before = len(units)
-        for path in wanted:
+        for path in (path for path in paths if filters.may_hold(source.where, path)):
             filesystem, inside = open_filesystem(path)
             if file_format(source, path, key, place) == "parquet":
                 for piece in _parquet_pieces(filesystem, inside, source.where, f"{place}: {key}"):
-                    add(table, number, path, *piece)
+                    units.append(Unit(len(units), table, number, path, *piece))
             else:
                 size = int(filesystem.get_file_info(inside).size)
-                whole = (
-                    path.lower().endswith(_COMPRESSED) or source.newlines_in_values or not _ascii_like(source.encoding)
-                )
+                compressed = path.lower().endswith(_COMPRESSED)
+                whole = compressed or source.newlines_in_values or not _ascii_like(source.encoding)
                 step = max(size, 1) if whole else UNIT_BYTES
                 for start in range(0, max(size, 1), step):
                     stop = min(start + step, size)
-                    first = 0 if start == 0 else None
-                    add(table, number, path, start, -1 if whole else stop, first, (stop - start) // 60, stop - start)
+                    first, rows = None if start else 0, (stop - start) // 60
+                    end = -1 if whole else stop
+                    units.append(Unit(len(units), table, number, path, start, end, first, rows, stop - start))
         if len(units) == before:
             raise SpecError(f"{place}: {key}.where leaves nothing of the {len(paths)} files of {source.path}; widen it")
     return units

@@ -69,20 +69,16 @@ def draft(path: str, timezone: str = "UTC") -> str:
     found, notes = _columns(sample, source.decimal)
     form = _time_format(sample, found, notes)
     event_type = _event_type(sample, found, notes)
-    priced = "amount" in found or "unit_price" in found
-    if "amount" in found and "unit_price" in found:
+    if "amount" in found:
         # The total of a line suffices; the unit price is left as an unused column.
-        del found["unit_price"]
-    return _yaml(path, timezone, options, found, form, event_type, priced, notes, sample)
+        found.pop("unit_price", None)
+    return _yaml(path, timezone, options, found, form, event_type, notes, sample)
 
 
 def _reading(file: str) -> dict[str, Any]:
     """Returns the format and, for CSV, delimiter, encoding and header."""
-    name = file.lower()
-    if name.endswith((".parquet", ".pq")):
-        return {"format": "parquet"}
     head = paths.read_head(file)
-    if head[:4] == b"PAR1":
+    if head[:4] == b"PAR1" or file.lower().endswith((".parquet", ".pq")):
         return {"format": "parquet"}
     if head.lstrip()[:1] == b"{":
         return {"format": "jsonl"}
@@ -180,11 +176,9 @@ def _guess_time(column: pa.ChunkedArray) -> str | None:
         return "unix_s" if 1e8 < middle < 5e9 else "unix_ms" if 1e11 < middle < 5e12 else None
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return None
-    forms = ["iso", *_PATTERNS]
     if _numeric(column):
-        number = _guess_time(pa.chunked_array([pa.array(parsing.numbers(column)[0], from_pandas=True)]))
-        return number
-    for form in forms:
+        return _guess_time(pa.chunked_array([pa.array(parsing.numbers(column)[0], from_pandas=True)]))
+    for form in ["iso", *_PATTERNS]:
         _, missing, bad, _ = parsing.times(column, form, "UTC")
         if bad.sum() <= 0.02 * max((~missing).sum(), 1) and not missing.all():
             return form
@@ -219,37 +213,37 @@ def _event_type(sample: pa.Table, found: dict[str, str], notes: list[str]) -> An
 
 
 def _yaml(
-    path: str, timezone: str, options: dict[str, Any], found: dict[str, str], form: str, event_type: Any, priced: bool,
+    path: str, timezone: str, options: dict[str, Any], found: dict[str, str], form: str, event_type: Any,
     notes: list[str], sample: pa.Table,
 ) -> str:  # fmt: skip
-    def dump(key: str, value: Any) -> str:
-        return f"{key}: {json.dumps(value)}\n"
-
-    value = "gross" if priced else "none"
     stem = Path(path).parent.name if any(sign in Path(path).name for sign in "*?[") else Path(path).name.split(".")[0]
     name = re.sub(r"\W+", "_", stem).strip("_").lower() or "my_shop"
     used = {*found.values(), event_type["column"] if isinstance(event_type, dict) else ""}
-    unused = [c for c in sample.column_names if c not in used]
-    parts = ["# Drafted from a sample of the file. Read it through, then try it: python -m ray_jobs.prepare --check\n"]
-    parts += [f"# Please check {note}\n" for note in notes]
-    parts.append(dump("name", name))
-    parts.append("# The shop's time zone: times without an offset are local to it, and days are counted in it.\n")
-    parts.append(dump("timezone", timezone))
-    if value != "none":
-        parts.append("# The shop's currency, for reports.\n" + dump("currency", "EUR"))
+    checks = "".join(f"# Please check {note}\n" for note in notes)
+    priced = "amount" in found or "unit_price" in found
+    currency = '# The shop\'s currency, for reports.\ncurrency: "EUR"\n' if priced else ""
     event = {"path": path, **options, "columns": {ours: found[ours] for ours in _NAMES if ours in found}}
     event |= {"time_format": form, "event_type": event_type}
-    text = yaml.safe_dump({"events": [event]}, sort_keys=False, allow_unicode=True, width=120)
-    parts.append("\n" + text)
-    if unused:
-        parts.append("# Columns of the file that are not used: " + ", ".join(unused).replace("\n", " ") + "\n")
-    parts.append(
-        "\n# All cleaning is off unless given, for example:\n# cleaning:\n#   exact_duplicates: drop\n"
-        '#   returns: {order_id: ["C*"], negative_quantity: true}\n#   bounds: {amount: {above: 0}}\n\n'
-        "# gross, net (of returns), or none where there are no prices.\n"
-    )
-    parts.append(dump("value", value) + dump("horizons_days", [30, 90, 180, 365]))
-    parts.append("# prepare stops when more of the rows than this are rejected.\n" + dump("max_rejected_share", 0.05))
-    drafted = "".join(parts)
+    events = yaml.safe_dump({"events": [event]}, sort_keys=False, allow_unicode=True, width=120)
+    left = ", ".join(column for column in sample.column_names if column not in used).replace("\n", " ")
+    unused = f"# Columns of the file that are not used: {left}\n" if left else ""
+    drafted = f"""# Drafted from a sample of the file. Read it through, then try it: python -m ray_jobs.prepare --check
+{checks}name: {json.dumps(name)}
+# The shop's time zone: times without an offset are local to it, and days are counted in it.
+timezone: {json.dumps(timezone)}
+{currency}
+{events}{unused}
+# All cleaning is off unless given, for example:
+# cleaning:
+#   exact_duplicates: drop
+#   returns: {{order_id: ["C*"], negative_quantity: true}}
+#   bounds: {{amount: {{above: 0}}}}
+
+# gross, net (of returns), or none where there are no prices.
+value: "{"gross" if priced else "none"}"
+horizons_days: [30, 90, 180, 365]
+# prepare stops when more of the rows than this are rejected.
+max_rejected_share: 0.05
+"""
     DatasetSpec.parse(drafted, "the draft")
     return drafted

@@ -21,7 +21,7 @@ events: {path: log.parquet, columns: {customer_id: c, event_time: t, amount: a}}
 ACCOUNTING = {"read": 1, "accepted": 1, "rejected": {}, "notices": {}}
 
 
-def page(views: bool) -> tuple[str, dict[str, Any]]:
+def page(views: bool, spec: str = SPEC) -> tuple[str, dict[str, Any]]:
     events = simulate(200, "2024-01-01", "2024-07-01", seed=1, sessions=2.0).events
     if not views:
         events = events.filter(pc.equal(events["event_type"], "purchase"))
@@ -30,7 +30,7 @@ def page(views: bool) -> tuple[str, dict[str, Any]]:
         "num_items": 3, "first_time": "2024-01-01", "last_time": "2024-06-30", "row_accounting": {"events": ACCOUNTING},
         "sources": [], "created": "now", "spec_sha256": "0" * 64,
     }  # fmt: skip
-    return profile_page.page(DatasetSpec.parse(SPEC, "shop.yaml"), manifest, stats), stats
+    return profile_page.page(DatasetSpec.parse(spec, "shop.yaml"), manifest, stats), stats
 
 
 def test_a_log_with_views_shows_funnel_indicators_and_cohorts() -> None:
@@ -49,3 +49,8 @@ def test_without_views_nothing_is_said_of_conversion() -> None:
     assert "unknown: no views" in text
     assert "From a look to a purchase" not in text
     assert stats["sessions_bought"] == stats["sessions"]
+
+
+def test_names_of_the_dataset_are_text_and_not_markup() -> None:
+    text, _ = page(views=False, spec=SPEC.replace("name: shop", "name: <b>shop</b>"))
+    assert "<h1>Data quality: &lt;b&gt;shop&lt;/b&gt;</h1>" in text
