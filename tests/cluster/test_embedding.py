@@ -255,6 +255,7 @@ def test_wrong_folders_and_damaged_files_are_named(tmp_path: Path, encoder: str)
         embedded(tmp_path, encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_on_ray_two_encoders_write_what_one_in_this_process_writes(
     tmp_path: Path, encoder: str, ray_cluster: None, monkeypatch: pytest.MonkeyPatch

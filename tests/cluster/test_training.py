@@ -111,6 +111,7 @@ def assert_same_end(resumed: Any, undisturbed: Any) -> None:
         np.testing.assert_allclose(resumed.weights[name], weight, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.faults
 def test_a_loss_that_is_no_number_ends_the_run_at_once(task: Any, tmp_path: Path, ray_cluster: None) -> None:
     lines: list[str] = []
     config = replace(task.config.optimizer, learning_rate=1e12, clip_norm=0.0)

@@ -338,6 +338,7 @@ def test_the_service_answers_what_the_job_scored(service: str, trained: Step, sc
     )
 
 
+@pytest.mark.slow
 def test_a_second_score_replaces_the_first_and_repeats_it(prepared: Step, trained: Step, scored: Step) -> None:
     """Same inputs, same values; here through the session's cluster with one worker instead of two."""
     from ray_jobs import score

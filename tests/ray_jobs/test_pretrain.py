@@ -22,19 +22,28 @@ CUT = "2024-01-01"
 SMALL = {"architecture": "gru", "epochs": 1, "samples_per_epoch": 128, "batch_size": 64, "seed": 5}
 
 
-def test_an_encoder_is_pretrained_and_training_starts_from_it(
-    histories: Path, tmp_path: Path, ray_cluster: None
-) -> None:
-    out, text = tmp_path / "encoder", StringIO()
+@pytest.fixture(scope="module")
+def encoder(histories: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Path, str]:
+    """An encoder that two workers pretrained, and what the job logged."""
+    out, text = tmp_path_factory.mktemp("pretrained") / "encoder", StringIO()
     with redirect_stdout(text):
         pretrain.run(options_of(pretrain.Options, histories=histories, out=out, origin=CUT, workers=2, **SMALL))
+    return out, text.getvalue()
+
+
+def test_two_workers_pretrain_an_encoder(encoder: tuple[Path, str]) -> None:
+    out, text = encoder
     facts = transfer.read_config(out)
     assert [one["dataset"] for one in facts["seen"]] == ["simulated"]
-    assert f"wrote encoder {facts['sha256'][:12]}" in text.getvalue()
+    assert f"wrote encoder {facts['sha256'][:12]}" in text
     (row,) = facts["history"]
     assert {"masked", "next_event", "coles"} <= set(row)
-    assert json.loads((tmp_path / "encoder.run" / "run.json").read_text())["encoder"] == facts["sha256"]
+    assert json.loads((out.with_name("encoder.run") / "run.json").read_text())["encoder"] == facts["sha256"]
 
+
+@pytest.mark.slow
+def test_training_starts_from_a_pretrained_encoder(histories: Path, tmp_path: Path, encoder: tuple[Path, str]) -> None:
+    out, facts = encoder[0], transfer.read_config(encoder[0])
     with redirect_stdout(text := StringIO()):
         # At a rate of nothing the weights of the bundle are those that training started from.
         options = options_of(

@@ -136,6 +136,7 @@ def _stopped_after(bundle: Path, prepared: PreparedDataset, origin: int, out: Pa
     return {path.name: path.stat().st_mtime_ns for path in parts}
 
 
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_that_is_killed_while_it_clears_up_is_followed_by_one_with_the_same_result(
     histories: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

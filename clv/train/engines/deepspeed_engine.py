@@ -184,9 +184,15 @@ def import_deepspeed(*, dynamo: bool = False) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not dynamo:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # Its autotuner, which nothing uses here, imports mlflow where that is installed: 1.6 CPU-s.
+    without = "mlflow" not in sys.modules
+    if without:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
+    if without:
+        del sys.modules["mlflow"]
     __compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 

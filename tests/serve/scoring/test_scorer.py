@@ -108,13 +108,13 @@ def test_horizons_beyond_the_learned_ones_are_marked(backend: LiveBackend, conne
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
-def test_a_thousand_customers_are_served_as_batch_scoring_scores_them_also_after_a_stream_of_events(
+def test_many_customers_are_served_as_batch_scoring_scores_them_also_after_a_stream_of_events(
     make_shop_bundle: MakeBundle, tmp_path: Path, kind: str, redis_url: str, serve_replicas: Any
 ) -> None:
     """Histories until May are loaded, what happened in June comes as events, late and out of order, to two replicas."""
     predictor = Predictor(make_shop_bundle(1))
     clock = predictor.clock
-    events = simulate(1_150, "2010-01-01", "2011-06-30", seed=8, timezone="Europe/London").events
+    events = simulate(480, "2010-01-01", "2011-06-30", seed=8, timezone="Europe/London").events
     early = pc.less(events["event_time"].cast(pa.int64()), clock.parse("2011-05-01"))
     loaded, streamed = build(events.filter(early), clock), events.filter(pc.invert(early))
     address = str(tmp_path / "store") if kind == "sqlite" else redis_url
@@ -127,12 +127,12 @@ def test_a_thousand_customers_are_served_as_batch_scoring_scores_them_also_after
     def difference(client: Client, histories: pa.Table, as_of: str) -> float:
         """Largest relative difference of any number of any customer."""
         names = histories["customer_id"].to_pylist()
-        found = client.predict_table(names[:1_000], as_of=as_of)
-        expected = predictor.predict(histories.slice(0, 1_000), clock.parse(as_of))
+        found = client.predict_table(names[:400], as_of=as_of)
+        expected = predictor.predict(histories.slice(0, 400), clock.parse(as_of))
         keys = [("customer_id", "ascending"), ("horizon_days", "ascending")]
         found, expected = found.filter(pc.equal(found["status"], "ok")).sort_by(keys), expected.sort_by(keys)
         assert found["customer_id"].to_pylist() == expected["customer_id"].to_pylist()
-        assert len(expected) > 1_900
+        assert len(expected) > 760
         numbers = [name for name in expected.column_names if pa.types.is_floating(expected[name].type)]
         pairs = [(found[name].to_numpy(), expected[name].to_numpy()) for name in numbers]
         return max(float(np.nanmax(np.abs(a - b) / np.maximum(np.abs(b), 1e-9))) for a, b in pairs)
@@ -142,13 +142,13 @@ def test_a_thousand_customers_are_served_as_batch_scoring_scores_them_also_after
     posted = [{name: value for name, value in row.items() if value is not None} for row in rows]
     with serve_replicas(backends) as made, Client(made.url, timeout_s=120) as client:
         assert difference(client, loaded, "2011-06-12") < 1e-5
-        assert client.send(posted).stored == len(posted) > 500
+        assert client.send(posted).stored == len(posted) > 200
         full = build(events, clock)
-        assert len(full) >= 1_000
+        assert len(full) >= 400
         assert difference(client, full, "2011-06-12") < 1e-5
         assert difference(client, full, "2011-06-30") < 1e-5
-        inline = client.portfolio(full["customer_id"].to_pylist()[:1_000], as_of="2011-06-12")
-        total = predictor.portfolio(full.slice(0, 1_000), clock.parse("2011-06-12"))
+        inline = client.portfolio(full["customer_id"].to_pylist()[:400], as_of="2011-06-12")
+        total = predictor.portfolio(full.slice(0, 400), clock.parse("2011-06-12"))
         assert [one.value_mean for one in inline.totals] == pytest.approx(total["value_mean"].to_pylist(), rel=1e-5)
         assert [one.value_p90 for one in inline.totals] == pytest.approx(total["value_p90"].to_pylist(), rel=1e-5)
     for store in stores:

@@ -14,6 +14,7 @@ from clv.train.engines.factory import make_engine
 from clv.train.examples.loader import steps_of
 from clv.train.fitting import Dataset, Setup
 
+STEPS = 8
 OPTIMIZERS = ("adamw", "adam", "rmsprop", "sgd")
 
 Results = dict[str, dict[str, Any]]
@@ -31,14 +32,14 @@ def deepspeed(stage: int, **more: Any) -> dict[str, Any]:
 
 # What every number of workers runs; one process of plain torch is what all must equal.
 BOTH = [
-    case("torch", steps=20),
-    case("torch accumulation 2", steps=20, engine={"accumulation": 2}),
-    *(case(f"zero {stage}", steps=20, engine=deepspeed(stage)) for stage in range(4)),
-    case("zero 2 accumulation 2", steps=20, engine=deepspeed(2, accumulation=2)),
-    case("torch reload", steps=20, reload=True),
-    case("zero 0 reload", steps=20, reload=True, engine=deepspeed(0)),
-    case("zero 1 reload", steps=20, reload=True, engine=deepspeed(1)),
-    case("zero 3 reload", steps=20, reload=True, engine=deepspeed(3)),
+    case("torch", steps=STEPS),
+    case("torch accumulation 2", steps=STEPS, engine={"accumulation": 2}),
+    *(case(f"zero {stage}", steps=STEPS, engine=deepspeed(stage)) for stage in range(4)),
+    case("zero 2 accumulation 2", steps=STEPS, engine=deepspeed(2, accumulation=2)),
+    case("torch reload", steps=STEPS, reload=True),
+    case("zero 0 reload", steps=STEPS, reload=True, engine=deepspeed(0)),
+    case("zero 1 reload", steps=STEPS, reload=True, engine=deepspeed(1)),
+    case("zero 3 reload", steps=STEPS, reload=True, engine=deepspeed(3)),
 ]
 # Two workers take their time: what one worker has shown is not repeated for every stage.
 SHARED = [c for c in BOTH if c["name"] not in ("zero 0", "torch reload", "zero 0 reload", "zero 1 reload")]
@@ -91,9 +92,9 @@ CASES = {
         *(case(f"{name} zero 1", optimizer={"name": name}, engine=deepspeed(1)) for name in OPTIMIZERS),
         case("zero 3 load", engine=deepspeed(3), load_weights=True, steps=1),
         case("zero 1 load", engine=deepspeed(1), load_weights=True, steps=1),
-        case("bf16", steps=20, engine={"precision": "bf16"}),
-        case("zero 1 bf16", steps=20, engine=deepspeed(1, precision="bf16")),
-        case("zero 3 bf16", steps=20, engine=deepspeed(3, precision="bf16")),
+        case("bf16", steps=STEPS, engine={"precision": "bf16"}),
+        case("zero 1 bf16", steps=STEPS, engine=deepspeed(1, precision="bf16")),
+        case("zero 3 bf16", steps=STEPS, engine=deepspeed(3, precision="bf16")),
     ],
     2: [
         *SHARED,
@@ -126,7 +127,7 @@ def test_losses_fall_and_differ_from_step_to_step(results: GetResults) -> None:
 def test_any_split_of_the_same_global_batch_gives_the_same_run(name: str, world_size: int, results: GetResults) -> None:
     expected = results(1)[0]["torch"]
     for found in results(world_size):
-        assert_same_run(found[name], expected, num_steps=20)
+        assert_same_run(found[name], expected, num_steps=STEPS)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
