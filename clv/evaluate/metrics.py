@@ -20,25 +20,20 @@ from clv.evaluate import probabilistic
 from clv.forecast import distributions
 from clv.forecast.distributions import Array, Prediction
 
-METRICS = (
-    "ngini",
-    "spearman",
-    "auc",
-    "mae_over_mean",
-    "rmse_over_mean",
-    "bias",
-    "decile_mape",
-    "top_decile_capture",
-    "crps",
-    "pit80",
-)
 # Whether a higher or a lower metric is better; `bias` should be 1 and `pit80` 0.8.
 BETTER: Mapping[str, str] = {
-    **dict.fromkeys(("ngini", "spearman", "auc", "top_decile_capture"), "higher"),
-    **dict.fromkeys(("mae_over_mean", "rmse_over_mean", "decile_mape", "crps"), "lower"),
+    "ngini": "higher",
+    "spearman": "higher",
+    "auc": "higher",
+    "mae_over_mean": "lower",
+    "rmse_over_mean": "lower",
     "bias": "one",
+    "decile_mape": "lower",
+    "top_decile_capture": "higher",
+    "crps": "lower",
     "pit80": "0.8",
 }
+METRICS = tuple(BETTER)
 # A total, of all customers or of a tenth of them, counts as zero below this share of its expected size: it is then due
 # to rounding or to sales that returns cancel, and a ratio to it would have no meaning.
 NEGLIGIBLE = 1e-6
@@ -98,11 +93,17 @@ def spearman(y: ArrayLike, y_hat: ArrayLike) -> float:
 
 
 def auc(event: ArrayLike, score: ArrayLike) -> float:
-    """Area under the ROC curve, ties count half (`sklearn.metrics.roc_auc_score`); NaN with one class only."""
-    from sklearn.metrics import roc_auc_score
+    """Area under the ROC curve, ties count half; NaN with one class only.
+
+    It is the Mann-Whitney U statistic over the number of pairs: scipy computes it in half of the time that
+    `sklearn.metrics.roc_auc_score` takes.
+    """
+    from scipy.stats import mannwhitneyu
 
     hit, s = _pair(np.asarray(event, bool), score)
-    return float(roc_auc_score(hit, s)) if 0 < hit.sum() < len(hit) else float("nan")
+    with_event, without = s[hit > 0], s[hit == 0]
+    pairs = len(with_event) * len(without)
+    return float(mannwhitneyu(with_event, without, method="asymptotic").statistic / pairs) if pairs else float("nan")
 
 
 def average_precision(event: ArrayLike, score: ArrayLike) -> float:
@@ -134,16 +135,11 @@ def bias_by(y: ArrayLike, y_hat: ArrayLike, cohort: ArrayLike) -> dict[str, dict
     """Per cohort label, ascending: customers, actual and predicted total (currency), and bias, predicted / actual."""
     a, b = _pair(y, y_hat)
     labels, group = np.unique(np.asarray(cohort), return_inverse=True)
-    count, real, predicted = (np.bincount(group, weights=w, minlength=len(labels)) for w in (np.ones_like(a), a, b))
-    return {
-        str(label): {
-            "customers": float(count[i]),
-            "actual": float(real[i]),
-            "predicted": float(predicted[i]),
-            "bias": bias(a[group == i], b[group == i]),
-        }
-        for i, label in enumerate(labels)
-    }
+    count, real, predicted = (np.bincount(group, w, len(labels)).tolist() for w in (np.ones_like(a), a, b))
+    ratio = [bias(a[group == i], b[group == i]) for i in range(len(labels))]
+    columns = ("customers", "actual", "predicted", "bias")
+    rows = zip(count, real, predicted, ratio, strict=True)
+    return {str(label): dict(zip(columns, row, strict=True)) for label, row in zip(labels, rows, strict=True)}
 
 
 def concentration(y: ArrayLike, y_hat: ArrayLike, fractions: ArrayLike) -> Array:
@@ -212,18 +208,15 @@ def churn_report(orders: ArrayLike, p_purchase: ArrayLike, threshold: float = 0.
     if len(p):
         scores = precision_recall_fscore_support(churned, called, labels=[True, False], zero_division=np.nan)
     columns = ("precision", "recall", "f1", "support")
-    out = {
-        name: {column: float(score[i]) for column, score in zip(columns, scores, strict=True)}
-        for i, name in enumerate(("churned", "stayed"))
-    }
-    out["overall"] = {
+    by_class = [dict(zip(columns, column, strict=True)) for column in np.array(scores, float).T.tolist()]
+    overall = {
         "accuracy": _ratio(float(np.sum(churned == called)), float(len(p))),
         "auc": auc(churned, 1 - p),
         "average_precision": average_precision(churned, 1 - p),
         "share_churned": _ratio(float(churned.sum()), float(len(p))),
         "threshold": threshold,
     }
-    return out
+    return {"churned": by_class[0], "stayed": by_class[1], "overall": overall}
 
 
 def purchase_score(prediction: Prediction) -> NDArray[np.float64]:
@@ -233,20 +226,10 @@ def purchase_score(prediction: Prediction) -> NDArray[np.float64]:
 
 def evaluate(y: ArrayLike, orders: ArrayLike, prediction: Prediction, seed: int = 0) -> dict[str, float | None]:
     """METRICS of one model, as in metrics.json; crps is in shop currency. None where undefined."""
-    value = prediction.value
-    out: dict[str, float] = {
-        "ngini": ngini(y, value),
-        "spearman": spearman(y, value),
-        "auc": auc(np.asarray(orders, float) > 0, purchase_score(prediction)),
-        "mae_over_mean": mae_over_mean(y, value),
-        "rmse_over_mean": rmse_over_mean(y, value),
-        "bias": bias(y, value),
-        "decile_mape": decile_mape(y, value),
-        "top_decile_capture": top_decile_capture(y, value),
-        "crps": float("nan"),
-        "pit80": float("nan"),
-    }
-    if prediction.quantiles is not None and len(value):
-        out["crps"] = float(probabilistic.crps(y, prediction.quantiles).mean())
-        out["pit80"] = probabilistic.pit80(distributions.pit(y, prediction.quantiles, seed))
-    return {name: float(out[name]) if np.isfinite(out[name]) else None for name in METRICS}
+    by_value = (ngini, spearman, mae_over_mean, rmse_over_mean, bias, decile_mape, top_decile_capture)
+    found = {metric.__name__: metric(y, prediction.value) for metric in by_value}
+    found["auc"] = auc(np.asarray(orders, float) > 0, purchase_score(prediction))
+    if prediction.quantiles is not None and len(prediction):
+        found["crps"] = float(probabilistic.crps(y, prediction.quantiles).mean())
+        found["pit80"] = probabilistic.pit80(distributions.pit(y, prediction.quantiles, seed))
+    return {name: found[name] if np.isfinite(found.get(name, np.nan)) else None for name in METRICS}
