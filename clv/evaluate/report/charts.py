@@ -36,6 +36,11 @@ def _html(
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=config, div_id=name))
 
 
+def _bars(x: Sequence[str], predicted: ArrayLike, actual: ArrayLike, hover: Sequence[str] | None = None) -> go.Figure:
+    pairs = (("predicted", predicted, OURS), ("actual", actual, ACTUAL))
+    return go.Figure([go.Bar(x=x, y=y, name=name, marker_color=colour, hovertext=hover) for name, y, colour in pairs])
+
+
 def lift(name: str, y: ArrayLike, shown: Mapping[str, Prediction], labels: Mapping[str, str]) -> str:
     """Lift chart: share of all spend by the best-ranked share of customers; the first of `shown` is our model."""
     figure = go.Figure()
@@ -55,24 +60,16 @@ def lift(name: str, y: ArrayLike, shown: Mapping[str, Prediction], labels: Mappi
 def deciles(name: str, y: ArrayLike, prediction: Prediction, unit: str) -> str:
     """Bar chart of mean predicted and mean actual value in tenths of the customers, best first."""
     real, predicted = metrics.deciles(y, prediction.value)
-    groups = [f"{i}" for i in range(1, 11)]
-    figure = go.Figure(
-        [
-            go.Bar(x=groups, y=predicted, name="predicted", marker_color=OURS),
-            go.Bar(x=groups, y=real, name="actual", marker_color=ACTUAL),
-        ]
-    )
+    figure = _bars([f"{i}" for i in range(1, 11)], predicted, real)
     return _html(figure, name, "tenth of customers, highest prediction first", f"mean spend ({unit})")
 
 
 def cohorts(name: str, y: ArrayLike, prediction: Prediction, cohort: ArrayLike, unit: str) -> str:
     """Bar chart of predicted and actual totals by acquisition cohort."""
     found = metrics.bias_by(y, prediction.value, cohort)
-    labels = list(found)
     text = [f"{f['customers']:,.0f} customers<br>predicted / actual {f['bias']:.2f}" for f in found.values()]
     predicted, real = ([f[key] for f in found.values()] for key in ("predicted", "actual"))
-    bars = (("predicted", predicted, OURS), ("actual", real, ACTUAL))
-    figure = go.Figure([go.Bar(x=labels, y=v, name=n, marker_color=c, hovertext=text) for n, v, c in bars])
+    figure = _bars(list(found), predicted, real, text)
     figure.update_xaxes(type="category")
     return _html(figure, name, "first purchase in", f"total spend ({unit})")
 
@@ -81,27 +78,17 @@ def value_distribution(name: str, y: ArrayLike, prediction: Prediction, unit: st
     """Bar chart of customers by spend, actual and predicted: by the distributions, or by the means without any."""
     real = np.maximum(np.asarray(y, float), 0.0)
     positive = real[real > 0]
-    if len(positive):
-        edges = round_edges(float(np.quantile(positive, 0.02)), float(np.quantile(positive, 0.995)))
-    else:
-        edges = np.array([1.0])
+    edges = round_edges(*np.quantile(positive, [0.02, 0.995]).tolist()) if len(positive) else np.array([1.0])
     classes = ["nothing", f"under {edges[0]:,.3g}"]
     classes += [f"{a:,.6g} – {b:,.6g}" for a, b in pairwise(edges)] + [f"{edges[-1]:,.6g}+"]
     bounds = np.r_[-np.inf, 1e-9, edges, np.inf]
+    values, weights = prediction.value, None
     if prediction.quantiles is not None:
-        q = prediction.quantiles
-        predicted = np.histogram(q.values, bounds, weights=np.broadcast_to(q.weights(), q.values.shape))[0] / max(
-            len(q), 1
-        )
-    else:
-        predicted = np.histogram(prediction.value, bounds)[0] / max(len(real), 1)
-    actual = np.histogram(real, bounds)[0] / max(len(real), 1)
-    figure = go.Figure(
-        [
-            go.Bar(x=classes, y=100 * predicted, name="predicted", marker_color=OURS),
-            go.Bar(x=classes, y=100 * actual, name="actual", marker_color=ACTUAL),
-        ]
-    )
+        values = prediction.quantiles.values
+        weights = np.broadcast_to(prediction.quantiles.weights(), values.shape)
+    predicted, actual = np.histogram(values, bounds, weights=weights)[0], np.histogram(real, bounds)[0]
+    num = max(len(real), 1)
+    figure = _bars(classes, 100 * (predicted / num), 100 * (actual / num))
     return _html(figure, name, f"spend in the horizon ({unit})", "customers (%)")
 
 
@@ -125,9 +112,8 @@ def pit(name: str, y: ArrayLike, prediction: Prediction, seed: int, bins: int = 
     figure.add_hrect(y0=100 * even - band, y1=100 * even + band, fillcolor="#9ca3af", opacity=0.3, line_width=0)
     figure.add_hline(y=100 * even, line={"color": "#6b7280", "dash": "dash", "width": 1})
     figure.update_layout(showlegend=False)
-    return _html(
-        figure, name, "position of the actual value in the predicted distribution", "customers (%)", height=300
-    )
+    position = "position of the actual value in the predicted distribution"
+    return _html(figure, name, position, "customers (%)", height=300)
 
 
 def charted_models(model: str, scores: Mapping[str, float], always: Sequence[str], most: int = 4) -> list[str]:

@@ -99,7 +99,7 @@ def render(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["amount"] = lambda amount: format_amount(float(amount), currency)
     environment.filters["number"] = _number
-    sections = [_section(i, f, currency, seed, churn_threshold) for i, f in enumerate(found)]
+    sections = [_section(i, f, currency or "shop currency", seed, churn_threshold) for i, f in enumerate(found)]
     together = compare_over_origins(found) if len(found) > 1 and len({f.panel.horizon_days for f in found}) == 1 else ()
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return page.render(
@@ -117,17 +117,22 @@ def render(
     )
 
 
-def _section(number: int, f: Findings, currency: str | None, seed: int, threshold: float) -> dict[str, Any]:
+def _section(number: int, f: Findings, unit: str, seed: int, threshold: float) -> dict[str, Any]:
     panel, model, models = f.panel, f.model, f.panel.models()
     y, orders, ours = np.asarray(panel.y, float), np.asarray(panel.orders, float), models[model]
     scores = {name: float(np.nan_to_num(r["ngini"][0], nan=-1.0)) for name, r in f.replicates.items()}
-    unit = currency or "shop currency"
     shown = charts.charted_models(model, scores, ("bgnbd_gg", "past_spend"))
     cohort = np.repeat("all customers", len(y)) if panel.cohort is None else panel.cohort
     names = {name: verdict.model_label(name) for name in panel.predictions}
     one_order = panel.one_order()
+
+    def rows(values: Mapping[str, Any]) -> list[tuple[str, bool, Any]]:
+        """Rows of the template's table of models: name, whether it is our model, and its numbers."""
+        return [(verdict.model_label(name), name == model, found) for name, found in values.items()]
+
     return {
         "id": f"s{number}",
+        "findings": f,
         "origin": panel.origin,
         "horizon": panel.horizon_days,
         "customers": len(y),
@@ -136,25 +141,16 @@ def _section(number: int, f: Findings, currency: str | None, seed: int, threshol
         "predicted": float(ours.value.sum()),
         "bias": f.metrics[model]["bias"],
         "capture": f.metrics[model]["top_decile_capture"],
-        "sufficiency": f.sufficiency,
-        "comparisons": f.comparisons,
-        "advice": f.advice,
         "metric_rows": _metric_rows(f, scores, names),
-        "leak": f.leak,
         "churn": metrics.churn_report(orders, ours.p_purchase, threshold) if ours.p_purchase is not None else None,
-        "uncertainty": [(verdict.model_label(n), n == model, values) for n, values in f.uncertainty.items()],
+        "uncertainty": rows(f.uncertainty),
         "coverage": verdict.coverage_sentence(f.uncertainty[model]) if model in f.uncertainty else "",
-        "cells": f.cells,
         "one_order": {
             "customers": int(one_order.sum()),
             "buyers": int(np.sum(orders[one_order] > 0)),
-            "rows": [(verdict.model_label(n), n == model, values) for n, values in f.one_order.items()],
-            "comparisons": f.one_order_comparisons,
+            "rows": rows(f.one_order),
         },
-        "visitors": f.visitors,
-        "visitor_rows": []
-        if f.visitors is None
-        else [(verdict.model_label(n), n == model, values) for n, values in f.visitors.models.items()],
+        "visitor_rows": [] if f.visitors is None else rows(f.visitors.models),
         "lift": Markup(charts.lift(f"lift{number}", y, {n: models[n] for n in shown}, names)),
         "deciles": Markup(charts.deciles(f"deciles{number}", y, ours, unit)),
         "cohorts": Markup(charts.cohorts(f"cohorts{number}", y, ours, cohort, unit)),
@@ -166,21 +162,18 @@ def _section(number: int, f: Findings, currency: str | None, seed: int, threshol
 
 def cohort_rows(cohort: Any, y: Any, orders: Any, ours: Prediction) -> list[dict[str, Any]]:
     """Per acquisition cohort, oldest first: customers, mean value and share of buyers, predicted and actual."""
-    rows = []
-    for name in np.unique(cohort):
-        some = np.asarray(cohort) == name
-        chance = None if ours.p_purchase is None else float(np.mean(ours.p_purchase[some]))
-        rows.append(
-            {
-                "name": str(name),
-                "customers": int(some.sum()),
-                "predicted": float(np.mean(ours.value[some])),
-                "actual": float(np.mean(y[some])),
-                "chance": chance,
-                "bought": float(np.mean(orders[some] > 0)),
-            }
-        )
-    return rows
+    return [
+        {
+            "name": str(name),
+            "customers": int(some.sum()),
+            "predicted": float(np.mean(ours.value[some])),
+            "actual": float(np.mean(y[some])),
+            "chance": None if ours.p_purchase is None else float(np.mean(ours.p_purchase[some])),
+            "bought": float(np.mean(orders[some] > 0)),
+        }
+        for name in np.unique(cohort)
+        for some in [np.asarray(cohort) == name]
+    ]
 
 
 def _number(value: float | None) -> str:
@@ -208,16 +201,15 @@ def _metric_rows(f: Findings, scores: Mapping[str, float], names: Mapping[str, s
             if metric not in replicates[name] or not np.isfinite(replicates[name][metric][0]):
                 cells.append(None)
                 continue
-            own = interval(replicates[name][metric])
             mark = ""
             if name != model and metric in replicates[model]:
                 ahead = verdict.gain(metric, [(replicates[model], replicates[name])])
                 mark = "worse" if ahead.low > 0 else "better" if ahead.high < 0 else ""
+            own = interval(replicates[name][metric])
             cells.append({"interval": own, "mark": mark, "best": best.get(metric) == name})
         rows.append({"model": name, "name": names[name], "cells": cells, "not_run": None})
-    for name, p in f.panel.predictions.items():
-        if not isinstance(p, Prediction):
-            rows.append(
-                {"model": name, "name": names[name], "cells": [], "not_run": p.get("not_run", "no reason given")}
-            )
-    return rows
+    not_run = {n: p for n, p in f.panel.predictions.items() if not isinstance(p, Prediction)}
+    return rows + [
+        {"model": name, "name": names[name], "cells": [], "not_run": p.get("not_run", "no reason given")}
+        for name, p in not_run.items()
+    ]
