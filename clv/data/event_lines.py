@@ -132,12 +132,9 @@ def already_in_histories(base: pa.Table, names: Sequence[str], lines: Lines) -> 
             for item in (0, *flat[at : at + num]):
                 held.add((who, *_event_key(kind, order, time, channel, text), item))
         at += num
-    found = np.zeros(len(lines), bool)
-    for i, (name, line) in enumerate(zip(names, lines.tolist(), strict=True)):
-        one = dict(zip(LINE.names or (), line, strict=True))
-        key = _event_key(one["type"], one["order"], one["time"], one["channel"], one["text"])
-        found[i] = name in index_of and (index_of[name], *key, one["item"]) in held
-    return found
+    rows = lines[["type", "order", "time", "channel", "text", "item"]].tolist()
+    keys = ((index_of.get(name), *_event_key(*key), item) for name, (*key, item) in zip(names, rows, strict=True))
+    return np.array([key in held for key in keys], bool)
 
 
 def drop_before(histories: pa.Table, times: NDArray[np.int64]) -> pa.Table:

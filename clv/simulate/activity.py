@@ -189,6 +189,6 @@ def is_active(truth: Truth, who: Ints, day: Floats) -> Ints:
     """Whether customer who[i] is active at day[i]: visitors until they lose interest, buyers until they leave."""
     spent = np.zeros(len(who))
     for part in np.array_split(np.arange(len(who)), max(1, len(who) // 200_000)):
-        spent[part] = truth.operational_of(who[part], day[part])
+        spent[part] = truth.operational(day[part], who[part])
     buyer = truth.first[who] <= day
     return np.where(buyer, spent < leaving_time(truth)[who], day < truth.lost[who])

@@ -37,10 +37,8 @@ class Catalogue:
         each = num_items // len(CATEGORIES)
         code = np.arange(len(CATEGORIES) * each)
         category = np.array(CATEGORIES, dtype=object)[code // each]
-        text = [
-            f"{_LOOKS[i % 8]} {name.split(' / ')[1].lower()} article {i}"
-            for i, name in zip(code, category, strict=True)
-        ]
+        words = [name.split(" / ")[1].lower() for name in category]
+        text = [f"{_LOOKS[i % 8]} {word} article {i}" for i, word in enumerate(words)]
         price = np.round(rng.lognormal(1.5, 0.6, len(code)), 2)
         ids = [f"I{i:04d}" for i in code]
         return cls(pd.DataFrame({"item_id": ids, "text": text, "category": category, "price": price}), each, zipf)
@@ -55,9 +53,8 @@ class Catalogue:
     def by_taste(self, rng: np.random.Generator, favourite: Ints) -> Ints:
         """Draws an item per row, with probability 2/3 of the `favourite` category, where that is not -1."""
         any_category = rng.integers(0, PLAIN, len(favourite))
-        return self.pick(
-            rng, np.where((favourite >= 0) & (rng.random(len(favourite)) < 2 / 3), favourite, any_category)
-        )
+        follows = (favourite >= 0) & (rng.random(len(favourite)) < 2 / 3)
+        return self.pick(rng, np.where(follows, favourite, any_category))
 
     @property
     def ids(self) -> NDArray[np.object_]:

@@ -119,12 +119,8 @@ class Truth:
         """S(day): operational days of a customer with λ = 1 since the start."""
         return np.asarray(np.interp(day, np.arange(len(self.season_time)), self.season_time))
 
-    def operational(self, day: Floats | float) -> Floats:
-        """u(day) of each customer; `day` is one day or one per customer."""
-        return self.operational_of(np.arange(len(self.first)), day)
-
-    def operational_of(self, who: Ints, day: Floats | float) -> Floats:
-        """u(day[i]) of customer who[i]."""
+    def operational(self, day: Floats | float, who: Ints | slice = slice(None)) -> Floats:
+        """u(day[i]) of customer who[i], by default of each customer; `day` is one day or one per customer."""
         first, change = self.first[who], self.change[who]
         day = np.maximum(day, first)
         before = self.season_at(np.minimum(day, change)) - self.season_at(first)

@@ -26,7 +26,7 @@ def test_the_calendar_day_of_an_operational_time_is_its_inverse() -> None:
     truth = customers.draw(rng, ShopSettings(num_customers=500), 500)
     owner = np.flatnonzero(truth.first < 600)
     day = truth.first[owner] + rng.random(len(owner)) * (700 - truth.first[owner])
-    back = customers.calendar(truth, owner, truth.operational_of(owner, day))
+    back = customers.calendar(truth, owner, truth.operational(day, owner))
     np.testing.assert_allclose(back, day, atol=1e-6)
 
 
@@ -36,6 +36,6 @@ def test_nobody_orders_after_leaving() -> None:
     truth = customers.draw(rng, shop, 500)
     orders = customers.orders(rng, shop, truth)
     who = orders["customer"].to_numpy()
-    spent = truth.operational_of(who, orders["day"].to_numpy())
+    spent = truth.operational(orders["day"].to_numpy(), who)
     assert (spent <= customers.leaving_time(truth)[who] + 1e-6).all()
     assert np.isfinite(customers.leaving_time(truth)).mean() > 0.3

@@ -13,7 +13,7 @@ import pyarrow.ipc
 from clv.data import attributes
 from clv.data.events import stable_hash
 from clv.data.prepare import parsing
-from clv.data.prepare.accounting import REJECTS, RowAccounting, RowOutcomes
+from clv.data.prepare.accounting import RowAccounting, RowOutcomes
 from clv.data.prepare.cleaning import Prices
 from clv.data.prepare.mapping import (
     CATEGORY_SEPARATOR,
@@ -90,14 +90,11 @@ def map_customers(block: SourceBlock, source: CustomerSource, spec: DatasetSpec,
 
 def items_in_events(events: pa.Table) -> pa.Table:
     """Returns the distinct (item, text, category) of a block of events with their number of rows, as ITEM_ROWS."""
-    rows = events.select(["item_id", "item_text", "item_category"]).filter(pc.is_valid(events["item_id"]))
-    grouped = rows.group_by(["item_id", "item_text", "item_category"], use_threads=False).aggregate([([], "count_all")])
-    count = len(grouped)
-    return pa.table(
-        [grouped["item_id"], grouped["item_text"], grouped["item_category"], pa.nulls(count, pa.float64()),
-         pa.nulls(count, pa.string()), grouped["count_all"]],
-        schema=ITEM_ROWS,
-    )  # fmt: skip
+    names = ["item_id", "item_text", "item_category"]
+    rows = events.select(names).filter(pc.is_valid(events["item_id"]))
+    grouped = rows.group_by(names, use_threads=False).aggregate([([], "count_all")])
+    price, image = pa.nulls(len(grouped), pa.float64()), pa.nulls(len(grouped), pa.string())
+    return pa.table([*(grouped[name] for name in names), price, image, grouped["count_all"]], schema=ITEM_ROWS)
 
 
 def most_frequent_descriptions(described: pa.Table) -> pa.Table:
@@ -112,11 +109,8 @@ def most_frequent_descriptions(described: pa.Table) -> pa.Table:
 
 
 def _most_frequent(described: pa.Table, name: str, ids: pa.Array) -> Any:
-    rows = (
-        described.filter(pc.is_valid(described[name]))
-        .group_by(["item_id", name], use_threads=False)
-        .aggregate([("count", "sum")])
-    )
+    given = described.filter(pc.is_valid(described[name]))
+    rows = given.group_by(["item_id", name], use_threads=False).aggregate([("count", "sum")])
     rows = rows.append_column("length", pc.utf8_length(rows[name]))
     rows = rows.sort_by(
         [("item_id", "ascending"), ("count_sum", "descending"), ("length", "descending"), (name, "ascending")]
@@ -132,7 +126,7 @@ def keep_first(rows: pa.Table, key: str, table: str) -> MappedBlock:
     repeated = np.ones(len(rows), bool)
     repeated[np.unique(hashes, return_index=True)[1]] = False
     outcomes.reject(repeated, f"{key} stands in the table before")
-    rejects = outcomes.rejects(rows, table, "customer", "", None) if repeated.any() else REJECTS.empty_table()
+    rejects = outcomes.rejects(rows, table, "customer", "", None)
     kept = rows.filter(pa.array(outcomes.accepted))
     return MappedBlock(kept, rejects, RowAccounting(len(rows), len(kept), outcomes.counts()))
 
@@ -141,17 +135,8 @@ def to_items_schema(rows: pa.Table) -> pa.Table:
     """Returns the rows as ITEMS, with item and text keys, sorted by item_id."""
     rows = rows.sort_by("item_id").combine_chunks()
     price = rows["price"] if "price" in rows.column_names else pa.nulls(len(rows), pa.float64())
-    table = pa.table(
-        [
-            rows["item_id"],
-            stable_hash(rows["item_id"]),
-            rows["text"],
-            rows["category"],
-            price,
-            stable_hash(rows["text"]),
-        ],
-        schema=ITEMS,
-    )
+    ids, text = rows["item_id"], rows["text"]
+    table = pa.table([ids, stable_hash(ids), text, rows["category"], price, stable_hash(text)], schema=ITEMS)
     if "image" in rows.column_names and rows["image"].null_count < len(rows):
         table = table.append_column("image", rows["image"])
     return table

@@ -137,9 +137,7 @@ def separate_rejects(
 
 def columns_to_read(source: Source, spec: DatasetSpec) -> set[str] | None:
     """Returns the columns to read from a source; None for all, which duplicates of a row must share."""
-    if needs_row_hash(spec) and isinstance(source, EventSource):
-        return None
-    return source.mapped()
+    return None if needs_row_hash(spec) and isinstance(source, EventSource) else source.mapped()
 
 
 def check_columns(source: Source, types: dict[str, pa.DataType], key: str, spec_file: str, path: str) -> None:

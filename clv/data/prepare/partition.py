@@ -61,9 +61,7 @@ def split_unit(
 
 def carried_columns(spec: DatasetSpec) -> list[str]:
     """Returns the event columns that pass 1 writes: those that some source fills or that the customer rules need."""
-    mapped = {
-        name for source in spec.events for name, value in source.columns.model_dump().items() if value is not None
-    }
+    mapped = {name for source in spec.events for name in source.columns.model_dump(exclude_none=True)}
     names = [name for name in EVENTS.names if name in mapped or name in ("event_type", "amount", "amount_filled")]
     if mapping.needs_row_hash(spec):
         names.append("row_hash")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import codecs
 import csv as stdcsv
-import io
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -46,7 +45,7 @@ def read_blocks(
                 names, text = _header(text, source, where)
             rows, malformed = _csv(text, names, source)
         else:
-            types = types or _json_types(text)
+            types = types or _types_of(text.split(b"\n", _TYPED_LINES)[:_TYPED_LINES])
             for name in sorted(expected - types.keys()):
                 types[name] = _json_type(text, name)
             rows, malformed = _json(text, types)
@@ -113,10 +112,6 @@ def _utf8(content: bytes, encoding: str) -> tuple[bytes, list[str]]:
         return b"".join(good), bad
 
 
-def _squeeze(content: bytes) -> bytes:
-    return re.sub(rb"[ \t]+", b"\t", re.sub(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)", b"", content))
-
-
 def _header(content: bytes, source: Source, where: str) -> tuple[list[str], bytes]:
     """Returns the column names, and the content after the header line."""
     content = content.removeprefix(codecs.BOM_UTF8)
@@ -130,13 +125,9 @@ def _header(content: bytes, source: Source, where: str) -> tuple[list[str], byte
         if source.delimiter == r"\s+":
             names = line.decode(errors="replace").split()
         else:
-            quote = source.quote or None
-            reader = stdcsv.reader(
-                io.StringIO(line.decode(errors="replace").rstrip("\r")),
-                delimiter=source.delimiter,
-                quotechar=quote,
-                quoting=stdcsv.QUOTE_MINIMAL if quote else stdcsv.QUOTE_NONE,
-            )
+            text, quote = line.decode(errors="replace").rstrip("\r"), source.quote or None
+            quoting: Literal[0, 3] = stdcsv.QUOTE_MINIMAL if quote else stdcsv.QUOTE_NONE
+            reader = stdcsv.reader([text], delimiter=source.delimiter, quotechar=quote, quoting=quoting)
             names = [name.strip() for name in next(reader, [])]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -146,7 +137,7 @@ def _header(content: bytes, source: Source, where: str) -> tuple[list[str], byte
 
 def _csv(content: bytes, names: list[str], source: Source) -> tuple[pa.Table, list[str]]:
     if source.delimiter == r"\s+":
-        content = _squeeze(content)
+        content = re.sub(rb"[ \t]+", b"\t", re.sub(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)", b"", content))
     table, malformed = _csv_rows(content, names, source)
     quoted = source.quote and source.delimiter != r"\s+" and not source.newlines_in_values
     if quoted and len(table) + len(malformed) < content.count(b"\n") + (not content.endswith(b"\n")):
@@ -198,11 +189,6 @@ def _csv_rows(content: bytes, names: list[str], source: Source) -> tuple[pa.Tabl
     return table, malformed
 
 
-def _json_types(content: bytes) -> dict[str, pa.DataType]:
-    """Returns the type of each key in the first lines: string, int64, float64 or bool; string for mixed values."""
-    return _types_of(content.split(b"\n", _TYPED_LINES)[:_TYPED_LINES])
-
-
 def _json_type(content: bytes, name: str) -> pa.DataType:
     """Returns the type of a key that the first lines lack, from the first line that has it."""
     at = content.find(json.dumps(name).encode())
@@ -214,6 +200,7 @@ def _json_type(content: bytes, name: str) -> pa.DataType:
 
 
 def _types_of(lines: list[bytes]) -> dict[str, pa.DataType]:
+    """Returns the type of each key in JSON lines: string, int64, float64 or bool; string for mixed values."""
     seen: dict[str, set[type]] = {}
     for line in lines:
         try:
@@ -231,12 +218,9 @@ def _types_of(lines: list[bytes]) -> dict[str, pa.DataType]:
 def _json(content: bytes, types: dict[str, pa.DataType]) -> tuple[pa.Table, list[str]]:
     schema = pa.schema(list(types.items()))
     try:
-        table = pajson.read_json(
-            pa.BufferReader(content),
-            pajson.ReadOptions(use_threads=False, block_size=max(len(content) + 1, 2)),
-            pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-        )
-        return table, []
+        options = pajson.ReadOptions(use_threads=False, block_size=max(len(content) + 1, 2))
+        parsing = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        return pajson.read_json(pa.BufferReader(content), options, parsing), []
     except pa.ArrowInvalid:
         return _json_slowly(content, schema)
 
