@@ -41,6 +41,31 @@ def test_a_wrong_or_mistyped_column_is_found_before_any_work(
         check_sources(spec_of(tmp_path / "log.parquet", columns, **more), "shop.yaml")
 
 
+@pytest.mark.parametrize(
+    ("table", "source", "message"),
+    [
+        (
+            "items",
+            {"columns": {"item_id": "idd"}},
+            r"items\[0\]\.columns\.item_id: .*has no column 'idd' \(did you mean",
+        ),
+        ("items", {"columns": {"item_id": "id", "text": "many"}}, r"columns\.text: column 'many' .* a plain column is"),
+        (
+            "customers",
+            {"columns": {"customer_id": "id"}, "attributes": {"town": {"column": "id", "known_at": "x"}}},
+            r"customers\[0\]\.attributes\.town\.known_at: column 'x' of .* is double; set time_format",
+        ),
+    ],
+)
+def test_a_wrong_column_of_an_item_or_customer_table_is_found_too(
+    tmp_path: Path, table: str, source: dict[str, Any], message: str
+) -> None:
+    pq.write_table(pa.table({"id": ["a"], "x": [1.0], "many": [[1, 2]]}), tmp_path / "side.parquet")
+    log = written(tmp_path / "log.csv", "id,t,x\na,2020-01-01,1\n")
+    with pytest.raises(SpecError, match=message):
+        check_sources(spec_of(log, **{table: source | {"path": str(tmp_path / "side.parquet")}}), "shop.yaml")
+
+
 def test_an_error_for_a_wrong_path_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_PLACE", raising=False)
     for path, message in [
