@@ -133,11 +133,7 @@ class _ModelTerms:
 
 
 def bootstrap(
-    y: ArrayLike,
-    orders: ArrayLike,
-    predictions: Mapping[str, Prediction],
-    draws: int = 1000,
-    seed: int = 0,
+    y: ArrayLike, orders: ArrayLike, predictions: Mapping[str, Prediction], draws: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, Array]]:
     """model -> metric -> (draws + 1,) replicates; element 0 is the metric on the data, NaN where undefined.
 
@@ -149,12 +145,12 @@ def bootstrap(
     for name, p in predictions.items():
         if len(p) != len(real):
             raise ValueError(f"model {name!r} predicts {len(p)} customers, the actual values are of {len(real)}")
-    if not len(real):
+    if not (len(real) and predictions):
         return {name: {m: np.full(draws + 1, np.nan) for m in METRICS[:8]} for name in predictions}
     models = {name: _ModelTerms(real, p, seed) for name, p in predictions.items()}
     truth = _Ranking(real)
     back = np.argsort(truth.order)
-    linear = np.stack([column for m in models.values() for column in m.linear], axis=1) if models else np.zeros((0, 0))
+    linear = np.stack([column for m in models.values() for column in m.linear], axis=1)
     parts: dict[str, dict[str, list[Array]]] = {name: {} for name in models}
     for w in _draws(len(real), draws, seed):
         ws = w[:, truth.order]

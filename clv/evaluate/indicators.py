@@ -33,13 +33,13 @@ def calibration_table(table: pd.DataFrame, by: str | None = None) -> pd.DataFram
     parts = []
     for name, (predicted, actual, group) in INDICATORS.items():
         some = full[who[group]]
-        if not len(some):
+        if some.empty:
             continue
         for key, rows in (("all", some), *_groups(some, predicted, by)):
             parts.append({"indicator": name, "group": key, **_compare(rows, name, predicted, actual)})
-    found = pd.DataFrame(parts, columns=[c for c in COLUMNS if c != "honest"])
-    gap = (found["predicted"] - found["actual"]).abs()
-    return found.assign(honest=gap <= MAX_ERRORS * found["standard_error"])[list(COLUMNS)]
+    found = pd.DataFrame(parts, columns=COLUMNS)
+    found["honest"] = (found["predicted"] - found["actual"]).abs() <= MAX_ERRORS * found["standard_error"]
+    return found
 
 
 def relative_error(table: pd.DataFrame) -> pd.Series[float]:
@@ -57,15 +57,13 @@ def relative_error(table: pd.DataFrame) -> pd.Series[float]:
 def _groups(rows: pd.DataFrame, predicted: str, by: str | None) -> list[tuple[str, pd.DataFrame]]:
     if by is not None:
         return [(str(key), group) for key, group in rows.groupby(by)]
-    values = _order_value(rows) if predicted == "aov" else rows[predicted]
+    if predicted == "aov":  # 0 where no order is expected
+        values = (rows["value_mean"] / rows["orders_mean"].where(rows["orders_mean"] > 0)).fillna(0.0)
+    else:
+        values = rows[predicted]
     rank = values.rank(method="first").to_numpy()
     tenth = np.minimum(((rank - 1) * GROUPS // len(rows)).astype(int), GROUPS - 1)
     return [(f"tenth {number + 1}", group) for number, group in rows.groupby(tenth)]
-
-
-def _order_value(rows: pd.DataFrame) -> pd.Series[float]:
-    """Predicted order value, currency; 0 where no order is expected."""
-    return (rows["value_mean"] / rows["orders_mean"].where(rows["orders_mean"] > 0)).fillna(0.0)
 
 
 def _compare(rows: pd.DataFrame, name: str, predicted: str, actual: str) -> dict[str, float]:

@@ -110,9 +110,10 @@ def _scramble_histories(table: pa.Table, origin_us: int, rng: np.random.Generato
         values["amount"] = _scale(values["amount"], drawn, rng)
     new_count = np.bincount(new_owner, minlength=len(table))
     offsets = pa.array(np.r_[0, np.cumsum(new_count)].astype(np.int32))
-    columns = {name: table[name] for name in table.column_names}
-    for name in names:
-        columns[name] = pa.ListArray.from_arrays(offsets, values[name]).cast(table.schema.field(name).type)
+    lists = {
+        name: pa.ListArray.from_arrays(offsets, values[name]).cast(table.schema.field(name).type) for name in names
+    }
+    columns = dict(zip(table.column_names, table.columns, strict=True)) | lists
     when, stop = time[index["time"]][order], np.cumsum(new_count)
     some = new_count > 0
     for name, at in (("first_time", stop - new_count), ("last_time", stop - 1)):
@@ -125,14 +126,13 @@ def _scramble_histories(table: pa.Table, origin_us: int, rng: np.random.Generato
 def _scramble_attributes(table: pa.Table, origin_us: int, rng: np.random.Generator) -> pa.Table:
     """Permutes each attribute among the customers for whom it became known at or after the origin."""
     for dated in [name for name in table.column_names if name.endswith(KNOWN_AT)]:
-        known = table[dated].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        known = table[dated].cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
         hidden = np.flatnonzero(~(known < origin_us))
         rows = np.arange(len(table))
         rows[hidden] = rng.permutation(hidden)
         name = dated.removesuffix(KNOWN_AT)
         column = table[name].combine_chunks().take(pa.array(rows))
         table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
-        known = known.copy()
         known[hidden] = origin_us + rng.integers(0, 365 * DAY_US, len(hidden))
         table = table.set_column(table.column_names.index(dated), table.schema.field(dated), pa.array(known))
     return table
@@ -159,17 +159,16 @@ def too_good(
         raise ValueError(f"no metrics of model {model!r}; there are {list(metrics)}")
     reasons = []
     for metric in ("ngini", "auc", "spearman", "mae_over_mean", "rmse_over_mean", "crps"):
-        best_is_one = metric in ("ngini", "auc", "spearman")
-        ours = metrics[model].get(metric)
-        theirs = {name: m[metric] for name, m in metrics.items() if name != model and m.get(metric) is not None}
-        if ours is None or not theirs:
+        ideal = 1 if metric in ("ngini", "auc", "spearman") else 0
+        rest = {name: abs(m[metric] - ideal) for name, m in metrics.items() if m.get(metric) is not None}
+        remainder = rest.pop(model, None)
+        if remainder is None or not rest:
             continue
-        rest = {name: 1 - value if best_is_one else value for name, value in theirs.items()}
         best = min(rest, key=lambda name: rest[name])
-        remainder = 1 - ours if best_is_one else ours
         if rest[best] > 0 and remainder < (1 - share) * rest[best]:
+            ours, theirs = (metrics[name][metric] for name in (model, best))
             reasons.append(
-                f"{metric} is {ours:.3g} against {theirs[best]:.3g} of the best baseline, {best}: the model removes "
+                f"{metric} is {ours:.3g} against {theirs:.3g} of the best baseline, {best}: the model removes "
                 f"{1 - remainder / rest[best]:.0%} of its remaining error, more than {share:.0%}; look for data after "
                 "the origin in the features or in the choice of customers"
             )

@@ -15,10 +15,8 @@ def _predict(kind: Kind, test: pd.DataFrame, horizon: int, context: Context) -> 
     forecast = context.expect(kind, test, horizon)
     p = np.clip(forecast["p_purchase"].to_numpy(float), 0.0, 1.0)
     value = np.maximum(forecast["value"].to_numpy(float), 0.0)
-    btyd_model = context.btyd_models[kind, int(test["origin_day"].iloc[0])]
-    return Prediction(
-        value=value, p_purchase=p, quantiles=_random_sum_quantiles(test, forecast, p, value, btyd_model.spend)
-    )
+    spend = context.btyd_models[kind, int(test["origin_day"].iloc[0])].spend
+    return Prediction(value=value, p_purchase=p, quantiles=_random_sum_quantiles(test, forecast, p, value, spend))
 
 
 def _random_sum_quantiles(

@@ -42,8 +42,7 @@ class Context:
             key = (kind, int(str(origin)))
             if key not in self.btyd_models:
                 self.btyd_models[key] = BTYDModel.fit(rows, kind=kind)
-            forecast = self.btyd_models[key].predict(rows, horizon)
-            parts.append(forecast.set_axis(rows.index, axis=0))
+            parts.append(self.btyd_models[key].predict(rows, horizon))
         together: pd.DataFrame = pd.concat(parts).loc[frame.index]
         return together
 
@@ -77,15 +76,16 @@ def log_features(train: pd.DataFrame, test: pd.DataFrame) -> tuple[Array, Array]
     """
     a, b = (np.sign(x) * np.log1p(np.abs(x)) for x in features(train, test))
     holes = np.isnan(a).any(axis=0)
-    centre = np.nanmean(np.where(np.isnan(a).all(axis=0), 0.0, a), axis=0)
-    spread = np.nanstd(np.where(np.isnan(a).all(axis=0), 0.0, a), axis=0)
+    known = np.where(np.isnan(a).all(axis=0), 0.0, a)
+    centre, spread = np.nanmean(known, axis=0), np.nanstd(known, axis=0)
     spread[spread < 1e-9] = np.inf  # constant columns become 0
-    out = []
-    for x in (a, b):
+
+    def scaled(x: Array) -> Array:
         # Limited to five standard deviations, so that a linear model does not extrapolate far at a newer origin.
         filled = np.clip(np.nan_to_num((x - centre) / spread), -5, 5)
-        out.append(np.hstack([filled, np.isnan(x[:, holes]).astype(float)]))
-    return out[0], out[1]
+        return np.hstack([filled, np.isnan(x[:, holes])])
+
+    return scaled(a), scaled(b)
 
 
 def labels(train: pd.DataFrame, horizon: int) -> tuple[Array, Array]:

@@ -49,18 +49,15 @@ def run_baselines(
     if unknown:
         raise ValueError(f"unknown baselines {unknown}; choose from {list(BASELINES)}")
     # Without the labels of the test origin no baseline can use them by mistake.
-    hidden = [
-        c for c in test if str(c).startswith(("value_", "orders_", "days_", "observed_")) and str(c)[-1].isdigit()
-    ]
+    hidden = test.filter(regex=r"^(value|orders|days|observed)_.*\d$").columns
     past, now = population(train, horizon), population(test.drop(columns=hidden))
     if now["origin_day"].nunique() > 1:
         raise ValueError(f"the test frame mixes {now['origin_day'].nunique()} origins; give one")
+    if now.empty:
+        return {name: {"not_run": "no customer has a purchase before the origin"} for name in names}
     shared = context or Context()
     out: dict[str, Prediction | dict[str, str]] = {}
     for name in names:
-        if not len(now):
-            out[name] = {"not_run": "no customer has a purchase before the origin"}
-            continue
         try:
             out[name] = BASELINES[name](past, now, horizon, seed, shared)
         except NotRun as reason:

@@ -19,14 +19,13 @@ def evaluation_lines(found: Sequence[Findings]) -> list[str]:
     if not found:
         return ["The log is too short to hold out a past origin, so the quality of these forecasts is unknown."]
     together = compare_over_origins(found)
-    advice = verdict.recommendation(together) if len(found) > 1 else found[0].advice
     origins = ", ".join(f.panel.origin for f in found)
     lines = [
         f"Evaluated at {origins}, {found[0].panel.horizon_days} days ahead; the models used no data after the origin.",
         "",
-        f"**{advice}**",
+        f"**{verdict.recommendation(together)}**",
         "",
-        *(f"- {c.sentence}" for c in (together if len(found) > 1 else found[0].comparisons)),
+        *(f"- {c.sentence}" for c in together),
         "",
     ]
     for f in found:
@@ -35,8 +34,7 @@ def evaluation_lines(found: Sequence[Findings]) -> list[str]:
 
 
 def _origin_section(f: Findings) -> list[str]:
-    panel = f.panel
-    buyers = int((panel.orders > 0).sum())
+    panel, buyers = f.panel, (f.panel.orders > 0).sum()
     lines = [
         f"## {panel.origin}: {len(panel.y):,} customers, {buyers:,} bought in {panel.horizon_days} days",
         "",
@@ -45,23 +43,15 @@ def _origin_section(f: Findings) -> list[str]:
         *_table(f.metrics),
         "",
     ]
-    ours = f.uncertainty.get(f.model)
-    if ours is not None:
-        lines += [verdict.coverage_sentence(ours), ""]
+    if f.model in f.uncertainty:
+        lines += [verdict.coverage_sentence(f.uncertainty[f.model]), ""]
     if f.one_order:
-        lines += [
-            f"Customers with one order before the origin ({panel.one_order().sum():,}):",
-            "",
-            *_table(f.one_order),
-            "",
-        ]
-        worse = [c.sentence for c in f.one_order_comparisons if c.balance < 0]
-        lines += [*(f"- {sentence}" for sentence in worse), ""] if worse else []
-    if f.visitors is not None:
-        lines += [
-            f"Visitors ({f.visitors.visitors:,}, {f.visitors.buyers:,} of them bought): {f.visitors.sentence}",
-            "",
-        ]
+        heading = f"Customers with one order before the origin ({panel.one_order().sum():,}):"
+        lines += [heading, "", *_table(f.one_order), ""]
+        worse = [f"- {c.sentence}" for c in f.one_order_comparisons if c.balance < 0]
+        lines += [*worse, ""] if worse else []
+    if v := f.visitors:
+        lines += [f"Visitors ({v.visitors:,}, {v.buyers:,} of them bought): {v.sentence}", ""]
     return lines
 
 
@@ -75,8 +65,6 @@ def _table(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     undefined = [name for name, values in models.items() if "not_run" not in values and values["decile_mape"] is None]
     if undefined:
-        lines += [
-            "",
-            f"The decile MAPE of {', '.join(undefined)} is undefined: a tenth of the customers spent nothing.",
-        ]
+        names = ", ".join(undefined)
+        lines += ["", f"The decile MAPE of {names} is undefined: a tenth of the customers spent nothing."]
     return lines

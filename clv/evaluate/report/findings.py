@@ -79,7 +79,8 @@ def evaluate_panel(panel: Panel, *, model: str = "clv", draws: int = 1000, seed:
         for name, p in panel.predictions.items()
     }
     once = panel.one_order()
-    few, few_models = once.sum() < MIN_GROUP, {name: p.take(once) for name, p in models.items()}
+    # Customers with one order are evaluated separately, unless they are too few.
+    part = {} if once.sum() < MIN_GROUP else {name: p.take(once) for name, p in models.items()}
     again = None if panel.orders_past is None else int(np.sum(np.asarray(panel.orders_past) > 1))
     ranking = interval(replicates[model]["ngini"])
     return Findings(
@@ -93,10 +94,8 @@ def evaluate_panel(panel: Panel, *, model: str = "clv", draws: int = 1000, seed:
         leak=leakage.too_good(found, model) if len(models) > 1 else None,
         uncertainty={name: _uncertainty(y, p, seed) for name, p in models.items() if p.quantiles is not None},
         cells=_cells(panel, models[model], seed),
-        one_order={} if few else {n: metrics.evaluate(y[once], orders[once], p, seed) for n, p in few_models.items()},
-        one_order_comparisons=()
-        if few
-        else _comparisons(model, bootstrap(y[once], orders[once], few_models, draws, seed)),
+        one_order={name: metrics.evaluate(y[once], orders[once], p, seed) for name, p in part.items()},
+        one_order_comparisons=_comparisons(model, bootstrap(y[once], orders[once], part, draws, seed)),
         visitors=None if panel.visitors is None else _visitors(panel.visitors, model, draws, seed),
     )
 
@@ -129,7 +128,7 @@ def _uncertainty(y: Array, p: Prediction, seed: int) -> dict[str, float | None]:
     out["near_certain_coverage"] = probabilistic.coverage_and_width(y[certain], q.take(certain))[0]
     out["sums_coverage"] = portfolio.group_coverage(y, p, seed=seed)
     out["sums_groups"] = float(len(y) // portfolio.GROUP)
-    return {name: value if np.isfinite(value) else None for name, value in out.items()}
+    return _finite(out)
 
 
 def _cells(panel: Panel, ours: Prediction, seed: int) -> dict[str, dict[str, float]]:
@@ -147,15 +146,14 @@ def _visitors(v: Visitors, model: str, draws: int, seed: int) -> VisitorFindings
     numbers = {}
     for name, p in v.predictions.items():
         chance = metrics.purchase_score(p)
-        numbers[name] = _finite(
-            {
-                "auc": metrics.auc(hit, chance),
-                "ngini": metrics.ngini(v.y, p.value),
-                "conversion_bias": metrics.bias(hit.astype(float), chance),
-                "calibration_error": metrics.calibration_error(hit, chance),
-                "bias": metrics.bias(v.y, p.value),
-            }
-        )
+        found = {
+            "auc": metrics.auc(hit, chance),
+            "ngini": metrics.ngini(v.y, p.value),
+            "conversion_bias": metrics.bias(hit.astype(float), chance),
+            "calibration_error": metrics.calibration_error(hit, chance),
+            "bias": metrics.bias(v.y, p.value),
+        }
+        numbers[name] = _finite(found)
     sentence = f"{int(hit.sum())} of {len(hit):,} visitors bought: too few to compare the models."
     if len(hit) >= MIN_GROUP and 10 <= hit.sum() < len(hit) and "conversion" in replicates:
         sentence = _against_conversion(verdict.gain("auc", [(replicates[model], replicates["conversion"])]))
@@ -172,7 +170,7 @@ def _against_conversion(ahead: Interval) -> str:
 
 
 def _comparison_json(c: MetricComparison) -> dict[str, Any]:
-    lead = _finite({"estimate": c.lead.estimate, "low": c.lead.low, "high": c.lead.high})
+    lead = _finite(asdict(c.lead))
     return {"outcome": c.outcome, "gains": c.gains, "losses": c.losses, "lead": lead, "sentence": c.sentence}
 
 

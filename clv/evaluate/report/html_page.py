@@ -31,29 +31,6 @@ COLUMNS = {
     "crps": ("CRPS", "error of the distribution, in currency"),
     "pit80": ("Coverage", "of the 80 % interval, should be 0.80"),
 }
-UNCERTAINTY = {
-    "crps": ("CRPS", "error of the distribution"),
-    "pinball_0.1": ("Pinball 10 %", "error of the lower bound"),
-    "pinball_0.5": ("Pinball 50 %", "error of the median"),
-    "pinball_0.9": ("Pinball 90 %", "error of the upper bound"),
-    "pit80": ("Coverage of the 80 % interval", "all customers, should be 0.80"),
-    "near_certain_coverage": ("Coverage of the 80 % interval", "near-certain buyers, should be 0.80"),
-    "sums_coverage": ("Coverage of the 80 % interval", "sums of 100 customers, should be 0.80"),
-    "width": ("Width", "of the 80 % interval, mean"),
-}
-CELLS = {
-    "customers": "customers",
-    "pit80": "coverage of the 80 % interval",
-    "coverage": "coverage with zeros in full",
-    "width": "width of the 80 % interval",
-}
-VISITORS = {
-    "auc": ("AUC", "who buys, 1 = perfect"),
-    "conversion_bias": ("Buyers", "predicted / actual, 1 = right"),
-    "calibration_error": ("Calibration error", "of the purchase probability, 0 = perfect"),
-    "ngini": ("nGini", "ranking by value, 1 = perfect"),
-    "bias": ("Total", "predicted / actual, 1 = right"),
-}
 
 
 def metrics_json(found: Sequence[Findings]) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
@@ -109,9 +86,6 @@ def render(
         advice=verdict.recommendation(together) if together else "",
         notices=notices,
         columns=COLUMNS,
-        uncertainty_columns=UNCERTAINTY,
-        cells=CELLS,
-        visitors=VISITORS,
         model=found[0].model if found else "",
         plotly=Markup(get_plotlyjs()) if found else "",
     )

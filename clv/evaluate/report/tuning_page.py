@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 Row = Mapping[str, Any]
@@ -36,16 +35,16 @@ def page(trials: Sequence[Row], title: str) -> str:
     for number, name in enumerate(names, start=2):
         values = [row[name] for row in scored]
         numbers = all(isinstance(value, float) for value in values)
-        text = [row["trial"] for row in scored]
-        dots = go.Scatter(
+        figure.add_scatter(
             x=values if numbers else [str(value) for value in values],
             y=[row["best"] for row in scored],
-            text=text,
+            text=[row["trial"] for row in scored],
             mode="markers",
             marker={"color": "#1f6feb"},
             showlegend=False,
+            row=number,
+            col=1,
         )
-        figure.add_trace(dots, row=number, col=1)
         log = numbers and min(values) > 0 and max(values) > 10 * min(values)
         figure.update_xaxes(title_text=name, type="log" if log else None if numbers else "category", row=number, col=1)
     figure.update_yaxes(title_text="held-out score")
