@@ -57,8 +57,7 @@ class Model:
         Returns one row per customer and horizon with the columns of `clv.forecast.scores.SCORES`, values in shop
         currency. Raises ValueError for an `as_of` before the training cut or an unknown horizon.
         """
-        table = to_histories(events, self.spec)
-        return self.predictor.predict(table, self._origin(table, as_of), horizons_days).to_pandas()
+        return self.predictor.predict(*self._histories(events, as_of), horizons_days).to_pandas()
 
     def portfolio(
         self, events: pd.DataFrame, as_of: str | datetime | None = None, horizons_days: Sequence[int] | None = None
@@ -67,13 +66,11 @@ class Model:
 
         Columns of `clv.forecast.scores.PORTFOLIO`, shop currency. For a segment pass the events of its customers only.
         """
-        table = to_histories(events, self.spec)
-        return self.predictor.portfolio(table, self._origin(table, as_of), horizons_days).to_pandas()
+        return self.predictor.portfolio(*self._histories(events, as_of), horizons_days).to_pandas()
 
     def embed(self, events: pd.DataFrame, as_of: str | datetime | None = None) -> pd.DataFrame:
         """Returns the customers' embeddings: index customer_id, columns z0, z1, ..."""
-        table = to_histories(events, self.spec)
-        found = self.predictor.embed(table, self._origin(table, as_of))
+        found = self.predictor.embed(*self._histories(events, as_of))
         z = found["z"].combine_chunks().flatten().to_numpy().reshape(len(found), -1)
         names = [f"z{i}" for i in range(z.shape[1])]
         return pd.DataFrame(z, index=pd.Index(found["customer_id"].to_pylist(), name="customer_id"), columns=names)
@@ -82,10 +79,12 @@ class Model:
         """Writes the bundle folder that the jobs and the server load; returns its version."""
         return bundles.save(self.bundle, Path(folder))
 
-    def _origin(self, table: pa.Table, as_of: str | datetime | None) -> int:
+    def _histories(self, events: pd.DataFrame, as_of: str | datetime | None) -> tuple[pa.Table, int]:
+        """The histories of the events, cleaned by the rules of the spec, and the checked origin (us UTC)."""
         clock = self.predictor.clock
+        table = histories.build(intake.to_event_schema(_cleaned_rows(events, self.spec)), clock)
         end = _next_midnight(table, clock)
-        return self.predictor.check_origin(end if as_of is None else clock.parse(as_of), end)
+        return table, self.predictor.check_origin(end if as_of is None else clock.parse(as_of), end)
 
 
 def fit(
@@ -158,20 +157,12 @@ def load(folder: Path | str, columns: Mapping[str, Any] | None = None) -> Model:
     facts = found.config["dataset_facts"]
     own = {name: name for name in ("customer_id", "event_time", "order_id", "item_id", "quantity", "amount")}
     plain = facts.get("spec") or {
-        "name": facts["name"],
-        "timezone": facts["timezone"],
-        "currency": facts["currency"],
-        "value": facts["value"],
+        **{name: facts[name] for name in ("name", "timezone", "currency", "value")},
         "events": [{"path": "memory.parquet", "columns": own}],
     }
     if columns is not None:
         plain = plain | {"events": [plain["events"][0] | {"columns": dict(columns)}]}
     return Model(found, Predictor(found), _parse_spec(plain))
-
-
-def to_histories(events: pd.DataFrame, spec: DatasetSpec) -> pa.Table:
-    """Returns the histories of a data frame of events, cleaned by the rules of the spec."""
-    return histories.build(intake.to_event_schema(_cleaned_rows(events, spec)), spec.clock)
 
 
 def _parse_spec(plain: Mapping[str, Any]) -> DatasetSpec:

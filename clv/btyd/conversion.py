@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from clv.btyd.likelihood import Floats
 
 RECENCY_EDGES = (1.5, 3.5, 7.5, 30.5, 90.5)  # days since the last event
 EVENTS_EDGES = (1.5, 4.5, 19.5)
@@ -68,8 +68,7 @@ class Conversion:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        arrays = {name: getattr(self, name).tolist() for name in ("hazard", "orders", "value")}
-        return {"horizons": list(self.horizons)} | arrays
+        return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Self:

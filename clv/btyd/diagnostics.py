@@ -19,17 +19,12 @@ _STDERR_LIMIT = 3.0  # of a log parameter: above it the parameter is known only 
 
 @dataclass(frozen=True)
 class DropoutFinding:
-    """Result of the degenerate-fit check.
-
-    likelihood_ratio is 2 (log L − log L of NBD); a positive aic_gain favours dropout; `text` explains the verdict.
-    """
+    """Result of the degenerate-fit check, explained by `text`; likelihood_ratio is 2 (log L − log L of NBD)."""
 
     verdict: DropoutVerdict
     text: str
     likelihood_ratio: float
     p_value: float
-    aic_gain: float
-    num_repeat_buyers: float
 
     @property
     def degenerate(self) -> bool:
@@ -77,4 +72,4 @@ def check_dropout(fitted: BGNBD | MBGNBD, plain: NBD, num_repeat_buyers: float) 
         verdict = "ok"
         leave = fitted.a / (fitted.a + fitted.b)
         text = f"{name} shows dropout ({facts}): on average {leave:.0%} leave after a purchase"
-    return DropoutFinding(verdict, text, ratio, p_value, ratio - 4, num_repeat_buyers)
+    return DropoutFinding(verdict, text, ratio, p_value)

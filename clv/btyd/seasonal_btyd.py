@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from clv.btyd import diagnostics
 from clv.btyd.conversion import Conversion
+from clv.btyd.likelihood import Floats
 from clv.btyd.models import NBD, BTYDModel, Kind
 from clv.btyd.seasonal_factor import SeasonalFactorModel, log_error
 from clv.data.clock import Clock
 from clv.data.cutoff import Value, cut
 from clv.data.features import purchase_frame
 from clv.data.histories import Histories
-
-Floats = NDArray[np.float64]
 
 REFIT_DAYS = 28
 PSEUDO_ORDERS = 20.0  # weight, in orders, of the factor 1 in the actual factor of an origin

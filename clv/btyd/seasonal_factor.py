@@ -17,10 +17,10 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.linalg import cho_factor, cho_solve
 
-Floats = NDArray[np.float64]
+from clv.btyd.likelihood import Floats
 
 MIN_LOG_DAYS = 180  # of log before an origin, below which the errors of the BTYD model are not used
 YEAR_DAYS = 365.2425

@@ -12,11 +12,9 @@ from scipy.special import ndtr
 from clv.btyd.seasonal_btyd import Curves
 from clv.forecast import portfolio
 from clv.forecast.calibration import GRID, Calibration, age_frequency_cells, identity_calibration
-from clv.forecast.distributions import LEVELS, Prediction, Quantiles
+from clv.forecast.distributions import LEVELS, Array, Prediction, Quantiles
 from clv.forecast.network import Forecast
 from clv.models.inputs.assemble import AssembledRows
-
-Floats = NDArray[np.float64]
 
 _NODES = np.linspace(0, 1, 128)  # grid of a buyer's log value, from four sigmas below the mixture to four above
 
@@ -79,14 +77,14 @@ class AdjustedForecast:
 
     forecast: Forecast
     btyd: Curves
-    remap: Floats  # (S, H, GRID): quantile level of the mixture at which to read each level of a buyer's value
-    factor_error: Floats  # (H,) standard deviation of the log of the seasonal factor, which all customers share
-    sum_spread: Floats  # (H,) actual over predicted variance of sums of customers
+    remap: Array  # (S, H, GRID): quantile level of the mixture at which to read each level of a buyer's value
+    factor_error: Array  # (H,) standard deviation of the log of the seasonal factor, which all customers share
+    sum_spread: Array  # (H,) actual over predicted variance of sums of customers
     num_observed: int  # of the learned horizons (see `Adjustment`)
     learned: AdjustedForecast | None = None
     next_learned: NDArray[np.int64] | None = None
 
-    def quantiles(self, levels: Floats) -> Floats:
+    def quantiles(self, levels: Array) -> Array:
         """(S, H, Q) quantiles of value, shop currency, non-decreasing in the level and in the horizon."""
         p = self.forecast.p_purchase[..., None]
         inner, read = self._buyer_levels(levels)
@@ -94,7 +92,7 @@ class AdjustedForecast:
         values = np.maximum.accumulate(values, axis=2)
         return self._bound_by_learned(values, None if self.learned is None else self.learned.quantiles(levels))
 
-    def _bound_by_learned(self, values: Floats, learned: Floats | None) -> Floats:
+    def _bound_by_learned(self, values: Array, learned: Array | None) -> Array:
         """Values (S, H, Q) made non-decreasing in the horizon, and clipped to those of the adjacent learned horizons.
 
         So the quantiles of one horizon do not depend on the other horizons of the request.
@@ -105,7 +103,7 @@ class AdjustedForecast:
             values = np.clip(values, around[:, self.next_learned], around[:, self.next_learned + 1])
         return np.maximum.accumulate(values, axis=1)
 
-    def _buyer_levels(self, levels: Floats) -> tuple[Floats, Floats]:
+    def _buyer_levels(self, levels: Array) -> tuple[Array, Array]:
         """(S, H, Q) level among the row's purchases of each quantile level, and the mixture's level after the remap."""
         p = self.forecast.p_purchase[..., None]
         inner = (levels - (1 - p)) / p
@@ -114,7 +112,7 @@ class AdjustedForecast:
         low, high = (np.take_along_axis(self.remap, at, 2) for at in (left, left + 1))
         return inner, np.clip(low + (position - left) * (high - low), 1e-4, 1 - 1e-4)
 
-    def equally_likely_values(self) -> Floats:
+    def equally_likely_values(self) -> Array:
         """(S, H, NUM_DRAWS) equally likely values of each row, ascending: `quantiles` read from a table, within 1 %."""
         f = self.forecast
         low, high = (f.location - 4 * f.sigma).min(-1), (f.location + 4 * f.sigma).max(-1)

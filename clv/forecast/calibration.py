@@ -134,9 +134,8 @@ def fit_calibration(
         raise ValueError(
             f"{len(prediction)} predictions, {len(real)} values, {len(hit)} orders, {len(cell)} cells: unequal"
         )
-    start = identity_calibration()
     if not len(real):
-        return start
+        return identity_calibration()
     intercept, slope = np.zeros(NUM_CELLS), 1.0
     p = prediction.p_purchase
     if p is None and prediction.quantiles is not None:

@@ -116,12 +116,9 @@ class Prediction:
         if self.value.ndim != 1 or not np.all(np.isfinite(self.value)):
             bad = int(np.sum(~np.isfinite(self.value)))
             raise ValueError(f"predicted values must be one finite number per customer; {bad} of {n} are not")
-        if self.p_purchase is not None and not (
-            self.p_purchase.shape == (n,) and np.all((self.p_purchase >= 0) & (self.p_purchase <= 1))
-        ):
-            raise ValueError(
-                f"p_purchase must hold {n} probabilities, got shape {self.p_purchase.shape} or values outside 0..1"
-            )
+        p = self.p_purchase
+        if p is not None and not (p.shape == (n,) and np.all((p >= 0) & (p <= 1))):
+            raise ValueError(f"p_purchase must hold {n} probabilities, got shape {p.shape} or values outside 0..1")
         if self.quantiles is not None and len(self.quantiles) != n:
             raise ValueError(f"{len(self.quantiles)} rows of quantiles for {n} predicted values")
 

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from clv.btyd.seasonal_btyd import Curves, SeasonalBTYD
 from clv.forecast.adjustment import AdjustedForecast
+from clv.forecast.distributions import Array
 from clv.forecast.network import Forecast
-
-Floats = NDArray[np.float64]
 
 TAIL_YEARS = 10  # years beyond the longest learned horizon that `clv_mean` counts
 TAIL_YEARS_WITHOUT_DROPOUT = 3  # where the log shows no dropout, ten more years of every customer are not credible
@@ -41,14 +40,14 @@ def resample_horizons(
     near, beyond = np.minimum(right, len(known) - 1), right == len(known)
     even = (days - np.append(0, known)[near]) / np.diff(known, prepend=0)[near]
 
-    def share(curve: Floats) -> Floats:
+    def share(curve: Array) -> Array:
         """(S, W) share of the increment to the next learned horizon that `curve` reaches at the wanted horizon."""
         padded = np.concatenate([np.zeros((len(curve), 1)), curve[:, at_known]], 1)
         low, step = padded[:, near], padded[:, near + 1] - padded[:, near]
         grown = (curve[:, at_days] - low) / np.maximum(step, 1e-12)
         return np.clip(np.where(step > 1e-12, grown, even), 0, 1)
 
-    def read(name: str, own: Forecast | Curves, ahead: Forecast | Curves) -> Floats:
+    def read(name: str, own: Forecast | Curves, ahead: Forecast | Curves) -> Array:
         """(S, W) curve `name` of `own`; beyond the learned horizons in the proportion of `ahead` to `btyd`."""
         curve, btyd_curve = getattr(own, name), getattr(btyd, name)
         padded = np.concatenate([np.zeros((len(curve), 1)), curve], 1)

@@ -11,10 +11,10 @@ from scipy.special import ndtr
 from torch import nn
 
 from clv.btyd.seasonal_btyd import Curves
+from clv.forecast.distributions import Array
 from clv.models.heads import Outputs
 from clv.models.inputs.batch import Samples
 
-Floats = NDArray[np.float64]
 BISECTIONS = 45
 
 
@@ -27,25 +27,25 @@ class Forecast:
     the log value in shop currency. z (S, Z) is the customer's embedding.
     """
 
-    hazard: Floats
-    repeats: Floats
-    value: Floats
-    log_weight: Floats
-    location: Floats
-    sigma: Floats
+    hazard: Array
+    repeats: Array
+    value: Array
+    log_weight: Array
+    location: Array
+    sigma: Array
     z: NDArray[np.float32]
 
     @property
-    def p_purchase(self) -> Floats:
+    def p_purchase(self) -> Array:
         """(S, H) probability of at least one purchase."""
         return -np.expm1(-self.hazard)
 
     @property
-    def orders(self) -> Floats:
+    def orders(self) -> Array:
         """(S, H) expected orders."""
         return self.p_purchase + self.repeats
 
-    def blend_with_btyd(self, btyd: Curves, purchase: float | Floats, value: float | Floats) -> Forecast:
+    def blend_with_btyd(self, btyd: Curves, purchase: float | Array, value: float | Array) -> Forecast:
         """The weighted mean of this forecast and the BTYD curves; the value mixture moves to the new mean.
 
         `purchase` is the weight of this forecast in hazard and repeats, `value` its weight in value.
@@ -70,13 +70,13 @@ class Forecast:
         repeats = held.repeats + (orders - (after.p_purchase - held.p_purchase))
         return replace(after, repeats=np.maximum.accumulate(repeats, axis=1))
 
-    def rescale(self, hazard: Floats, value: Floats) -> Forecast:
+    def rescale(self, hazard: Array, value: Array) -> Forecast:
         """The same shape of value given a purchase, with another hazard and another expected value, (S, H) each."""
         before = np.log(self.value) - np.log(self.p_purchase)
         after = np.log(value) - np.log(-np.expm1(-hazard))
         return replace(self, hazard=hazard, value=value, location=self.location + (after - before)[..., None])
 
-    def quantile(self, level: Floats) -> Floats:
+    def quantile(self, level: Array) -> Array:
         """(S, H, Q) smallest v with P(V <= v) >= level, shop currency; level is (S, H, Q) or broadcasts to it."""
         p = self.p_purchase[..., None]
         level = np.broadcast_to(level, (*self.hazard.shape, np.shape(level)[-1]))
@@ -106,7 +106,7 @@ def forecast_samples(
     ]
     order = np.argsort(np.concatenate([rows for rows, _ in found])) if found else np.zeros(0, np.int64)
 
-    def collect(name: str) -> NDArray[np.float64]:
+    def collect(name: str) -> Array:
         parts = [getattr(out, name).float().cpu().numpy() for _, out in found]
         return np.concatenate(parts)[order].astype(np.float64)
 

@@ -18,6 +18,7 @@ from clv.data.clock import DAY_US, Clock, to_datetime, to_us
 from clv.data.histories import Histories
 from clv.forecast import portfolio
 from clv.forecast.adjustment import AdjustedForecast, Adjustment
+from clv.forecast.distributions import Array
 from clv.forecast.horizons import resample_horizons, tail_years
 from clv.forecast.pipeline import forecast_customers
 from clv.forecast.scores import PORTFOLIO, SCORES, score_table
@@ -25,8 +26,6 @@ from clv.models.config import ModelConfig
 from clv.models.inputs.assemble import AssembledRows, Assembler
 from clv.models.inputs.feature_space import FeatureSpace
 from clv.models.model import CustomerModel
-
-Floats = NDArray[np.float64]
 
 MAX_DAYS_AHEAD = 90
 _CHUNK = 2_000
@@ -175,7 +174,7 @@ class Predictor:
         """The BTYD model's curves without the seasonal factor, at all learned and wanted horizons, ascending."""
         return self._assembler.btyd.curves(table, sorted({*self.horizons, *wanted}))
 
-    def _lifetime_value(self, learned: AdjustedForecast, rows: AssembledRows) -> Floats:
+    def _lifetime_value(self, learned: AdjustedForecast, rows: AssembledRows) -> Array:
         """(S,) discounted value: increments to the learned horizons, and the yearly increments of the tail.
 
         Each increment is discounted from the middle of its interval.

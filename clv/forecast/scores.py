@@ -10,23 +10,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clv.forecast.adjustment import AdjustedForecast
-from clv.forecast.distributions import INTERVAL_LEVELS
-
-Floats = NDArray[np.float64]
+from clv.forecast.distributions import INTERVAL_LEVELS, Array
 
 SCORES = pa.schema(
     [
         pa.field("customer_id", pa.string(), nullable=False),
         pa.field("origin", pa.timestamp("us", tz="UTC"), nullable=False),
         pa.field("horizon_days", pa.int32(), nullable=False),
-        *(
-            pa.field(name, pa.float64())
-            for name in ("p_purchase", "churn_probability", "orders_mean", "aov", "value_mean", "value_median")
-        ),
-        *(pa.field(name, pa.float64()) for name in ("value_p10", "value_p90", "clv_mean", "btyd_value_mean")),
-        pa.field("extrapolated", pa.bool_()),
-        pa.field("value_rank", pa.int64()),
-        pa.field("value_decile", pa.int32()),
+        *((name, pa.float64()) for name in ("p_purchase", "churn_probability", "orders_mean", "aov", "value_mean")),
+        *((name, pa.float64()) for name in ("value_median", "value_p10", "value_p90", "clv_mean", "btyd_value_mean")),
+        ("extrapolated", pa.bool_()),
+        ("value_rank", pa.int64()),
+        ("value_decile", pa.int32()),
     ]
 )
 
@@ -34,7 +29,7 @@ PORTFOLIO = pa.schema(
     [
         pa.field("horizon_days", pa.int32(), nullable=False),
         pa.field("customers", pa.int64(), nullable=False),
-        *(pa.field(name, pa.float64()) for name in ("value_mean", "value_p10", "value_median", "value_p90")),
+        *((name, pa.float64()) for name in ("value_mean", "value_p10", "value_median", "value_p90")),
     ]
 )
 
@@ -44,7 +39,7 @@ def score_table(
     origin: int,
     horizons: tuple[int, ...],
     adjusted: AdjustedForecast,
-    clv: Floats,
+    clv: Array,
     extrapolated: NDArray[np.bool_],
 ) -> pa.Table:
     """SCORES: one row per customer and horizon, customers in the order of `ids`.
@@ -56,9 +51,7 @@ def score_table(
     f, num = adjusted.forecast, len(ids)
     p, orders, value = f.p_purchase, f.orders, f.value
     interval = adjusted.quantiles(INTERVAL_LEVELS)
-    rank = np.empty((num, len(horizons)), np.int64)
-    order = np.lexsort((np.arange(num)[:, None].repeat(len(horizons), 1), -value), axis=0)
-    np.put_along_axis(rank, order, np.arange(1, num + 1)[:, None], 0)
+    rank = 1 + np.argsort(np.argsort(-value, axis=0, kind="stable"), axis=0)
     columns: dict[str, Any] = {
         "customer_id": np.repeat(ids.to_numpy(object), len(horizons)),
         "origin": pa.array(np.full(num * len(horizons), origin), pa.int64()).cast(pa.timestamp("us", tz="UTC")),

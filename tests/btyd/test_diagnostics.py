@@ -41,7 +41,7 @@ def test_a_dataset_with_dropout_passes() -> None:
     found = check_dropout(BGNBD.fit(*history), NBD.fit(*history), float((history[0] > 0).sum()))
     assert found.verdict in ("ok", "boundary")  # every customer has one p: Beta(a, b) is a spike, a and b a ridge
     assert not found.degenerate
-    assert found.aic_gain > 100
+    assert found.likelihood_ratio > 104
 
 
 def test_mixed_dropout_is_measured_and_reported() -> None:
