@@ -50,12 +50,11 @@ class Bundle:
 
 
 def save(bundle: Bundle, folder: Path) -> str:
-    """Write the bundle to `folder`, in one step, and return its version.
+    """Write the bundle to `folder`, in one step, and return its version: equal files give the equal version.
 
     The files are written beside the folder, which a rename then replaces, so that no reader finds half a bundle. Raises
     ValueError if `folder` holds anything but a bundle.
     """
-    folder = Path(folder)
     check_target(folder)
     with temporary_folder(folder) as staging:
         for name in JSON_PARTS:
@@ -65,7 +64,7 @@ def save(bundle: Bundle, folder: Path) -> str:
         for name, text in bundle.texts.items():
             (staging / name).write_text(text, encoding="utf-8")
         hashes = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
-        version = content_version(hashes)
+        version = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
         manifest = {
             "format": FORMAT,
             "version": version,
@@ -123,11 +122,6 @@ def verify(folder: Path | str) -> dict[str, Any]:
         if file_sha256(path) != hashes[name]:
             raise BundleError(f"{folder}: {name} differs from its sha256 in {MANIFEST}; the bundle is damaged")
     return dict(manifest)
-
-
-def content_version(hashes: Mapping[str, str]) -> str:
-    """Version of a bundle with files of these sha256: equal files give the equal version."""
-    return hashlib.sha256(json.dumps(dict(hashes), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def plain_json(settings: Any) -> Any:

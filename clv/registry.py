@@ -116,25 +116,10 @@ class Candidate:
             raise ValueError(f"share {self.share} of a trial must be above 0 and at most 1")
 
 
-@dataclass(frozen=True)
-class BundleInfo:
-    """Version of a bundle, and the end of its training data."""
-
-    version: str
-    cut: datetime
-
-
-def read_bundle_info(folder: Path) -> BundleInfo:
-    """Version and cut of a bundle; raises BundleError unless every file has the hash in the manifest."""
-    version = str(bundles.verify(folder)["version"])
-    cut_us = json.loads((folder / "config.json").read_text(encoding="utf-8"))["cut_us"]
-    return BundleInfo(version, to_datetime(cut_us))
-
-
-def _instant(text: str) -> datetime:
-    """Parse an ISO time; a time without an offset is UTC."""
-    time = datetime.fromisoformat(text)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+def read_cut(folder: Path) -> datetime:
+    """End of a bundle's training data; raises BundleError unless every file has the hash in the manifest."""
+    bundles.verify(folder)
+    return to_datetime(json.loads((folder / "config.json").read_text(encoding="utf-8"))["cut_us"])
 
 
 class Registry:
@@ -188,7 +173,7 @@ class Registry:
 
     def start_candidate(self, candidate: Candidate) -> None:
         """Start the trial of a published version, in place of a current trial."""
-        read_bundle_info(self.path(candidate.version))
+        bundles.verify(self.path(candidate.version))
         with self._lock():
             self._replace(self._candidate, asdict(candidate))
             self._log("start candidate", **asdict(candidate))
@@ -205,23 +190,23 @@ class Registry:
 
         Raises BundleError for a damaged bundle, RegistryError for another bundle of a published version.
         """
-        info = read_bundle_info(bundle)
-        target = self.root / "versions" / info.version
-        if not _VERSION.fullmatch(info.version):
-            raise RegistryError(f"{info.version!r} is not a version: letters, digits and . _ + - only")
+        version = str(bundles.verify(bundle)["version"])
+        target = self.root / "versions" / version
+        if not _VERSION.fullmatch(version):
+            raise RegistryError(f"{version!r} is not a version: letters, digits and . _ + - only")
         with self._lock():
             if target.exists():
                 if (target / "manifest.json").read_bytes() == (bundle / "manifest.json").read_bytes():
-                    return info.version
+                    return version
                 raise RegistryError(
-                    f"version {info.version!r} is published with other content: give the new bundle another version"
+                    f"version {version!r} is published with other content: give the new bundle another version"
                 )
             with temporary_folder(target) as staging:
                 shutil.copytree(bundle, staging, dirs_exist_ok=True)
-                read_bundle_info(staging)
+                read_cut(staging)
                 os.utime(staging)
-            self._log("publish", version=info.version)
-        return info.version
+            self._log("publish", version=version)
+        return version
 
     def promote(
         self,
@@ -239,13 +224,13 @@ class Registry:
         """
         if force and not (reason and reason.strip()):
             raise RegistryError("a forced promotion needs a reason, which the log keeps")
-        info = read_bundle_info(self.path(version))
+        cut = read_cut(self.path(version))
         with self._lock():
             stack = self._stack()
             current = stack[-1] if stack else None
             if current == version:
                 return
-            objection = self._objection(info, current, comparison, reason)
+            objection = self._objection(version, cut, current, comparison, reason)
             facts = {
                 "version": version,
                 "previous": current,
@@ -268,7 +253,7 @@ class Registry:
             stack = self._stack()
             if len(stack) < 2:
                 raise RegistryError(f"there is no earlier version to roll back to in {self.root}")
-            read_bundle_info(self.path(stack[-2]))
+            bundles.verify(self.path(stack[-2]))
             self._point(stack[:-1])
             self._log("rollback", version=stack[-2], previous=stack[-1], reason=reason)
         return stack[-2]
@@ -279,21 +264,22 @@ class Registry:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def _objection(
-        self, info: BundleInfo, current: str | None, comparison: BundleComparison | None, reason: str | None
+        self, version: str, cut: datetime, current: str | None, comparison: BundleComparison | None, reason: str | None
     ) -> str | None:
         if current is None:
             return None
         if comparison is None:
             return None if reason else f"it needs a comparison with {current}, or a reason for the lack of one"
-        if (comparison.candidate, comparison.current) != (info.version, current):
+        if (comparison.candidate, comparison.current) != (version, current):
             raise RegistryError(
-                f"the comparison is of {comparison.candidate} with {comparison.current}, not of {info.version} "
+                f"the comparison is of {comparison.candidate} with {comparison.current}, not of {version} "
                 f"with {current}: compare again"
             )
-        origin = _instant(comparison.origin)
-        for version, cut in ((info.version, info.cut), (current, read_bundle_info(self.path(current)).cut)):
-            if cut > origin:
-                return f"{version} was trained on data up to {cut.isoformat()}, after the origin {comparison.origin}"
+        origin = datetime.fromisoformat(comparison.origin)
+        origin = origin.replace(tzinfo=origin.tzinfo or UTC)  # a time without an offset is UTC
+        for name, end in ((version, cut), (current, read_cut(self.path(current)))):
+            if end > origin:
+                return f"{name} was trained on data up to {end.isoformat()}, after the origin {comparison.origin}"
         if comparison.worse:
             c = comparison
             return (

@@ -43,7 +43,8 @@ def append(spec: DatasetSpec, spec_file: str, out: Path, *, run: Runner = run_on
     erased = Erased.load(out)
     plan = staging_plan(spec, files, base=old["created"], shards=old["shards"], erased=len(erased))
     with staging_directory(out, plan) as folder:
-        link_histories(out, folder)
+        for name in ("shards", "items", "rejects", "erasures", ROWS):  # write_manifest writes the other files
+            link_tree(out / name, folder / name)
         added = split_units(spec, spec_file, units, folder, record.num_partitions, erased, run, len(record.paths))
         changed = sorted(_partitions_of_units(folder, {unit.number for unit in units}))
         parts = {part["partition"]: part for part in record.parts}
@@ -92,29 +93,15 @@ def find_new_units(spec: DatasetSpec, spec_file: str, out: Path, record: BuildRe
         raise SpecError(f"{spec_file}: new list prices change amounts of old rows; prepare again with --overwrite")
     for unit in new:
         # Of several rows with one id the first stays, in the order of the file names.
-        read = [path for path in known if path in _paths(units, unit)]
-        if unit.table != "events" and unit.path < max(read, default=""):
+        same = {one.path for one in units if (one.table, one.source) == (unit.table, unit.source)}
+        if unit.table != "events" and unit.path < max(same & known.keys(), default=""):
             raise SpecError(f"{unit.path} stands before files that {out} has read; prepare again with --overwrite")
     first = len(record.paths)
     return [Unit(**(unit.to_json() | {"number": first + i})) for i, unit in enumerate(new)]
 
 
-def _paths(units: list[Unit], like: Unit) -> set[str]:
-    """Paths of the units of one source."""
-    return {unit.path for unit in units if (unit.table, unit.source) == (like.table, like.source)}
-
-
-def link_histories(out: Path, folder: Path) -> None:
-    """Links the files of `out`, except those that `write_manifest` writes, to `folder`, where a job replaces some."""
-    for name in ("shards", "items", "rejects", "erasures", ROWS):
-        link_tree(out / name, folder / name)
-
-
 def _partitions_of_units(folder: Path, units: set[int]) -> set[int]:
     """Returns the partitions that hold rows of these units."""
-    found: set[int] = set()
-    for sub in regroup.row_folders(folder / ROWS):
-        for path in sub.glob("*.arrow"):
-            if int(path.name[1:].partition("-")[0]) in units:
-                found.update(number for number, rows in enumerate(regroup.rows_by_partition(path)) if rows)
-    return found
+    paths = (path for sub in regroup.row_folders(folder / ROWS) for path in sub.glob("*.arrow"))
+    new = (path for path in paths if int(path.name[1:].partition("-")[0]) in units)
+    return {number for path in new for number, rows in enumerate(regroup.rows_by_partition(path)) if rows}

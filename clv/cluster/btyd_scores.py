@@ -76,7 +76,7 @@ class BTYDPredictor:
 def _with_empty_columns(table: pa.Table) -> Histories:
     """Histories whose other columns are empty."""
     columns = {name: table[name].combine_chunks() for name in COLUMNS}
-    offsets = pa.array(_offsets(columns["time"]))
+    offsets = columns["time"].offsets  # combine_chunks makes them begin at 0
     count = len(columns["time"].flatten())
     for name, kind in TOKEN_FIELDS.items():
         if name not in columns:
@@ -85,8 +85,3 @@ def _with_empty_columns(table: pa.Table) -> Histories:
     columns["items"] = pa.ListArray.from_arrays(offsets, empty)
     edges = pa.nulls(len(table), US)
     return Histories.from_table(pa.table(columns | {"first_time": edges, "last_time": edges}))
-
-
-def _offsets(lists: pa.ListArray) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    offsets = lists.offsets.to_numpy()
-    return np.asarray(offsets - offsets[0], np.int32)

@@ -53,14 +53,6 @@ class TextCounts:
     dropped: int  # vectors in the old file of texts that no item has any longer
     seconds: float
 
-    def lines(self) -> list[str]:
-        """Lines for the log."""
-        return [
-            f"items: {self.items:,} read, {self.without_text:,} without text, {self.texts:,} distinct texts",
-            f"texts: {self.texts:,} read = {self.cached:,} cached + {self.encoded:,} encoded + {self.skipped:,} skipped"
-            + (f"; {self.dropped:,} vectors of texts without an item were dropped" if self.dropped else ""),
-        ]
-
 
 class TextEncoderActor:
     """Callable class for Ray Data: a block of TEXTS -> a block of (text_key, vector).
@@ -144,7 +136,7 @@ def embed(histories: Path, encoder: str, *, run: Runner, min_count: int = 0) -> 
     elif len(missing) or dropped:
         blocks = run(_chunks(items, missing), encoder, sha256) if len(missing) else iter(())
         _write(vectors, kept, blocks, {"encoder": encoder, "encoder_sha256": sha256}, len(missing))
-    accounting = TextCounts(
+    counts = TextCounts(
         items=counted,
         without_text=without_text,
         texts=len(present),
@@ -154,10 +146,14 @@ def embed(histories: Path, encoder: str, *, run: Runner, min_count: int = 0) -> 
         dropped=dropped,
         seconds=time.monotonic() - begun,
     )
-    for line in accounting.lines():
-        LOG.info(line)
-    LOG.info(f"{vectors} in {accounting.seconds:.1f} s")
-    return accounting
+    LOG.info(f"items: {counted:,} read, {without_text:,} without text, {counts.texts:,} distinct texts")
+    LOG.info(
+        f"texts: {counts.texts:,} read = {counts.cached:,} cached + {counts.encoded:,} encoded + "
+        f"{counts.skipped:,} skipped"
+        + (f"; {dropped:,} vectors of texts without an item were dropped" if dropped else "")
+    )
+    LOG.info(f"{vectors} in {counts.seconds:.1f} s")
+    return counts
 
 
 def check_target(histories: Path) -> tuple[Path, Path]:

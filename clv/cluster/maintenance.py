@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from clv.cluster.preparing import build_partitions, choose_partitions
 from clv.cluster.work_units import Runner, run_on_ray, run_with_journal
@@ -41,13 +38,17 @@ def compact(out: Path, *, run: Runner = run_on_ray, partitions: int | None = Non
     # Shards of half or twice the usual size are not worth building all of them again.
     near = fitting <= 2 * record.num_partitions and record.num_partitions <= 2 * fitting
     wanted = partitions or (record.num_partitions if near else fitting)
-    groups = [(sub.name, group) for sub in regroup.row_folders(out / ROWS) for group, _ in regroup.file_groups(sub)]
-    before = sum(len(group) for _, group in groups)
+    groups = [group for sub in regroup.row_folders(out / ROWS) for group, _ in regroup.file_groups(sub)]
     plan = {"compact": wanted, "base": prepared.manifest["created"], "shards": prepared.manifest["shards"]}
     with staging_directory(out, plan) as folder:
-        task = partial(_merge, [group for _, group in groups], folder / ROWS, wanted)
-        list(run_with_journal(run, task, range(len(groups)), folder / JOURNAL / "merge"))
-        LOG.info(f"merged {before:,} row files into {len(groups):,}")
+
+        def merge(number: int) -> dict[str, Any]:
+            group = groups[number]
+            target = folder / ROWS / group[0].parent.name / group[0].name
+            return {"rows": regroup.merge_files(group, target, wanted)}
+
+        list(run_with_journal(run, merge, range(len(groups)), folder / JOURNAL / "merge"))
+        LOG.info(f"merged {sum(map(len, groups)):,} row files into {len(groups):,}")
         link_tree(out / "items", folder / "items")
         link_tree(out / "erasures", folder / "erasures")
         if wanted == record.num_partitions:
@@ -84,18 +85,22 @@ def erase(out: Path, ids: Iterable[str], *, run: Runner = run_on_ray) -> dict[st
         for name in ("shards", "items", "erasures", f"{ROWS}/{ITEMS_BUILT}"):
             link_tree(out / name, folder / name)
         files = [path for sub in regroup.row_folders(out / ROWS) for path in sorted(sub.glob("*.arrow"))]
-        task = partial(_drop_customers, files, folder / ROWS, hashes, changed)
-        removed = {"events": 0, "customers": 0}
-        for result in run_with_journal(run, task, range(len(files)), folder / JOURNAL / "drop"):
-            table = result["folder"].partition("-")[0]
-            removed[table] = removed.get(table, 0) + result["rows"]
+
+        def drop(number: int) -> dict[str, Any]:
+            path = files[number]
+            target = folder / ROWS / path.parent.name / path.name
+            return {"folder": path.parent.name, "rows": regroup.drop_customers(path, target, hashes, changed)}
+
+        removed = Counter(events=0, customers=0)
+        for result in run_with_journal(run, drop, range(len(files)), folder / JOURNAL / "drop"):
+            removed[result["folder"].partition("-")[0]] += result["rows"]
         # Pass 2 writes the rejects of a partition again.
         rebuilt = {f"part-customer-{number:05d}.parquet" for number in changed}
         redacted = erasure.redact_rejects(out / "rejects", folder / "rejects", spec, set(wanted), rebuilt)
         for number in changed:
             build.shard_path(folder, number).unlink(missing_ok=True)
         built = {p["partition"]: p for p in build_partitions(spec, record.paths, folder, sorted(changed), run)}
-        pass_1 = {name: _reject_erased(raw, removed.get(name, 0)) for name, raw in record.pass_1.items()}
+        pass_1 = {name: _reject_erased(raw, removed[name]) for name, raw in record.pass_1.items()}
         erasure.write_erased_rejects(folder / "rejects", removed, new)
         parts = [built.get(number, part) for number, part in enumerate(record.parts)]
         manifest = write_manifest(spec, str(out), folder, replace(record, pass_1=pass_1, parts=parts), keeps_rows=True)
@@ -116,20 +121,6 @@ def open_changeable(out: Path) -> tuple[PreparedDataset, BuildRecord]:
     if not prepared.manifest.get("keeps_rows"):
         raise SpecError(f"{out} was prepared without its rows; prepare it again without --no-keep-rows")
     return prepared, BuildRecord.load(out)
-
-
-def _merge(groups: list[list[Path]], rows: Path, partitions: int, number: int) -> dict[str, Any]:
-    group = groups[number]
-    target = rows / group[0].parent.name / group[0].name
-    return {"rows": regroup.merge_files(group, target, partitions)}
-
-
-def _drop_customers(
-    files: list[Path], rows: Path, customers: NDArray[np.int64], partitions: set[int], number: int
-) -> dict[str, Any]:
-    path = files[number]
-    target = rows / path.parent.name / path.name
-    return {"folder": path.parent.name, "rows": regroup.drop_customers(path, target, customers, partitions)}
 
 
 def _reject_erased(raw: dict[str, Any], rows: int) -> dict[str, Any]:

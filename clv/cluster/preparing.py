@@ -118,15 +118,18 @@ def split_units(
 ) -> dict[str, RowAccounting]:  # fmt: skip
     """Pass 1: splits the units, whose numbers begin with `first`, into partitions; returns the accounting by table."""
     total: dict[str, RowAccounting] = {}
+
+    def split(number: int) -> dict[str, Any]:
+        accounting = partition.split_unit(units[number - first], spec, spec_file, folder / ROWS, partitions, erased)
+        return {table: counts.to_json() for table, counts in accounting.items()}
+
     # Filling amounts from list prices needs the item table first; otherwise all units run at once.
-    items_first = spec.cleaning.missing_amount == "item_price"
     stages = [units]
-    if items_first:
+    if spec.cleaning.missing_amount == "item_price":
         stages = [[u for u in units if u.table == "items"], [u for u in units if u.table != "items"]]
     begun, done = time.monotonic(), 0
-    task = partial(_split_unit, units, first, spec, spec_file, folder / ROWS, partitions, erased)
     for stage in stages:
-        for result in run_with_journal(run, task, [unit.number for unit in stage], folder / JOURNAL / "read"):
+        for result in run_with_journal(run, split, [unit.number for unit in stage], folder / JOURNAL / "read"):
             done += 1
             for table, raw in result.items():
                 total.setdefault(table, RowAccounting()).add(RowAccounting.from_json(raw))
@@ -141,20 +144,6 @@ def split_units(
     return total
 
 
-def _split_unit(
-    units: list[Unit],
-    first: int,
-    spec: DatasetSpec,
-    spec_file: str,
-    rows: Path,
-    partitions: int,
-    erased: Erased,
-    number: int,
-) -> dict[str, Any]:
-    accounting = partition.split_unit(units[number - first], spec, spec_file, rows, partitions, erased)
-    return {table: counts.to_json() for table, counts in accounting.items()}
-
-
 def _increase_partitions(folder: Path, rows: int, partitions: int, run: Runner) -> int:
     """Returns the number of partitions for `rows` events; splits the row files again where there are far too few.
 
@@ -165,14 +154,12 @@ def _increase_partitions(folder: Path, rows: int, partitions: int, run: Runner) 
         return partitions
     LOG.info(f"{rows:,} events are more than estimated: they are split again into {wanted} partitions")
     files = [path for sub in regroup.row_folders(folder / ROWS) for path in sorted(sub.glob("*.arrow"))]
-    task = partial(_split_again, files, wanted)
-    for _ in run_with_journal(run, task, range(len(files)), folder / JOURNAL / "split"):
-        pass
+
+    def split_again(number: int) -> dict[str, Any]:
+        return {"rows": regroup.merge_files([files[number]], files[number], wanted)}
+
+    list(run_with_journal(run, split_again, range(len(files)), folder / JOURNAL / "split"))
     return wanted
-
-
-def _split_again(files: list[Path], partitions: int, number: int) -> dict[str, Any]:
-    return {"rows": regroup.merge_files([files[number]], files[number], partitions)}
 
 
 def build_partitions(

@@ -170,19 +170,12 @@ def check_target(out: Path) -> None:
 def check_bundle(bundle: Path, prepared: PreparedDataset, origin: int) -> Predictor:
     """Loads the bundle; raises ValueError when it is damaged, of another dataset, or cannot score at `origin` (us)."""
     predictor = Predictor(bundle)
-    _same_dataset(predictor, prepared)
-    predictor.check_origin(origin, prepared.data_through)
-    return predictor
-
-
-def _same_dataset(predictor: Predictor, prepared: PreparedDataset) -> None:
-    spec = prepared.spec
-    for name, ours, theirs in (
-        ("currency", predictor.currency, spec.currency),
-        ("timezone", predictor.timezone, spec.timezone),
-    ):
+    for name in ("currency", "timezone"):
+        ours, theirs = getattr(predictor, name), getattr(prepared.spec, name)
         if ours != theirs:
             raise ValueError(f"the bundle's {name} is {ours!r}, that of the histories {theirs!r}: not the same shop")
+    predictor.check_origin(origin, prepared.data_through)
+    return predictor
 
 
 def _rank(folder: Path, horizons: list[int]) -> None:
@@ -221,10 +214,8 @@ def _write_lists(parts: list[Path], folder: Path, horizons: list[int]) -> list[s
     values = [pq.read_table(path, columns=["clv_mean"], filters=near)["clv_mean"].to_numpy() for path in parts]
     threshold = float(np.quantile(np.concatenate(values), 1 - VALUABLE_SHARE))
     columns = ["customer_id", "clv_mean", "churn_probability", "p_purchase", "value_mean", "value_p10", "value_p90"]
-    found = [
-        valuable_and_leaving(pq.read_table(path, columns=columns, filters=near).to_pandas(), threshold)
-        for path in parts
-    ]
+    tables = (pq.read_table(path, columns=columns, filters=near).to_pandas() for path in parts)
+    found = [valuable_and_leaving(table, threshold) for table in tables]
     table = pd.concat(found).sort_values(["value_at_risk", "customer_id"], ascending=[False, True])
     table.to_csv(folder / "valuable_and_leaving.csv", index=False)
     return ["scores.csv", "valuable_and_leaving.csv"]

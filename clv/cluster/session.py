@@ -13,10 +13,7 @@ MIB = 1 << 20
 
 @contextmanager
 def ray_session(
-    *,
-    num_cpus: int | None = None,
-    object_store_mb: int | None = None,
-    address: str | None = None,
+    *, num_cpus: int | None = None, object_store_mb: int | None = None, address: str | None = None
 ) -> Iterator[Any]:
     """The ray module, connected. Joins the cluster of `address` or RAY_ADDRESS, otherwise starts one on this machine.
 
@@ -85,19 +82,14 @@ def plain_errors() -> Iterator[None]:
         yield
     except RayTaskError as error:
         # A user's error may be wrapped more than once: a task of a task, an actor's constructor.
-        cause = innermost(error)
+        cause: BaseException = error
+        while (inner := getattr(cause, "cause", None)) is not None and inner is not cause:
+            cause = inner
         if isinstance(cause, (ValueError, OSError)):
             raise cause from None
         raise RuntimeError(f"{type(cause).__name__}: {first_line(cause)}") from error
     except RayError as error:
         raise RuntimeError(f"{type(error).__name__}: {first_line(error)}") from error
-
-
-def innermost(error: BaseException) -> BaseException:
-    """The error that a Ray error wraps."""
-    while (cause := getattr(error, "cause", None)) is not None and cause is not error:
-        error = cause
-    return error
 
 
 def first_line(error: BaseException) -> str:

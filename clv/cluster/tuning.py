@@ -104,14 +104,8 @@ def run_trial(
 
     trial, config = str(ray_tune.get_context().get_trial_id()), search.chosen(base, setting)
     tracking = replace(tracking, folder=os.path.join(tracking.folder, trial), run=trial, settings=config)
-    arguments = {
-        "histories": histories,
-        "phases": ray.put(phases),
-        "config": config,
-        "tracking": tracking,
-        "holdout_only": True,
-    }
-    workers.run_group(training.worker, arguments, cluster, trial, callbacks=[_reporter()])
+    arguments = {"histories": histories, "phases": ray.put(phases), "config": config, "tracking": tracking}
+    workers.run_group(training.worker, arguments | {"holdout_only": True}, cluster, trial, callbacks=[_reporter()])
 
 
 def _reporter() -> Any:

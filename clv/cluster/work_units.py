@@ -66,24 +66,20 @@ def run_with_journal(run: Runner, task: Task, numbers: Sequence[int], journal: P
     A task that is killed or repeated must leave the same files in the end.
     """
     journal.mkdir(parents=True, exist_ok=True)
-    open_numbers = []
+    remaining = []
     for number in numbers:
-        path = _journal_path(journal, number)
+        path = journal / f"{number:06d}.json"
         if path.is_file():
             yield json.loads(path.read_text(encoding="utf-8"))
         else:
-            open_numbers.append(number)
-    yield from run(partial(_run_once, task, open_numbers, journal), len(open_numbers))
+            remaining.append((number, path))
+    yield from run(partial(_run_once, task, remaining), len(remaining))
 
 
-def _run_once(task: Task, numbers: Sequence[int], journal: Path, index: int) -> dict[str, Any]:
-    path = _journal_path(journal, numbers[index])
+def _run_once(task: Task, remaining: Sequence[tuple[int, Path]], index: int) -> dict[str, Any]:
+    number, path = remaining[index]
     if path.is_file():  # Ray repeats a task whose worker died after it wrote its result
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    result = task(numbers[index])
+    result = task(number)
     write_text(path, json.dumps(result))
     return result
-
-
-def _journal_path(journal: Path, number: int) -> Path:
-    return journal / f"{number:06d}.json"

@@ -67,13 +67,12 @@ class AppArgs(BaseModel):
     def complete(cls, args: AppArgs, env: Mapping[str, str]) -> AppArgs:
         """`args` with what they leave open taken from CLV_BUNDLE or CLV_REGISTRY, and CLV_STORE; paths made absolute,
         since a replica runs in another folder. ValueError unless exactly one of bundle and registry results."""
-        found: dict[str, Path | None] = {"bundle": args.bundle, "registry": args.registry}
-        open_names = [] if args.bundle or args.registry else ["bundle", "registry"]
-        for name in open_names:
-            if found[name] is None and (value := env.get(f"CLV_{name.upper()}")):
-                found[name] = Path(value)
-        if (found["bundle"] is None) == (found["registry"] is None):
-            named = [f"{name} {path}" for name, path in found.items() if path]
+        found = {"bundle": args.bundle, "registry": args.registry}
+        if not any(found.values()):
+            from_env = {name: env.get(f"CLV_{name.upper()}") for name in found}
+            found = {name: Path(value) if value else None for name, value in from_env.items()}
+        named = [f"{name} {path}" for name, path in found.items() if path]
+        if len(named) != 1:
             raise ValueError(
                 "give the application either a bundle (args.bundle or CLV_BUNDLE) or a registry (args.registry or "
                 f"CLV_REGISTRY), not {' and '.join(named) or 'neither'}"
@@ -206,13 +205,10 @@ async def http_host() -> str | None:
     try:
         from ray.serve.context import _get_global_client
 
-        client = _get_global_client()
-        options = await client._controller.get_http_config.remote()
-        host: str | None = options.host
+        return (await _get_global_client()._controller.get_http_config.remote()).host
     except Exception:
         LOG.exception("the address on which Serve listens is unknown")
         return None
-    return host
 
 
 ClvService = serve.deployment(name="clv")(serve.ingress()(Replica))

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clv.serve.http import inline_events, responses
+from clv.serve.http import responses
+from clv.serve.http.inline_events import invalid_field
 from clv.serve.http.requests import ScoringRequest
 from clv.serve.http.schemas import MAX_EVENTS, Event
 
@@ -48,7 +49,7 @@ def read_request(body: bytes, parameters: Mapping[str, str]) -> dict[str, Any]:
     if "horizons_days" in parameters:
         days = parameters["horizons_days"].split(",")
         if not all(one.isdecimal() and len(one) < 6 for one in days):
-            raise inline_events.invalid_field("horizons_days", "must be whole numbers, separated by commas")
+            raise invalid_field("horizons_days", "must be whole numbers, separated by commas")
         content["horizons_days"] = [int(one) for one in days]
     return content
 
@@ -104,12 +105,12 @@ def _read_rows(body: bytes) -> tuple[list[str], list[dict[str, Any]]]:
             batch.validate(full=True)
             num_bytes += batch.nbytes
             if num_bytes > len(body):
-                raise inline_events.invalid_field("body", "must not use the same bytes for several columns")
+                raise invalid_field("body", "must not use the same bytes for several columns")
             columns = [_python_values(name, batch[name]) for name in names]
             rows += [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
         return names, rows
     except (pa.ArrowException, OSError, UnicodeDecodeError, StopIteration):
-        raise inline_events.invalid_field("body", "must be an uncompressed Arrow IPC stream") from None
+        raise invalid_field("body", "must be an uncompressed Arrow IPC stream") from None
 
 
 def _check_stream(body: bytes) -> list[str]:
@@ -119,27 +120,23 @@ def _check_stream(body: bytes) -> list[str]:
     schema = pa.ipc.read_schema(_check_metadata_size(messages.read_next_message()))
     names, known = schema.names, {"customer_id", *Event.model_fields}
     if "customer_id" not in names:
-        raise inline_events.invalid_field("body", "has no column customer_id")
+        raise invalid_field("body", "has no column customer_id")
     if len(set(names)) != len(names) or not known.issuperset(names):
-        raise inline_events.invalid_field(
-            "body", f"may have each of these columns once, and no other: {', '.join(sorted(known))}"
-        )
+        raise invalid_field("body", f"may have each of these columns once, and no other: {', '.join(sorted(known))}")
     for field in schema:
         if not any(is_type(field.type) for is_type in _ALLOWED_TYPES):
-            raise inline_events.invalid_field(
-                field.name, "must hold strings, integers, floats or timestamps, without any encoding"
-            )
+            raise invalid_field(field.name, "must hold strings, integers, floats or timestamps, without any encoding")
     num_rows = 0
     for message in messages:
         num_rows += pa.ipc.read_record_batch(_overwrite_body(_check_metadata_size(message)), schema).num_rows
         if num_rows > MAX_EVENTS:
-            raise inline_events.invalid_field("body", f"has more than {MAX_EVENTS} rows: send fewer per request")
+            raise invalid_field("body", f"has more than {MAX_EVENTS} rows: send fewer per request")
     return names
 
 
 def _check_metadata_size(message: pa.ipc.Message) -> pa.ipc.Message:
     if message.metadata.size > _MAX_METADATA_BYTES:
-        raise inline_events.invalid_field(
+        raise invalid_field(
             "body", f"has a schema or batch header of more than {_MAX_METADATA_BYTES} bytes: send no metadata"
         )
     return message
@@ -161,6 +158,4 @@ def _python_values(name: str, column: pa.Array) -> list[Any]:
     try:
         return column.to_pylist()
     except (ValueError, OverflowError):
-        raise inline_events.invalid_field(
-            name, "has a time outside the years 1 to 9999, or an unknown time zone"
-        ) from None
+        raise invalid_field(name, "has a time outside the years 1 to 9999, or an unknown time zone") from None

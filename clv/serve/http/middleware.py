@@ -59,12 +59,9 @@ class ProblemError(Exception):
 
     def response(self, request_id: str) -> Response:
         """Returns the answer, media type application/problem+json."""
+        title = HTTPStatus(self.status).phrase
         problem = Problem(
-            title=HTTPStatus(self.status).phrase,
-            status=self.status,
-            detail=self.detail,
-            request_id=request_id,
-            errors=self.errors,
+            title=title, status=self.status, detail=self.detail, request_id=request_id, errors=self.errors
         )
         return Response(problem.model_dump_json(), self.status, self.headers, "application/problem+json")
 
@@ -107,8 +104,7 @@ class RequestMiddleware:
         sent = headers.get("x-request-id", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        began, status = time.perf_counter(), 500
-        started = False
+        began, status, started = time.perf_counter(), 500, False
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, started
@@ -121,19 +117,18 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            try:
-                await self._check_request(scope["method"], scope["path"], headers)
-                await self.app(scope, self._limit_body(receive), send_with_id)
-            except ProblemError as problem:
-                if started:
-                    raise
-                await problem.response(request_id)(scope, receive, send_with_id)
-            except Exception:
-                LOG.exception("request %s failed", request_id)
-                if started:
-                    raise
-                failed = ProblemError(500, "The server failed; its log has the details under this request id.")
-                await failed.response(request_id)(scope, receive, send_with_id)
+            await self._check_request(scope["method"], scope["path"], headers)
+            await self.app(scope, self._limit_body(receive), send_with_id)
+        except ProblemError as problem:
+            if started:
+                raise
+            await problem.response(request_id)(scope, receive, send_with_id)
+        except Exception:
+            LOG.exception("request %s failed", request_id)
+            if started:
+                raise
+            failed = ProblemError(500, "The server failed; its log has the details under this request id.")
+            await failed.response(request_id)(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self.metrics.requests.labels(_method_label(scope["method"]), route, status).inc()
@@ -162,19 +157,14 @@ class RequestMiddleware:
     @staticmethod
     def _authenticate(keys: Keys, method: str, path: str, headers: Headers) -> Key:
         key, scope = keys.find(headers.get("authorization")), required_scope(method, path)
+        challenge = 'Bearer realm="clv"'
         if key is None:
-            raise ProblemError(
-                401,
-                "A valid key is needed: send Authorization: Bearer KEY.",
-                headers={"WWW-Authenticate": 'Bearer realm="clv"'},
-            )
+            message = "A valid key is needed: send Authorization: Bearer KEY."
+            raise ProblemError(401, message, headers={"WWW-Authenticate": challenge})
         if not key.covers(scope):
-            challenge = f'Bearer realm="clv", error="insufficient_scope", scope="{scope}"'
-            raise ProblemError(
-                403,
-                f"This needs a key of scope {scope}; this key has scope {key.scope}.",
-                headers={"WWW-Authenticate": challenge},
-            )
+            challenge += f', error="insufficient_scope", scope="{scope}"'
+            message = f"This needs a key of scope {scope}; this key has scope {key.scope}."
+            raise ProblemError(403, message, headers={"WWW-Authenticate": challenge})
         return key
 
     async def _check_rate(self, key: Key | None) -> None:

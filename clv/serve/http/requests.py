@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
@@ -43,13 +44,10 @@ def resolve_prediction(request: PredictRequest, backend: Backend) -> ScoringRequ
 
     Raises ProblemError 422 for a repeated customer, too many events or an impossible `as_of`.
     """
-    customers = request.customers
-
-    def load(clock: Clock) -> RequestHistories:
-        return inline_events.build_histories(customers, backend.stored, clock)
-
-    stored = any(customer.events is None for customer in customers)
-    return _resolve(request, [customer.customer_id for customer in customers], load, backend, needs_store=stored)
+    load = partial(inline_events.build_histories, request.customers, backend.stored)
+    stored = any(customer.events is None for customer in request.customers)
+    ids = [customer.customer_id for customer in request.customers]
+    return _resolve(request, ids, load, backend, needs_store=stored)
 
 
 def resolve_portfolio(request: PortfolioRequest, backend: Backend) -> ScoringRequest:

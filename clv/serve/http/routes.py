@@ -101,9 +101,10 @@ def create_app(
 
         def resolve() -> ScoringRequest:
             if media == JSON:
-                return requests.resolve_prediction(_parse_json(PredictRequest, body), backend)
-            content = arrow.read_request(body, request.query_params)
-            return requests.resolve_prediction(_validate(PredictRequest.model_validate, content), backend)
+                parsed = _validate(PredictRequest.model_validate_json, body)
+            else:
+                parsed = _validate(PredictRequest.model_validate, arrow.read_request(body, request.query_params))
+            return requests.resolve_prediction(parsed, backend)
 
         async with _translate_failures(deadline_s, metrics):
             asked = await asyncio.to_thread(resolve)
@@ -127,7 +128,7 @@ def create_app(
         _, body = await _read_body(request, deadline_s)
         async with _translate_failures(deadline_s, metrics):
             asked = await asyncio.to_thread(
-                lambda: requests.resolve_portfolio(_parse_json(PortfolioRequest, body), backend)
+                lambda: requests.resolve_portfolio(_validate(PortfolioRequest.model_validate_json, body), backend)
             )
             totals = await asked.scorer.portfolio(asked.histories, asked.as_of, asked.horizons)
             content, known = responses.portfolio_json(asked, totals)
@@ -180,9 +181,10 @@ def create_app(
         """Stores up to 1,000 events, all or none. An event that is stored already changes nothing, so a caller
         without an answer sends the same request again."""
         _, body = await _read_body(request, deadline_s)
+        request_id = request.state.request_id
         async with _translate_failures(deadline_s, metrics):
             stored = await asyncio.to_thread(
-                lambda: writes.store_events(backend, _parse_json(EventsRequest, body), request.state.request_id)
+                lambda: writes.store_events(backend, _validate(EventsRequest.model_validate_json, body), request_id)
             )
         metrics.events.labels("stored").inc(stored.stored)
         metrics.events.labels("repeated").inc(stored.repeated)
@@ -253,10 +255,6 @@ async def _read_body(request: Request, deadline_s: float, supported: tuple[str, 
         raise ProblemError(408, f"The request body did not arrive within {deadline_s:g} s.") from None
 
 
-def _parse_json(model: type[Model], body: bytes) -> Model:
-    return _validate(model.model_validate_json, body)
-
-
 def _validate(validate: Callable[[Any], Model], content: Any) -> Model:
     try:
         return validate(content)
@@ -301,9 +299,8 @@ def _field_path(loc: Sequence[str | int]) -> str:
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     details = {404: "There is nothing at this address; see /docs.", 405: "This address does not support the method."}
-    problem = ProblemError(
-        error.status_code, details.get(error.status_code, str(error.detail)), headers=dict(error.headers or {})
-    )
+    detail = details.get(error.status_code, str(error.detail))
+    problem = ProblemError(error.status_code, detail, headers=dict(error.headers or {}))
     return problem.response(request.state.request_id)
 
 

@@ -142,9 +142,8 @@ def required_scope(method: str, path: str) -> str:
 def _parse_entry(entry: str, where: str, plain: bool) -> Key:
     found = _ENTRY.fullmatch(entry)
     assert found is not None
-    per_minute = found["per_minute"]
-    digest = _parse_digest(found["key"], where, plain)
-    return Key(digest, found["scope"] or "read", int(per_minute) if per_minute else None)
+    per_minute = int(found["per_minute"]) if found["per_minute"] else None
+    return Key(_parse_digest(found["key"], where, plain), found["scope"] or "read", per_minute)
 
 
 def _parse_digest(key: str, where: str, plain: bool) -> bytes:

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from clv.registry import Candidate, Registry
@@ -117,10 +116,8 @@ class Rollout:
         while True:
             found = self._monitor.live_replicas()
             for heartbeat in found:
-                if version in heartbeat.failed:
-                    raise RolloutError(
-                        f"replica {heartbeat.replica} cannot serve {version}: {heartbeat.failed[version]}"
-                    )
+                if error := heartbeat.failed.get(version):
+                    raise RolloutError(f"replica {heartbeat.replica} cannot serve {version}: {error}")
             ready = [heartbeat for heartbeat in found if done(heartbeat)]
             if found and len(ready) == len(found):
                 LOG.info(f"all {len(found)} replicas {what} {version}")
@@ -195,17 +192,12 @@ class FailureMonitor:
         return self._sum(lambda heartbeat: heartbeat.counts.get(self._version, RequestCounts()))
 
     def _sum(self, counts_of: Callable[[Heartbeat], RequestCounts]) -> RequestCounts:
-        total = RequestCounts()
-        for name, heartbeat in self.last.items():
-            last = counts_of(heartbeat)
-            first = counts_of(self._first[name]) if name in self._first else RequestCounts()
-            total = replace(
-                total,
-                answered=total.answered + last.answered - first.answered,
-                errors=total.errors + last.errors - first.errors,
-                seconds=total.seconds + last.seconds - first.seconds,
-            )
-        return total
+        def total(name: str) -> Any:
+            replicas = self.last.values(), self._first.values()
+            last, first = (sum(getattr(counts_of(one), name) for one in found) for found in replicas)
+            return last - first
+
+        return RequestCounts(answered=total("answered"), errors=total("errors"), seconds=total("seconds"))
 
 
 def _http_counts(heartbeat: Heartbeat) -> RequestCounts:

@@ -52,15 +52,11 @@ class Follower:
             scorer = await self._scorer(production)
             if scorer and (await asyncio.to_thread(self._read_registry))[0] == production:  # no rollback meanwhile
                 self.backend.put_in_service(scorer)
-        await self._follow_candidate(candidate, production)
-        self.backend.metrics.failed_bundles.set(len(self._failed))
-
-    async def _follow_candidate(self, candidate: Candidate | None, production: str) -> None:
         if candidate is None or candidate.version == production:
-            if self.backend.candidate:
-                self.backend.end_candidate()
+            self.backend.end_candidate()
         elif candidate != self.backend.candidate and (scorer := await self._scorer(candidate.version)):
             self.backend.start_candidate(scorer, candidate)
+        self.backend.metrics.failed_bundles.set(len(self._failed))
 
     async def write_heartbeat(self) -> None:
         """Writes one heartbeat."""

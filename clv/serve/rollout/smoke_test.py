@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,14 @@ class SmokeTest:
         given = inline_events.build_histories(request.customers, lambda ids: pa.table({}), predictor.clock)
         horizons = tuple(sorted(set(request.horizons_days or predictor.horizons)))
         self._expected = responses.score_objects(predictor.predict(given.histories, as_of, horizons))
-        self._check_plausible()
+        if not self._expected:
+            raise SmokeTestError(f"{self._version} scores none of the customers of the smoke test")
+        for score in chain.from_iterable(self._expected.values()):
+            p, value = score["p_purchase"], score["value_mean"]
+            if p is None or not 0 <= p <= 1 or (value is not None and value < 0):
+                raise SmokeTestError(
+                    f"{self._version} gives a customer of the smoke test p_purchase {p} and value_mean {value}"
+                )
 
     @classmethod
     def create(
@@ -97,28 +105,17 @@ class SmokeTest:
                         "answer of the service"
                     )
 
-    def _check_plausible(self) -> None:
-        scores = [score for customer in self._expected.values() for score in customer]
-        if not scores:
-            raise SmokeTestError(f"{self._version} scores none of the customers of the smoke test")
-        for score in scores:
-            p, value = score["p_purchase"], score["value_mean"]
-            if p is None or not 0 <= p <= 1 or (value is not None and value < 0):
-                raise SmokeTestError(
-                    f"{self._version} gives a customer of the smoke test p_purchase {p} and value_mean {value}"
-                )
-
 
 def synthetic_request(predictor: PredictorProtocol) -> Mapping[str, Any]:
     """Returns a request for twelve customers with 1 to 12 orders, 3 to 36 days apart, the last 1 to 12 days before the
     cut."""
-    cut, day = to_us(predictor.cut), DAY_US
+    cut = to_us(predictor.cut)
     customers = [
         {
             "customer_id": f"smoke-test-{n}",
             "events": [
                 {
-                    "event_time": responses.iso_time(cut - (n + 3 * n * i) * day),
+                    "event_time": responses.iso_time(cut - (n + 3 * n * i) * DAY_US),
                     "event_type": "purchase",
                     "order_id": str(i),
                     "amount": 5.0 * n + i,

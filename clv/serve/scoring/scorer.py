@@ -7,12 +7,11 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import numpy as np
 import pyarrow as pa
 
 from clv.data import histories
-from clv.data.clock import DAY_US, to_us
-from clv.data.events import EVENTS, US
+from clv.data.clock import DAY_US, to_datetime, to_us
+from clv.data.events import EVENTS
 from clv.serve.http.metrics import Metrics
 from clv.serve.scoring.batching import Batcher, Batching, Overloaded
 from clv.serve.scoring.protocol import BundleFacts, PredictorProtocol, RequestCounts
@@ -56,10 +55,8 @@ class BatchedScorer:
         began, failed = time.perf_counter(), 0
         try:
             return await work
-        except Overloaded:
-            raise
-        except Exception:
-            failed = 1
+        except Exception as error:
+            failed = int(not isinstance(error, Overloaded))
             raise
         finally:
             c, seconds = self.counts, time.perf_counter() - began
@@ -79,15 +76,10 @@ class BatchedScorer:
 
 def warm_up_histories(facts: BundleFacts) -> pa.Table:
     """Returns histories of four customers with 1, 2, 4 and 8 weekly orders before the cut."""
-    weeks = np.concatenate([np.arange(1, n + 1) for n in (1, 2, 4, 8)])
-    owner = np.repeat(np.arange(4), (1, 2, 4, 8))
-    time = pa.array(facts.cut - weeks * 7 * DAY_US).cast(US)
-    columns = {name: pa.nulls(len(weeks), EVENTS.field(name).type) for name in EVENTS.names}
-    columns |= {
-        "customer_id": pa.array([f"warm-up-{i}" for i in owner]),
-        "event_time": time,
-        "known_at": time,
-        "event_type": pa.array(["purchase"] * len(weeks)),
-        "amount": pa.array(np.full(len(weeks), 10.0)),
-    }
-    return histories.build(pa.table(columns, schema=EVENTS), facts.clock)
+    times = [to_datetime(facts.cut - weeks * 7 * DAY_US) for weeks in range(1, 9)]
+    events = [
+        {"customer_id": f"warm-up-{i}", "event_time": at, "known_at": at, "event_type": "purchase", "amount": 10.0}
+        for i, orders in enumerate((1, 2, 4, 8))
+        for at in times[:orders]
+    ]
+    return histories.build(pa.Table.from_pylist(events, EVENTS), facts.clock)

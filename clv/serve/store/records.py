@@ -6,8 +6,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from itertools import compress, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,21 +19,21 @@ from clv.data.clock import Clock
 from clv.data.events import US
 from clv.data.histories import ATTRIBUTE_PREFIX, TOKEN_FIELDS, Histories, ranges
 
-_NUMPY = {
-    name: np.dtype("int64") if kind == US else np.dtype(kind.to_pandas_dtype()) for name, kind in TOKEN_FIELDS.items()
-}
 # A blob holds these columns one after the other, wide ones first: in a blob padded to 8 bytes every column then begins
 # at a multiple of its width, and one index per column reads all blobs of an answer.
 _LAYOUT: list[tuple[str, np.dtype[Any]]] = sorted(
-    [*_NUMPY.items(), ("items", np.dtype("int64")), ("item_counts", np.dtype("int32"))],
+    [
+        *((name, np.dtype(np.int64 if kind == US else kind.to_pandas_dtype())) for name, kind in TOKEN_FIELDS.items()),
+        ("items", np.dtype(np.int64)),
+        ("item_counts", np.dtype(np.int32)),
+    ],
     key=lambda column: (-column[1].itemsize, column[0]),
 )
 FORMAT = json.dumps([3, [[name, kind.str] for name, kind in _LAYOUT], event_lines.LINE.itemsize])
 DIGEST = 8  # bytes of an event's key, and of the line of an event that the histories contain
 
 
-@dataclass(frozen=True)
-class CustomerRecord:
+class CustomerRecord(NamedTuple):
     """A customer to be stored; `history` is empty where the store holds events only."""
 
     customer_id: str
@@ -43,8 +43,7 @@ class CustomerRecord:
     history: bytes | memoryview
 
 
-@dataclass(frozen=True)
-class StoredEvent:
+class StoredEvent(NamedTuple):
     """A stored event: `line` is its content, or the digest of its content once the history contains the event."""
 
     customer_id: str
@@ -104,11 +103,8 @@ class EventAppend:
 
     def newest_times(self, rows: Sequence[int]) -> dict[str, int]:
         """Returns the time (microseconds UTC) of the newest event in `rows`, by customer."""
-        found: dict[str, int] = {}
-        for row in rows:
-            name = self.names[row]
-            found[name] = max(found.get(name, -(2**63)), int(self.lines[row]["time"]))
-        return found
+        times = self.lines["time"].tolist()
+        return {self.names[row]: times[row] for row in sorted(rows, key=times.__getitem__)}
 
 
 @dataclass(frozen=True)
@@ -142,16 +138,11 @@ class BulkLoad:
             row = row_of[owners[i]]
             newest[row] = max(newest[row], int(lines[i]["time"]))
         tokens, items, blobs = encode(Histories.from_table(histories))
-        rows = zip(names, newest, tokens.tolist(), items.tolist(), blobs, strict=True)
         attributes = [name for name in histories.column_names if name.startswith(ATTRIBUTE_PREFIX)]
         return cls(
-            [CustomerRecord(*row) for row in rows],
+            list(map(CustomerRecord, names, newest, tokens.tolist(), items.tolist(), blobs)),
             histories.select(attributes),
-            [
-                StoredEvent(event.customer_id, event.event, digest(event.line))
-                for event, is_contained in zip(events, contained, strict=True)
-                if is_contained
-            ],
+            [event._replace(line=digest(event.line)) for event in compress(events, contained)],
         )
 
 
@@ -206,8 +197,8 @@ def encode(h: Histories) -> tuple[NDArray[np.int64], NDArray[np.int64], Iterable
         values = np.diff(h.item_offsets) if name == "item_counts" else getattr(h, name)
         count = items if name == "items" else tokens
         buffer.view(kind)[_element_indices(columns_at[name], count, kind)] = values
-    view, cuts = buffer.data, bounds.tolist()
-    return tokens, items, (view[start:stop] for start, stop in pairwise(cuts))
+    view = buffer.data
+    return tokens, items, (view[start:stop] for start, stop in pairwise(bounds.tolist()))
 
 
 def decode(names: Sequence[str], tokens: Sequence[int], items: Sequence[int], blobs: Iterable[bytes]) -> pa.Table:

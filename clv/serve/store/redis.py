@@ -40,12 +40,8 @@ class RedisStore:
 
     def __init__(self, url: str, *, create: bool = False) -> None:
         self._create = create
-        self._redis: Any = redis.Redis.from_url(
-            url,
-            socket_timeout=5,
-            socket_connect_timeout=2,
-            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
-        )
+        retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), 2)
+        self._redis: Any = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2, retry=retry)
         self._key: bytes | None = None
         try:
             self._salt()
@@ -56,10 +52,7 @@ class RedisStore:
 
     def put_histories(self, histories: pa.Table) -> int:
         """Writes all or none of each PART customers."""
-        done = 0
-        for start in range(0, len(histories), PART):
-            done += self._put(histories.slice(start, PART))
-        return done
+        return sum(self._put(histories.slice(start, PART)) for start in range(0, len(histories), PART))
 
     def append(self, events: pa.Table, clock: Clock) -> AppendCounts:
         self._salt()
@@ -95,9 +88,8 @@ class RedisStore:
         records, held = [], []
         for name, (history, given), lines in zip(names, found[::2], found[1::2], strict=True):
             if history is not None:
-                records.append(
-                    (name, *_COUNTS.unpack_from(history), history[_COUNTS.size :], json.loads(given or b"{}"))
-                )
+                counts, blob = _COUNTS.unpack_from(history), history[_COUNTS.size :]
+                records.append((name, *counts, blob, json.loads(given or b"{}")))
             held += [StoredEvent(name, b"", line) for line in lines]
         columns = list(zip(*records, strict=True)) if records else [()] * 5
         table = decode(columns[0], columns[1], columns[2], columns[3])
@@ -226,9 +218,8 @@ class RedisStore:
             put = BulkLoad.plan(histories, [event for event in held if event.pending], since)
             pipe.multi()
             for one, given in zip(put.records, put.attributes.to_pylist() or [{}] * len(put.records), strict=True):
-                row = {name: getattr(one, name) for name in ("tokens", "items", "history")}
                 pipe.hdel(_customer(one.customer_id), "a")
-                pipe.hset(_customer(one.customer_id), mapping=_fields(row, given))
+                pipe.hset(_customer(one.customer_id), mapping=_fields(one._asdict(), given))
                 pipe.zadd(CUSTOMERS, {one.customer_id: one.last_time})
             for event in put.contained:
                 pipe.hset(_events(event.customer_id), event.event, event.line)

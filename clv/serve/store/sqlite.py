@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -18,10 +18,18 @@ from clv.data.clock import Clock
 from clv.data.event_lines import LINE
 from clv.data.histories import ATTRIBUTE_PREFIX
 from clv.serve.store.protocol import BACKUP, OTHER_VERSION, REMEDY, AppendCounts, StoreUnavailableError
-from clv.serve.store.records import FORMAT, BulkLoad, EventAppend, StoredEvent, decode, digest, merge_events
+from clv.serve.store.records import (
+    FORMAT,
+    BulkLoad,
+    CustomerRecord,
+    EventAppend,
+    StoredEvent,
+    decode,
+    digest,
+    merge_events,
+)
 
 FILE = "store.sqlite"
-LINE_BYTES = LINE.itemsize
 PART = 5_000  # customers of one part of a dump
 
 _TABLES = (
@@ -33,7 +41,7 @@ _TABLES = (
     "PRIMARY KEY (customer_id, event)) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS erased (digest BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID",
 )
-_COLUMNS = ("customer_id", "last_time", "tokens", "items", "history")
+_AMONG = "customer_id IN (SELECT value FROM json_each(?))"
 _PUT_EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?)"
 
 
@@ -73,20 +81,19 @@ class SqliteStore:
         if not len(histories):
             return 0
         names = histories["customer_id"].to_pylist()
-        with self._writing() as connection:
-            rows = connection.execute(
-                "SELECT customer_id, event, line FROM events WHERE customer_id IN (SELECT value FROM json_each(?)) "
-                "AND length(line) = ?",
-                (json.dumps(names), LINE_BYTES),
-            )
-            held = [StoredEvent(*row) for row in rows]
-            put = BulkLoad.plan(histories, held, self._erased(connection, names))
-            self._write(connection, put)
+        with self._transaction("IMMEDIATE") as connection:
+            put = BulkLoad.plan(histories, _pending(connection, names), self._erased(connection, names))
+            for field in put.attributes.schema:
+                self._add_attribute(connection, field.name, pa.types.is_string(field.type))
+            given = put.attributes.to_pylist() or [{}] * len(put.records)
+            rows = [(*record, *values.values()) for record, values in zip(put.records, given, strict=True)]
+            connection.executemany(_put_customer(put.attributes.column_names), rows)
+            connection.executemany(_PUT_EVENT, put.contained)
         return len(put.records)
 
     def append(self, events: pa.Table, clock: Clock) -> AppendCounts:
         batch = EventAppend.from_events(events, clock)
-        with self._writing() as connection:
+        with self._transaction("IMMEDIATE") as connection:
             held = {}
             for event in set(zip(batch.names, batch.keys, strict=True)):
                 row = connection.execute(
@@ -105,29 +112,24 @@ class SqliteStore:
         return AppendCounts(len(rows), len(events) - len(rows))
 
     def get(self, customer_ids: Sequence[str]) -> pa.Table:
-        wanted = json.dumps(list(customer_ids))
-        with self._reading() as connection:
+        with self._transaction() as connection:
             attributes = self._attributes(connection)
             names = ",".join(["customer_id", "tokens", "items", "history", *(_quoted(name) for name, _ in attributes)])
-            among = "WHERE customer_id IN (SELECT value FROM json_each(?))"
             rows = connection.execute(
-                f"SELECT {names} FROM customers {among} ORDER BY customer_id", (wanted,)
+                f"SELECT {names} FROM customers WHERE {_AMONG} AND tokens > 0 ORDER BY customer_id",
+                (json.dumps(list(customer_ids)),),
             ).fetchall()
-            held = connection.execute(
-                f"SELECT customer_id, event, line FROM events {among} AND length(line) = ?", (wanted, LINE_BYTES)
-            ).fetchall()
-        based = [row for row in rows if row[1]]
-        columns = list(zip(*based, strict=True)) if based else [()] * (4 + len(attributes))
+            held = _pending(connection, customer_ids)
+        columns = list(zip(*rows, strict=True)) if rows else [()] * (4 + len(attributes))
         table = decode(columns[0], columns[1], columns[2], columns[3])
         for (name, kind), values in zip(attributes, columns[4:], strict=True):
             table = table.append_column(name, pa.array(values, kind))
-        return merge_events(table, [StoredEvent(*row) for row in held])
+        return merge_events(table, held)
 
     def delete(self, customer_ids: Sequence[str]) -> int:
-        wanted = [(name,) for name in dict.fromkeys(customer_ids)]
         now, gone = time.time_ns() // 1000, 0
-        with self._writing() as connection:
-            for (name,) in wanted:
+        with self._transaction("IMMEDIATE") as connection:
+            for name in dict.fromkeys(customer_ids):
                 if connection.execute("DELETE FROM customers WHERE customer_id = ?", (name,)).rowcount:
                     gone += 1
                     connection.execute("DELETE FROM events WHERE customer_id = ?", (name,))
@@ -140,13 +142,13 @@ class SqliteStore:
         return self._digest(customer_id)[:8].hex()
 
     def count(self) -> int:
-        with self._reading() as connection:
+        with self._transaction() as connection:
             return int(connection.execute("SELECT count(*) FROM customers").fetchone()[0])
 
     def data_through(self) -> int | None:
-        with self._reading() as connection:
-            newest = connection.execute("SELECT max(last_time) FROM customers").fetchone()[0]
-        return None if newest is None else int(newest)
+        with self._transaction() as connection:
+            newest: int | None = connection.execute("SELECT max(last_time) FROM customers").fetchone()[0]
+        return newest
 
     def size_bytes(self) -> int:
         files = (self.path, self.path.with_name(f"{FILE}-wal"))
@@ -155,7 +157,7 @@ class SqliteStore:
     def dump(self) -> Iterator[pa.Table]:
         after = ""
         while True:
-            with self._reading() as connection:
+            with self._transaction() as connection:
                 attributes = [name for name, _ in self._attributes(connection)]
                 pairs = ",".join(f"{_text(name)},{_quoted(name)}" for name in attributes)
                 rows = connection.execute(
@@ -165,43 +167,41 @@ class SqliteStore:
                 ).fetchall()
                 if not rows:
                     return
-                span = (rows[0][0], rows[-1][0])
+                before, after = rows[0][0], rows[-1][0]
                 held: dict[str, tuple[list[bytes], list[bytes]]] = {row[0]: ([], []) for row in rows}
-                where = "WHERE customer_id BETWEEN ? AND ? ORDER BY customer_id, event"
                 for name, event, line in connection.execute(
-                    f"SELECT customer_id, event, line FROM events {where}", span
+                    "SELECT * FROM events WHERE customer_id BETWEEN ? AND ? ORDER BY customer_id, event",
+                    (before, after),
                 ):
                     held[name][0].append(event)
                     held[name][1].append(line)
-            after = rows[-1][0]
             whole = [(*row, *held[row[0]]) for row in rows]
             yield pa.table([list(column) for column in zip(*whole, strict=True)], schema=BACKUP)
 
     def restore(self, part: pa.Table) -> int:
-        with self._writing() as connection:
+        with self._transaction("IMMEDIATE") as connection:
             erased = self._erased(connection, part["customer_id"].to_pylist())
             rows = [row for row in part.to_pylist() if row["customer_id"] not in erased]
             for row in rows:
-                given = json.loads(row["attributes"])
+                given = {name: value for name, value in json.loads(row["attributes"]).items() if value is not None}
                 for name, value in given.items():
-                    if value is not None:
-                        self._add_attribute(connection, name, isinstance(value, str))
-                given = {name: value for name, value in given.items() if value is not None}
-                connection.execute(_put_customer(given), [*(row[name] for name in _COLUMNS), *given.values()])
+                    self._add_attribute(connection, name, isinstance(value, str))
+                record = [row[name] for name in CustomerRecord._fields]
+                connection.execute(_put_customer(given), [*record, *given.values()])
                 connection.execute("DELETE FROM events WHERE customer_id = ?", (row["customer_id"],))
                 events = zip(row["events"], row["lines"], strict=True)
                 connection.executemany(_PUT_EVENT, [(row["customer_id"], *event) for event in events])
         return len(rows)
 
     def erasures(self) -> pa.Table:
-        with self._reading() as connection:
+        with self._transaction() as connection:
             rows = connection.execute("SELECT digest, at FROM erased").fetchall()
         columns = [pa.array([row[0] for row in rows], pa.binary()), pa.array([row[1] for row in rows], pa.int64())]
         return pa.table(columns, ["digest", "at"]).replace_schema_metadata({"salt": self._salt.hex()})
 
     def restore_erasures(self, erasures: pa.Table) -> None:
         salt = bytes.fromhex((erasures.schema.metadata or {})[b"salt"].decode())
-        with self._writing() as connection:
+        with self._transaction("IMMEDIATE") as connection:
             used = connection.execute("SELECT EXISTS (SELECT 1 FROM customers) OR EXISTS (SELECT 1 FROM erased)")
             if salt != self._salt and used.fetchone()[0]:
                 raise ValueError(f"{self.path} holds other customers: restore into an empty store")
@@ -215,18 +215,6 @@ class SqliteStore:
             for connection in self._connections:
                 connection.close()
             self._connections.clear()
-
-    def _write(self, connection: sqlite3.Connection, put: BulkLoad) -> None:
-        for field in put.attributes.schema:
-            self._add_attribute(connection, field.name, pa.types.is_string(field.type))
-        values = [column.to_pylist() for column in put.attributes.columns]
-        given = zip(*values, strict=True) if values else [()] * len(put.records)
-        rows = (
-            (one.customer_id, one.last_time, one.tokens, one.items, one.history, *values)
-            for one, values in zip(put.records, given, strict=True)
-        )
-        connection.executemany(_put_customer(put.attributes.column_names), rows)
-        connection.executemany(_PUT_EVENT, [(one.customer_id, one.event, one.line) for one in put.contained])
 
     def _add_attribute(self, connection: sqlite3.Connection, name: str, text: bool) -> None:
         if name not in {present for present, _ in self._attributes(connection)}:
@@ -246,20 +234,11 @@ class SqliteStore:
         return found
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._translate_errors():
-            connection = self._connection()
-            with connection:
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._translate_errors():
-            connection = self._connection()
-            with connection:  # one read transaction, so that all rows are of the same state
-                connection.execute("BEGIN")
-                yield connection
+    def _transaction(self, kind: Literal["DEFERRED", "IMMEDIATE"] = "DEFERRED") -> Iterator[sqlite3.Connection]:
+        """Begins a transaction, IMMEDIATE for writing; a deferred one reads all rows in the same state."""
+        with self._translate_errors(), self._connection() as connection:
+            connection.execute(f"BEGIN {kind}")
+            yield connection
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -289,8 +268,14 @@ class SqliteStore:
         return [(name, kinds[kind]) for name, kind in columns if name.startswith(ATTRIBUTE_PREFIX)]
 
 
+def _pending(connection: sqlite3.Connection, names: Sequence[str]) -> list[StoredEvent]:
+    """Returns the events of these customers that their histories lack."""
+    query = f"SELECT customer_id, event, line FROM events WHERE {_AMONG} AND length(line) = ?"
+    return [StoredEvent(*row) for row in connection.execute(query, (json.dumps(list(names)), LINE.itemsize))]
+
+
 def _put_customer(attributes: Iterable[str]) -> str:
-    names = [*_COLUMNS, *map(_quoted, attributes)]
+    names = [*CustomerRecord._fields, *map(_quoted, attributes)]
     return f"INSERT OR REPLACE INTO customers ({','.join(names)}) VALUES ({','.join('?' * len(names))})"
 
 
