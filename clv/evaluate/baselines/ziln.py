@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
-from torch.nn import functional as F
 
 from clv.evaluate.baselines.inputs import Context, NotRun, labels, log_features
 from clv.forecast.distributions import Prediction, hurdle_lognormal
@@ -19,6 +16,13 @@ MIN_SIGMA, MAX_SIGMA = 0.05, 2.0
 
 def ziln_mlp(train: pd.DataFrame, test: pd.DataFrame, horizon: int, seed: int, context: Context) -> Prediction:
     """A feed-forward network with outputs p, mu and sigma, trained on the ZILN log-likelihood."""
+    try:
+        import torch
+    except ImportError as error:
+        raise NotRun("torch is not installed") from error
+    from torch import nn
+    from torch.nn import functional as F
+
     value, bought = labels(train, horizon)
     paid = value > 0
     if not paid.any():
