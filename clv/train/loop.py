@@ -177,6 +177,7 @@ def run(
     planned = schedule * max(1, config.samples_per_epoch // config.batch_size)
     average = average or Average(config.ema_decay)
     epochs = range(start.epoch, config.epochs)
+    weights: dict[str, Tensor] | None = None
     batches = ahead(loader(source, config, engine.rank, engine.world_size, epochs, start.step), config.prefetch)
     with closing(batches):
         for epoch in epochs:
@@ -206,15 +207,18 @@ def run(
                 loss_sum, num = loss_sum + loss, num + 1
                 row: Row = {"epoch": epoch, "step": engine.step_count, "loss": loss, "learning_rate": rate}
                 yield StepDone(row, partial(save, engine, average, Position(epoch, num, loss_sum)))
-            weights = engine.whole(average.weights) if config.ema_decay else engine.weights()
+            weights = _averaged(engine, average)
             seconds = time.perf_counter() - began
             row = {"epoch": epoch + 1, "step": engine.step_count, "loss": loss_sum / max(num, 1)}
             row |= {"seconds": seconds, "waiting": waited / seconds}
             yield EpochDone(row, partial(save, engine, average, Position(epoch + 1)), weights)
-    if config.ema_decay:
-        yield Finished({name: value.cpu() for name, value in engine.whole(average.weights).items()})
-    else:
-        yield Finished(engine.weights())
+    if weights is None:  # A run that resumes behind its last epoch has gathered nothing yet.
+        weights = _averaged(engine, average)
+    yield Finished({name: value.cpu() for name, value in weights.items()})
+
+
+def _averaged(engine: Engine, average: Average) -> dict[str, Tensor]:
+    return engine.whole(average.weights) if average.decay else engine.weights()
 
 
 def sum_loss(config: TrainConfig, has_value: bool) -> Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]:

@@ -220,3 +220,17 @@ def test_the_average_stays_on_the_device_of_the_weights() -> None:
         # A tensor of this device has no values: any copy to the CPU fails.
         average.update({"w": torch.zeros(3, device="meta")})
     assert average.weights["w"].device.type == "meta"
+
+
+def test_the_averaged_weights_are_gathered_once_an_epoch_and_once_by_a_finished_run(
+    setup: Setup, source: RandomOrigins, tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(Engine, "whole", lambda self, live: gathered.append(live) or live)
+    config = replace(tiny, epochs=2)
+    average = Average(config.ema_decay)
+    trained = finish(loop.run(engine_of(setup, config), source, config, average=average))
+    assert len(gathered) == 2
+    resumed = finish(loop.run(engine_of(setup, config), source, config, start=Position(2), average=average))
+    assert len(gathered) == 3
+    assert all(torch.equal(trained[name], value) for name, value in resumed.items())
