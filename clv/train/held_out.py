@@ -34,10 +34,7 @@ REPEATS_SCALE = (0.2, 5.0)  # limits of the factor on the repeat orders
 
 @dataclass(frozen=True)
 class HeldOut:
-    """All customers known at the calibration origin, with labels. horizon: index of the primary horizon.
-
-    factor_error: standard error of the log of the value's seasonal factor, (H,).
-    """
+    """All customers known at the calibration origin, with labels. horizon: index of the primary horizon."""
 
     rows: AssembledRows
     horizon: int

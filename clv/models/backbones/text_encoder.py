@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from clv.models.backbones import encoders
+from clv.models.inputs.tokens import token_batches
 
 DEFAULT_ENCODER = f"pkg://{encoders.MINILM}"
 MAX_LENGTH = 256  # word pieces at which a text is cut; all-MiniLM was trained on no more
@@ -78,19 +79,6 @@ class TextEncoder:
         weight = real.unsqueeze(-1).to(states.dtype)
         mean = (states * weight).sum(1) / weight.sum(1).clamp(min=1)
         return np.asarray(torch.nn.functional.normalize(mean, dim=1).cpu().numpy())
-
-
-def token_batches(order: NDArray[np.int64], length: NDArray[np.int64], batch_tokens: int) -> list[NDArray[np.int64]]:
-    """`order` (rows ascending in length) in runs of at most `batch_tokens` tokens with padding, one row at least."""
-    batches, start = [], 0
-    sizes = length[order]
-    while start < len(order):
-        # With sizes ascending, rows start..stop-1 padded to the longest take (stop - start) * sizes[stop - 1] tokens.
-        padded = np.arange(1, len(order) - start + 1) * sizes[start:]
-        stop = start + max(1, int(np.searchsorted(padded, batch_tokens, side="right")))
-        batches.append(order[start:stop])
-        start = stop
-    return batches
 
 
 def checkpoint_folder(source: str) -> Path:

@@ -117,6 +117,19 @@ def vocabulary_index(vocabulary: Ints, values: NDArray[Any]) -> Ints:
     return np.where(vocabulary[index] == values, index + 1, UNKNOWN)
 
 
+def token_batches(order: Ints, length: Ints, batch_tokens: int) -> list[Ints]:
+    """`order` (rows ascending in length) in runs of at most `batch_tokens` tokens with padding, one row at least."""
+    batches, start = [], 0
+    sizes = length[order]
+    while start < len(order):
+        # With sizes ascending, rows start..stop-1 padded to the longest take (stop - start) * sizes[stop - 1] tokens.
+        padded = np.arange(1, len(order) - start + 1) * sizes[start:]
+        stop = start + max(1, int(np.searchsorted(padded, batch_tokens, side="right")))
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
 def _index_in_run(length: Ints) -> Ints:
     """0, 1, ... within each run of the given lengths."""
     return np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clv.models.inputs.batch import Batch, Samples
+from clv.models.inputs.tokens import token_batches
 from clv.train.config import TrainConfig
 
 T = TypeVar("T")
@@ -74,31 +75,19 @@ def global_batches(samples: Samples, config: TrainConfig, epoch: int) -> list[ND
     rng = np.random.default_rng((config.seed, epoch, 1))
     order, size = rng.permutation(len(samples)), config.batch_size
     if not config.batch_tokens:
-        order = order[
-            : max(len(order) // size, 1) * size
-        ]  # The rows that fill no batch are a random choice, not the longest ones.
+        # The rows that fill no batch are a random choice, not the longest ones.
+        order = order[: max(len(order) // size, 1) * size]
     windows = [
         chunk[np.argsort(samples.lengths[chunk], kind="stable")]
         for chunk in np.split(order, range(size * WINDOW, len(order), size * WINDOW))
     ]
     if config.batch_tokens:
-        batches = [batch for window in windows for batch in _by_tokens(window, samples.lengths, config.batch_tokens)]
+        lengths = np.maximum(samples.lengths, 1)
+        batches = [batch for window in windows for batch in token_batches(window, lengths, config.batch_tokens)]
         return [batches[i] for i in rng.permutation(len(batches))]
     order = np.concatenate(windows)
     starts = rng.permutation(max(len(order) // size, 1)) * size
     return [order[start : start + size] for start in starts]
-
-
-def _by_tokens(rows: NDArray[np.int64], lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Cuts rows, in ascending order of length, into batches of at most `budget` tokens with their padding."""
-    length = np.maximum(lengths[rows], 1)
-    start = 0
-    while start < len(rows):
-        # As lengths ascend, the padded size of the first k rows ascends too.
-        padded = np.arange(1, len(rows) - start + 1) * length[start:]
-        stop = start + max(int(np.searchsorted(padded, budget, side="right")), 1)
-        yield rows[start:stop]
-        start = stop
 
 
 def loader(

@@ -13,7 +13,6 @@ from clv.models.backbones.text_encoder import (
     TextEncoder,
     checkpoint_folder,
     fingerprint,
-    token_batches,
 )
 
 TEXTS = [
@@ -68,18 +67,6 @@ def test_the_encoder_is_that_of_the_package_and_in_evaluation_mode(encoder: Text
     assert encoder.fingerprint == fingerprint(checkpoint_folder(DEFAULT_ENCODER))
     assert not encoder.model.training
     assert next(encoder.model.parameters()).dtype == torch.float32
-
-
-def test_batches_hold_every_row_once_within_the_limit_of_tokens(rng: np.random.Generator) -> None:
-    length = rng.integers(1, 60, 300)
-    length[7] = 500
-    order = np.argsort(length, kind="stable")
-    batches = token_batches(order, length, 128)
-    np.testing.assert_array_equal(np.concatenate(batches), order)
-    padded = [len(rows) * length[rows].max() for rows in batches]
-    assert all(count <= 128 for count, rows in zip(padded, batches, strict=True) if len(rows) > 1)
-    assert len(batches[-1]) == 1
-    assert np.mean(padded[:-1]) > 100
 
 
 def test_a_source_that_holds_no_encoder_is_refused_by_name(tmp_path: Path) -> None:

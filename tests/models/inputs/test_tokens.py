@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clv.models.inputs.tokens import TextArrays, TokenArrays, vocabulary_index
+from clv.models.inputs.tokens import TextArrays, TokenArrays, token_batches, vocabulary_index
 
 
 @pytest.fixture
@@ -49,3 +49,15 @@ def test_the_index_of_a_value_is_one_more_than_its_rank_and_zero_if_unknown() ->
     vocabulary = np.array([2, 5, 9])
     assert vocabulary_index(vocabulary, np.array([9, 2, 3, 99, 5])).tolist() == [3, 1, 0, 0, 2]
     assert vocabulary_index(vocabulary[:0], np.array([9, 2])).tolist() == [0, 0]
+
+
+def test_batches_hold_every_row_once_within_the_limit_of_tokens(rng: np.random.Generator) -> None:
+    length = rng.integers(1, 60, 300)
+    length[7] = 500
+    order = np.argsort(length, kind="stable")
+    batches = token_batches(order, length, 128)
+    np.testing.assert_array_equal(np.concatenate(batches), order)
+    padded = [len(rows) * length[rows].max() for rows in batches]
+    assert all(count <= 128 for count, rows in zip(padded, batches, strict=True) if len(rows) > 1)
+    assert len(batches[-1]) == 1
+    assert np.mean(padded[:-1]) > 100
