@@ -9,7 +9,6 @@ bootstrap interval.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,6 +48,7 @@ def run(options: Options) -> None:
     begun = datetime.now(UTC)
     from clv.cluster import backtesting, session, training
     from clv.data.dataset import PreparedDataset
+    from clv.data.workdir import write_json
     from clv.evaluate.report import html_page
     from clv.evaluate.report.card import evaluation_lines
     from clv.evaluate.report.findings import compare_over_origins, evaluate_panel
@@ -80,13 +80,13 @@ def run(options: Options) -> None:
     metrics = html_page.metrics_json(found)
     title = f"{prepared.spec.name}: back-test over {options.horizon_days} days"
     texts = {
-        "metrics.json": json.dumps(metrics, indent=1) + "\n",
-        "details.json": json.dumps(html_page.details_json(found), indent=1, allow_nan=False) + "\n",
         "card.md": "\n".join([f"# {title}", "", evaluated_model(options.bundle), "", *evaluation_lines(found)]) + "\n",
         "report.html": html_page.render(found, title=title, currency=prepared.spec.currency, seed=config.seed),
     }
     for name, text in texts.items():
         (options.out / name).write_text(text, encoding="utf-8")
+    write_json(options.out / "metrics.json", metrics)
+    write_json(options.out / "details.json", html_page.details_json(found), allow_nan=False)
     record.write(options.out, options, begun, seed=config.seed)
     for line in [*metric_tables(metrics), "", *(c.sentence for c in compare_over_origins(found))]:
         LOG.info(line)

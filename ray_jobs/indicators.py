@@ -48,7 +48,7 @@ def run(options: Options) -> None:
     from clv.data import indicators
     from clv.data.clock import to_us
     from clv.data.dataset import PreparedDataset
-    from clv.data.workdir import check_output
+    from clv.data.workdir import check_output, write_json
 
     prepared = PreparedDataset.open(options.histories)
     prepared.check_shards()
@@ -76,7 +76,7 @@ def run(options: Options) -> None:
     one = table.drop_duplicates("customer_id") if scored else table
     indicators.summary(one, "cohort").to_csv(out / "cohorts.csv")
     everybody = indicators.summary(one).iloc[0]
-    (out / "funnel.json").write_text(json.dumps(everybody.to_dict(), indent=1) + "\n", encoding="utf-8")
+    write_json(out / "funnel.json", everybody.to_dict())
     for name in ("conversion_rate", "repurchase_rate", "purchase_frequency", "aov"):
         LOG.info(f"{name.replace('_', ' ')}: {everybody[name]:.4g}")
     if scored:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from clv.data.workdir import write_json
 from clv.train.settings import flatten
 from ray_jobs.options import JobOptions
 
@@ -32,7 +32,7 @@ def write(out: Path, options: JobOptions, begun: datetime, *, seed: int | None =
         **more,
     }
     path = out / "run.json"
-    path.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    write_json(path, record, default=str)
     return path
 
 

@@ -88,9 +88,9 @@ def write_text(path: Path, text: str) -> None:
         staged.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes the value as indented JSON with a final line break, as one atomic write."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+def write_json(path: Path, value: Any, **options: Any) -> None:
+    """Writes the value as indented JSON with a final line break, as one atomic write; `options` are json.dumps's."""
+    write_text(path, json.dumps(value, indent=1, **options) + "\n")
 
 
 def check_output(out: Path, content: str, *markers: str) -> None:

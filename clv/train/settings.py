@@ -6,7 +6,7 @@ A name is that of the field's option on the command line with underscores: `lear
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from datetime import date
 from difflib import get_close_matches
@@ -97,21 +97,19 @@ def flatten(config: Any) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings of a YAML file. Raises ValueError for a file that holds anything but names and values."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold settings by name, not {type(found).__name__}")
-    return found
+    return _read_mapping(path, yaml.safe_load, "YAML", "settings by name")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object of a JSON file. Raises ValueError for a file that holds anything else."""
+    return _read_mapping(path, json.loads, "JSON", "a JSON object")
+
+
+def _read_mapping(path: Path, parse: Callable[[str], Any], language: str, content: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        found = parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not {language}: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(found).__name__}")
+        raise ValueError(f"{path} must hold {content}, not {type(found).__name__}")
     return found

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from clv.data.workdir import write_json
 from clv.models.adapters import adalora
 from clv.models.adapters.inserts import Bottleneck, Prefix
 from clv.models.config import MERGEABLE, AdapterConfig, AdapterMethod, BackboneConfig
@@ -125,8 +126,7 @@ def save(folder: Path, config: AdapterConfig, backbone: BackboneConfig, trained:
     """Writes the trained tensors and the settings; with the pretrained backbone they are the whole model."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: t.contiguous() for name, t in trained.items()}, str(folder / TENSORS))
-    settings = {"adapters": asdict(config.with_defaults), "backbone": asdict(backbone)}
-    (folder / CONFIG).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, {"adapters": asdict(config.with_defaults), "backbone": asdict(backbone)})
 
 
 def load(model: nn.Module, folder: Path) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clv.data.clock import to_datetime
-from clv.data.workdir import check_output, temporary_folder
+from clv.data.workdir import check_output, temporary_folder, write_json
 from clv.models.backbones import encoders, text_backbone
 from clv.models.config import BackboneConfig
 from clv.models.inputs.feature_space import FeatureSpace
@@ -74,7 +74,7 @@ def save(
     facts |= {"seen": [asdict(one) for one in seen], "sha256": _digest(kept), **notes}
     with temporary_folder(folder) as staging:
         save_file(kept, str(staging / WEIGHTS))
-        (staging / CONFIG).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(staging / CONFIG, facts)
     return str(facts["sha256"])
 
 
@@ -220,17 +220,13 @@ def _matched_rows(own: Tensor, found: Tensor, wanted: list[Any], known: list[Any
 
 def _vocabulary(space: FeatureSpace) -> dict[str, list[Any]]:
     """The keys of each vocabulary in the order of their embedding rows (from 1)."""
+    learned = np.flatnonzero(space.item_rank > 0)
     return {
         "types": space.types.tolist(),
         "channels": space.channels.tolist(),
-        "items": _learned_items(space),
+        "items": space.item_keys[learned[np.argsort(space.item_rank[learned])]].tolist(),
         "categories": list(space.category_names),
     }
-
-
-def _learned_items(space: FeatureSpace) -> list[int]:
-    learned = np.flatnonzero(space.item_rank > 0)
-    return space.item_keys[learned[np.argsort(space.item_rank[learned])]].tolist()
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

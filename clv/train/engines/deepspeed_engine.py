@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clv.data.workdir import write_json
 from clv.models.inputs.batch import Batch
 from clv.train.config import TrainConfig
 from clv.train.engines.torch_engine import Engine
@@ -122,7 +123,7 @@ class DeepSpeedEngine(Engine):
         self.model.save_checkpoint(str(folder), tag=TAG, client_state=state)
         if self.rank == 0:
             facts = {"world_size": self.world_size, "zero_stage": self.zero_stage, "step": self.step_count}
-            (folder / "deepspeed.json").write_text(json.dumps(facts))
+            write_json(folder / "deepspeed.json", facts)
 
     def load(self, folder: Path) -> None:
         """Inverse of `save`, with any number of workers. Raises ValueError for a checkpoint of another ZeRO stage."""
@@ -150,7 +151,7 @@ class DeepSpeedEngine(Engine):
         if int(os.environ.get("LOCAL_RANK", "0")) == 0 and not (folder / UNIVERSAL).exists():
             _to_universal(folder)
         dist.barrier()
-        groups = [{key: value for key, value in group.items() if key != "params"} for group in self._groups()]
+        groups = [{k: value for k, value in group.items() if k != "params"} for group in self.optimizer.param_groups]
         settings = self.model._config
         settings.load_universal_checkpoint = True
         try:
@@ -158,11 +159,8 @@ class DeepSpeedEngine(Engine):
         finally:
             settings.load_universal_checkpoint = False
         # Stage 3 gives every group the settings of the first, weight decay and name among them.
-        for group, own in zip(self._groups(), groups, strict=True):
+        for group, own in zip(self.optimizer.param_groups, groups, strict=True):
             group |= own
-
-    def _groups(self) -> list[dict[str, Any]]:
-        return list(self.optimizer.param_groups)
 
 
 def _to_universal(folder: Path) -> None:
