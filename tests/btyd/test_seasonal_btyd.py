@@ -12,9 +12,9 @@ from clv.data import features, histories
 from clv.data.clock import DAY_US, Clock
 from clv.data.cutoff import Value, cut
 from clv.data.histories import Histories
-from clv.evaluate.leakage import scramble_future
 from clv.models.inputs.assemble import origin_grid
 from clv.simulate import small
+from tests.scramble import scramble_future
 
 CLOCK = Clock("Europe/London")
 CUTOFF = CLOCK.parse("2024-03-01")

@@ -14,7 +14,7 @@ from clv.data.clock import DAY_US, Clock
 from clv.data.cutoff import Cut, Value
 from clv.data.events import PURCHASE, RETURN, TYPES
 from clv.data.histories import Histories
-from clv.evaluate.leakage import scramble_future
+from tests.scramble import scramble_future
 
 CLOCK = Clock("Europe/London")
 ORIGIN = CLOCK.parse("2011-04-10")

@@ -16,7 +16,6 @@ from clv.data import histories
 from clv.data.clock import DAY_US, Clock
 from clv.data.cutoff import Value
 from clv.data.histories import Histories
-from clv.evaluate.leakage import scramble_future
 from clv.forecast.predictor import Predictor
 from clv.forecast.scores import PORTFOLIO, SCORES
 from clv.models.config import BackboneConfig, ModelConfig
@@ -27,6 +26,7 @@ from clv.train.export import to_bundle
 from clv.train.fitting import Dataset, plan
 from clv.train.loop import finish
 from clv.train.trainer import train
+from tests.scramble import scramble_future
 
 CLOCK = Clock("Europe/London")
 CUT = CLOCK.parse("2024-04-01")

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from clv.data.histories import Histories
-from clv.evaluate.leakage import scramble_future
 from clv.models.pretraining import transfer
 from clv.models.pretraining.pretrainer import Objectives
 from clv.models.pretraining.transfer import SeenDataset
@@ -21,6 +20,7 @@ from clv.train.examples.on_storage import Piece
 from clv.train.fitting import Dataset
 from clv.train.loop import EpochDone, finish
 from clv.train.pretraining import PretrainingPlan, ShardPasts
+from tests.scramble import scramble_future
 from tests.train.shard_files import write_shards
 
 ALL = Objectives.from_names("masked", "next_event", "coles", "autoencoder")

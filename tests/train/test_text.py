@@ -13,7 +13,6 @@ import torch
 
 from clv import bundle as bundles
 from clv.data.events import stable_hash
-from clv.evaluate.leakage import scramble_future
 from clv.forecast.predictor import Predictor
 from clv.models.adapters import methods
 from clv.models.config import ADAPTER_OPTIONS, BackboneConfig, ModelConfig
@@ -27,6 +26,7 @@ from clv.train.fitting import Dataset, Setup, prepare
 from clv.train.settings import overlay
 from clv.train.trainer import train
 from ray_jobs import pretrain
+from tests.scramble import scramble_future
 
 NUMBERS = ["p_purchase", "orders_mean", "value_mean", "value_p10", "value_p90", "clv_mean"]
 

@@ -14,7 +14,6 @@ import torch
 from clv.data import histories
 from clv.data.cutoff import Value
 from clv.data.histories import Histories
-from clv.evaluate.leakage import scramble_future
 from clv.evaluate.metrics import auc, purchase_score
 from clv.evaluate.panel import Panel
 from clv.forecast.adjustment import Adjustment
@@ -23,6 +22,7 @@ from clv.train.config import TrainConfig
 from clv.train.fitting import Dataset, Phases, Setup, plan
 from clv.train.loop import EpochDone, StepDone, finish
 from clv.train.trainer import DEFAULT_BLEND_WEIGHT, PATIENCE, Fitted, load_model, train
+from tests.scramble import scramble_future
 
 MakeShop = Callable[..., Dataset]
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from clv.data.histories import Histories
-from clv.evaluate.leakage import scramble_future
 from clv.models.inputs.batch import Samples
 from clv.train.config import TrainConfig
 from clv.train.examples.in_memory import RandomOrigins, first_days
 from clv.train.fitting import Dataset, Setup, prepare
+from tests.scramble import scramble_future
 
 
 def assert_equal_samples(first: Samples, second: Samples) -> None:
