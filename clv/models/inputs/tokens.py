@@ -1,4 +1,4 @@
-"""Flat token arrays of many customers' pasts: events with their fields, or events as the word pieces of a text.
+"""Token arrays of many pasts, flat or padded to a rectangle: events with their fields, or the word pieces of a text.
 
 Both kinds pad their own batches: `pad` returns the arrays of a `clv.models.inputs.batch.Batch` without a loop over
 customers.
