@@ -1,4 +1,4 @@
-"""Training the value model: a fit that holds an origin out and stops early, then the final fit. Torch or DeepSpeed, no Ray.
+"""Training the value model: a fit that holds an origin out and stops early, then the final fit. No Ray.
 
 The holdout fit ends before the calibration origin: it chooses the number of epochs, the blend weights and the
 adjustment. The final fit uses the whole log. Both yield the events of `clv.train.loop`.
