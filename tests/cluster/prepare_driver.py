@@ -1,7 +1,7 @@
 """A prepare on a cluster of two nodes in this process, during which something dies: run by test_prepare_faults.py.
 
 `python prepare_driver.py SPEC OUT worker|node`. Once in each pass a busy worker is killed, if one is seen when a unit
-is told to be done; or after the first unit of pass 1 a whole node. Lines of the run go to stdout.
+is logged as done; or after the first unit of pass 1 a whole node. Lines of the run go to stdout.
 """
 
 import os

@@ -76,7 +76,7 @@ def test_a_killed_worker_or_node_costs_nothing_but_time(
         [sys.executable, str(DRIVER), str(spec), str(out), what], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    # The second pass may be over before its first unit is told.
+    # The second pass may be over before its first unit is logged.
     assert re.search("^killed", done.stdout, re.M), done.stdout
     assert disturbed(out) == undisturbed
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
