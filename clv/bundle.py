@@ -21,7 +21,7 @@ from clv.data.hashing import file_sha256
 from clv.data.workdir import check_output, temporary_folder
 from clv.version import __version__
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 JSON_PARTS = ("config", "vocab", "btyd", "calibration", "metrics")
 

@@ -188,7 +188,7 @@ class BTYDModel:
         frequency = rows["frequency"].to_numpy(np.float64)
         counts = _MODELS[kind].fit(frequency, rows["recency"].to_numpy(), rows["T"].to_numpy())
         monetary = rows["monetary"].to_numpy(np.float64)
-        spend = GammaGamma.fit(frequency, monetary) if (monetary > 0).any() else None
+        spend = GammaGamma.fit(frequency, monetary) if (monetary > 0).any() else _mean_spend(rows)
         orders_per_day = float(rows["orders_past"].sum() / (frequency + 1).sum()) if "orders_past" in rows else 1.0
         return cls(kind, counts, spend, orders_per_day)
 
@@ -223,6 +223,16 @@ class BTYDModel:
             return cls(plain["kind"], counts, spend, plain["orders_per_day"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is no BTYD model that to_json wrote: {error!r}") from error
+
+
+def _mean_spend(rows: pd.DataFrame) -> GammaGamma | None:
+    """The mean value of a purchase day for everybody, where nobody has a repeat purchase; None without prices."""
+    total = float(rows["value_past"].sum()) if "value_past" in rows else 0.0
+    if not total > 0:
+        return None
+    mean = total / float((rows["frequency"] + 1).sum())
+    reason = "no customer has a repeat purchase of positive value; the mean of all purchase days is used"
+    return GammaGamma(np.nan, np.nan, np.nan, mean, np.nan, {}, 0.0, fallback=reason)
 
 
 def _horizon(days: float) -> float:

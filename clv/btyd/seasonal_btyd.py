@@ -14,7 +14,7 @@ from clv.btyd import diagnostics
 from clv.btyd.conversion import Conversion
 from clv.btyd.likelihood import Floats
 from clv.btyd.models import NBD, BTYDModel, Kind
-from clv.btyd.seasonal_factor import SeasonalFactorModel, log_error
+from clv.btyd.seasonal_factor import MAX_LOG_FACTOR, MIN_REPEATS, SeasonalFactorModel, log_error
 from clv.data.clock import Clock
 from clv.data.cutoff import Value, cut
 from clv.data.features import purchase_frame
@@ -22,10 +22,11 @@ from clv.data.histories import Histories
 
 REFIT_DAYS = 28
 PSEUDO_ORDERS = 20.0  # weight, in orders, of the factor 1 in the actual factor of an origin
+MAX_ACTUAL_FACTOR = 5.0  # a larger one is an error of the BTYD model that no season explains
 SMALLEST = 1e-6  # lower bound of hazard, orders and value
 _ERROR_NAMES = {"expected": "expected", "actual": "actual", "error": "log_error"}
 ERROR_COLUMNS = (
-    *("origin_day", "horizon_days", "log_days"),
+    *("origin_day", "horizon_days", "log_days", "repeats"),
     *(f"{part}_{what}" for what in ("orders", "value") for part in _ERROR_NAMES),
 )
 
@@ -86,6 +87,7 @@ class SeasonalBTYD:
         visible = (histories.time < cutoff) & (histories.known_at < cutoff)
         first_day = int(histories.day[visible].min(initial=cutoff_day))
         fits: dict[int, BTYDModel] = {}
+        repeats = 0.0  # purchase days after the first that the newest BTYD model was fitted on
         rows: list[dict[str, float]] = []
         visitors: list[pd.DataFrame] = []
         for day in [*(int(day) for day in origin_days if day < cutoff_day), cutoff_day]:
@@ -95,9 +97,10 @@ class SeasonalBTYD:
             if len(buyers) == 0:
                 continue
             if not fits or day - max(fits) >= REFIT_DAYS or day == cutoff_day:
-                fits[day] = BTYDModel.fit(buyers, kind=kind)
+                fits[day], repeats = BTYDModel.fit(buyers, kind=kind), float(buyers["frequency"].sum())
             visitors.append(table[~table["has_purchase"].to_numpy()])
-            rows += _errors(fits[max(fits)], buyers, horizons, day, day - first_day)
+            about = {"origin_day": day, "log_days": day - first_day, "repeats": repeats}
+            rows += [about | error for error in _errors(fits[max(fits)], buyers, horizons)]
         if not fits:
             raise ValueError(
                 "no customer has bought before the origin: a BTYD model needs purchases; choose a later origin"
@@ -109,8 +112,8 @@ class SeasonalBTYD:
             fits=fits,
             conversion=Conversion.fit(pd.concat(visitors, ignore_index=True), horizons),
             past=past_table,
-            orders_factor_model=_factor_model(past_table, "orders", cutoff_day),
-            value_factor_model=_factor_model(past_table, "value", cutoff_day),
+            orders_factor_model=_factor_model(past_table, "orders", cutoff_day, repeats),
+            value_factor_model=_factor_model(past_table, "value", cutoff_day, repeats),
             warning=_warning(fits[max(fits)], buyers),
         )
 
@@ -134,7 +137,8 @@ class SeasonalBTYD:
         return _monotone(hazard, orders, value)
 
     def actual_factor(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
-        """(orders factor, value factor) of past origins, (S, H) each: actual / expected totals; 1 where unobserved."""
+        """(orders factor, value factor) of past origins, (S, H) each: actual / expected totals; 1 where unobserved, and
+        where too little had been bought again to say."""
         return self._lookup(origin_day, "orders"), self._lookup(origin_day, "value")
 
     def forecast_factor(self, origin_day: int, horizons: Sequence[int] | None = None) -> tuple[Floats, Floats, Floats]:
@@ -144,6 +148,19 @@ class SeasonalBTYD:
         value, error = self.value_factor_model.forecast(origin_day, horizons)
         return orders, value, error
 
+    def findings(self) -> list[str]:
+        """What is doubtful about this fit, as sentences for the log and the model card."""
+        found = [] if self.warning is None else [f"BTYD model: {self.warning}"]
+        for days, factor in zip(self.horizons, self.forecast_factor(self.cutoff_day)[1].tolist(), strict=True):
+            if abs(np.log(factor)) >= MAX_LOG_FACTOR - 1e-9:
+                most = "largest" if factor > 1 else "smallest"
+                found.append(
+                    f"seasonal factor: the BTYD model's total over {days} days is multiplied by {factor:.2f}, the "
+                    f"{most} factor that is used; past errors ask for more, so the total may still be wrong: look for "
+                    "a change of the shop that is no season, or train on a log that starts later"
+                )
+        return found
+
     def _lookup(self, origin_day: NDArray[np.int32], what: str) -> Floats:
         out = np.ones((len(origin_day), len(self.horizons)))
         for i, horizon in enumerate(self.horizons):
@@ -151,6 +168,7 @@ class SeasonalBTYD:
             expected, actual = rows[f"expected_{what}"], rows[f"actual_{what}"]
             scale = expected / rows["expected_orders"].clip(lower=SMALLEST) * PSEUDO_ORDERS
             factor = (actual + scale) / (expected + scale).clip(lower=SMALLEST)
+            factor = factor.where(rows["repeats"] >= MIN_REPEATS, 1.0).clip(1 / MAX_ACTUAL_FACTOR, MAX_ACTUAL_FACTOR)
             out[:, i] = factor.reindex(origin_day).fillna(1.0)
         return out
 
@@ -195,13 +213,11 @@ def _monotone(hazard: Floats, orders: Floats, value: Floats) -> Curves:
     return Curves(hazard, orders, np.maximum.accumulate(np.maximum(value, SMALLEST), axis=1))
 
 
-def _errors(
-    btyd_model: BTYDModel, buyers: pd.DataFrame, horizons: tuple[int, ...], day: int, log_days: int
-) -> list[dict[str, float]]:
-    """Rows of ERROR_COLUMNS of one origin, one per observed horizon."""
+def _errors(btyd_model: BTYDModel, buyers: pd.DataFrame, horizons: tuple[int, ...]) -> list[dict[str, float]]:
+    """Expected and actual totals of one origin, and the errors of their ratios: a row per observed horizon."""
     rows = []
     for horizon in (h for h in horizons if buyers[f"observed_{h}"].iloc[0]):
-        row: dict[str, float] = {"origin_day": day, "horizon_days": horizon, "log_days": log_days}
+        row: dict[str, float] = {"horizon_days": horizon}
         expected = btyd_model.predict(buyers, horizon)
         for what in ("orders", "value"):
             real = buyers[f"{what}_{horizon}"].to_numpy()
@@ -221,6 +237,6 @@ def _warning(btyd_model: BTYDModel, buyers: pd.DataFrame) -> str | None:
     return finding.text if finding.degenerate else None
 
 
-def _factor_model(past: pd.DataFrame, what: str, cutoff_day: int) -> SeasonalFactorModel:
-    names = {f"{part}_{what}": name for part, name in _ERROR_NAMES.items()}
-    return SeasonalFactorModel.fit(past.rename(columns=names), cutoff_day)
+def _factor_model(past: pd.DataFrame, what: str, cutoff_day: int, repeats: float) -> SeasonalFactorModel:
+    columns = {name: past[f"{part}_{what}"] for part, name in _ERROR_NAMES.items()}
+    return SeasonalFactorModel.fit(past.assign(**columns), cutoff_day, repeats)

@@ -6,6 +6,11 @@ plus noise. A season sums to zero over its year; what persists is drift. Season 
 and of a factor of 1. Their standard deviations and the length scale of the season are not fixed: the forecast is
 averaged over them, weighted by how well they explain the past (empirical Bayes). Where the log shows no season, none is
 forecast.
+
+A factor must be supported by purchases. Totals are compared after pseudo orders were added to both, and the sampling
+error contains that of a count. A BTYD model that was fitted on few repeat purchases makes errors that a later one does
+not: they are a third part of the ratio, which fades with the number of repeat purchases. What remains is shrunk by the
+evidence for it, and bounded.
 """
 
 from __future__ import annotations
@@ -36,7 +41,14 @@ _SEASON_PRIOR = (0.25, 0.8)  # median and standard deviation of the log, lognorm
 _DRIFT_PRIOR = 0.2  # scale of the half-normal prior of the standard deviation of the drift
 _ROW_ERROR = 0.07  # log error beyond the sampling error: promotions, weather, the fit of the BTYD model
 _OVERCONFIDENCE = 1.1  # actual over stated error of the log factor, on 160 simulated datasets at ten origins each
-_MAX_LOG_FACTOR = 1.5
+_DOUBT = 0.2  # a forecast of z standard errors is multiplied by z² / (z² + this)
+MAX_LOG_FACTOR = 0.8  # the total is multiplied by .45 to 2.2
+MIN_REPEATS = (
+    10  # repeat purchases known at the fit of the BTYD model, below which its error says nothing of later ones
+)
+_PSEUDO_ORDERS = 10.0  # added to actual and expected orders
+_INEXPERIENCE = 2.0  # log error of a BTYD model times the root of the repeat purchases that it was fitted on
+_LARGEST_ERROR = 1.5  # log error of a total that consists of nothing
 
 
 @dataclass(frozen=True)
@@ -44,32 +56,40 @@ class SeasonalFactorModel:
     """Errors of the BTYD model at K past origins and horizons, known on `known_day`; `forecast` gives later factors."""
 
     known_day: int
+    known_repeats: float  # repeat purchases that the newest BTYD model was fitted on
     origin_day: Floats  # (K,) local days since 1970-01-01
     horizon_days: Floats  # (K,)
     log_ratio: Floats  # (K,) log(actual / expected)
     log_error: Floats  # (K,) its standard error
+    repeats: Floats  # (K,) repeat purchases that the BTYD model of the origin was fitted on
 
     @classmethod
-    def fit(cls, errors: pd.DataFrame, known_day: int) -> Self:
-        """Keep the rows known on `known_day`: origin + horizon <= known_day, with at least 180 days of log before.
+    def fit(cls, errors: pd.DataFrame, known_day: int, known_repeats: float) -> Self:
+        """Keep the rows known on `known_day`: origin + horizon <= known_day, with at least 180 days and the horizon of
+        log before, and MIN_REPEATS repeat purchases.
 
         `errors` has one row per origin and horizon: origin_day, horizon_days, expected and actual (sums over
-        customers), log_error (see `log_error`), log_days (days of log before the origin). Raises ValueError for
-        missing columns.
+        customers), log_error (see `log_error`), expected_orders, log_days (days of log before the origin), repeats
+        (repeat purchases that its BTYD model was fitted on). Raises ValueError for missing columns.
         """
         missing = [name for name in ERRORS if name not in errors]
         if missing:
             raise ValueError(f"the table of BTYD model errors lacks {', '.join(missing)}: it needs {', '.join(ERRORS)}")
         table = errors[list(ERRORS)].astype(np.float64)
         known = table["origin_day"] + table["horizon_days"] <= known_day
-        usable = (table["log_days"] >= MIN_LOG_DAYS) & (table["expected"] > 0) & (table["actual"] > 0)
-        table = table[known & usable & np.isfinite(table["log_error"])].sort_values(["origin_day", "horizon_days"])
+        usable = (table["log_days"] >= table["horizon_days"].clip(lower=MIN_LOG_DAYS)) & (table["expected"] > 0)
+        table = table[known & usable & (table["repeats"] >= MIN_REPEATS)].sort_values(["origin_day", "horizon_days"])
+        orders, expected, actual = table["expected_orders"], table["expected"], table["actual"].clip(lower=0)
+        pseudo = _PSEUDO_ORDERS * expected / orders
+        sampling = table["log_error"].clip(upper=_LARGEST_ERROR) * actual / (actual + pseudo)
         return cls(
             int(known_day),
+            float(known_repeats),
             table["origin_day"].to_numpy(),
             table["horizon_days"].to_numpy(),
-            np.log(table["actual"] / table["expected"]).to_numpy(),
-            table["log_error"].to_numpy(),
+            np.asarray(np.log((actual + pseudo) / (expected + pseudo))),
+            np.asarray(np.sqrt(sampling**2 + 1 / (orders + _PSEUDO_ORDERS))),
+            table["repeats"].to_numpy(),
         )
 
     def forecast(self, origin_day: ArrayLike, horizon_days: ArrayLike) -> tuple[Floats, Floats]:
@@ -83,17 +103,19 @@ class SeasonalFactorModel:
         mean, second = np.zeros(len(origin)), np.zeros(len(origin))
         past = (self.origin_day, self.horizon_days)
         drift = _drift_kernel(origin, horizon, *past)
+        inexperience = _inexperience(self.known_repeats) * _inexperience(self.repeats)
         seasons, alone = _season_kernels(origin, horizon, *past), _season_variances(horizon)
         for share, (i, s, d), factor, weights in self._posterior:
-            cross = s**2 * seasons[i] + d**2 * drift
+            cross = s**2 * seasons[i] + d**2 * drift + inexperience
             value = cross @ weights
-            variance = s**2 * alone[i] + d**2 + _ROW_ERROR**2
+            variance = s**2 * alone[i] + d**2 + _inexperience(self.known_repeats) ** 2 + _ROW_ERROR**2
             if len(self.origin_day):
                 variance = variance - np.einsum("ij,ji->i", cross, cho_solve(factor, cross.T))
             mean += share * value
             second += share * (np.maximum(variance, _ROW_ERROR**2) + value**2)
         error = np.sqrt(np.maximum(second - mean**2, _ROW_ERROR**2))
-        return np.exp(np.clip(mean, -_MAX_LOG_FACTOR, _MAX_LOG_FACTOR)), _OVERCONFIDENCE * error
+        mean *= mean**2 / (mean**2 + _DOUBT * error**2)
+        return np.exp(np.clip(mean, -MAX_LOG_FACTOR, MAX_LOG_FACTOR)), _OVERCONFIDENCE * error
 
     @cached_property
     def _posterior(self) -> list[tuple[float, tuple[int, float, float], tuple[Floats, bool], Floats]]:
@@ -101,7 +123,8 @@ class SeasonalFactorModel:
         drift), Cholesky factor, K⁻¹ y)."""
         past = (self.origin_day, self.horizon_days)
         seasons, drift = _season_kernels(*past, *past), _drift_kernel(*past, *past)
-        noise = _noise(*past, self.log_error)
+        early = _inexperience(self.repeats)
+        noise = _noise(*past, self.log_error) + np.outer(early, early)
         (median, spread), found, scores = _SEASON_PRIOR, [], []
         for i, s, d in product(range(len(_SEASON_DAYS)), _SEASON_SPREADS, _DRIFT_SPREADS):
             factor = cho_factor(s**2 * seasons[i] + d**2 * drift + noise, lower=True)
@@ -123,11 +146,15 @@ class SeasonalFactorModel:
         """The inverse of `to_json`; ValueError for any other values."""
         names = [f.name for f in fields(cls)]
         if set(plain) != set(names):
-            raise ValueError("this is no seasonal factor that to_json wrote: known_day and four columns are needed")
-        return cls(int(plain["known_day"]), *(np.array(plain[name], np.float64) for name in names[1:]))
+            raise ValueError(f"this is no seasonal factor that to_json wrote: it has the keys {', '.join(names)}")
+        columns = (np.array(plain[name], np.float64) for name in names[2:])
+        return cls(int(plain["known_day"]), float(plain["known_repeats"]), *columns)
 
 
-ERRORS = ("origin_day", "horizon_days", "expected", "actual", "log_error", "log_days")
+ERRORS = (
+    *("origin_day", "horizon_days", "expected", "actual", "log_error"),
+    *("expected_orders", "log_days", "repeats"),
+)
 
 
 def log_error(expected: ArrayLike, actual: ArrayLike) -> float:
@@ -162,6 +189,11 @@ def _season_variances(horizon: Floats) -> Floats:
 def _drift_kernel(origin: Floats, horizon: Floats, other: Floats, other_horizon: Floats) -> Floats:
     lag = (origin + horizon / 2)[:, None] - (other + other_horizon / 2)[None, :]
     return np.asarray(np.exp(-np.abs(lag) / _DRIFT_MEMORY_DAYS) * _between_horizons(horizon, other_horizon))
+
+
+def _inexperience(repeats: ArrayLike) -> Floats:
+    """Standard deviation of the log error of a BTYD model that was fitted on so many repeat purchases."""
+    return np.asarray(_INEXPERIENCE / np.sqrt(np.asarray(repeats, np.float64) + 1))
 
 
 def _between_horizons(horizon: Floats, other: Floats) -> Floats:

@@ -203,6 +203,5 @@ def plan(dataset: Dataset, cutoff: int, config: TrainConfig) -> Phases:
         )
     evaluated = (holdout or final).cutoff
     transfer.check_cut(config.model.backbone.pretrained, dataset.name, evaluated, clock.format(evaluated))
-    if final.assembler.btyd.warning is not None:
-        notices.append(f"BTYD model: {final.assembler.btyd.warning}")
+    notices += final.assembler.btyd.findings()
     return Phases(holdout, final, primary, tuple(notices))

@@ -7,7 +7,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from clv.btyd.seasonal_btyd import PSEUDO_ORDERS, Curves, SeasonalBTYD, apply_factor
+from benchmarks import seasonal_factor
+from clv.btyd.models import BTYDModel
+from clv.btyd.seasonal_btyd import MAX_ACTUAL_FACTOR, PSEUDO_ORDERS, Curves, SeasonalBTYD, apply_factor
+from clv.btyd.seasonal_factor import MAX_LOG_FACTOR, MIN_REPEATS
 from clv.data import features, histories
 from clv.data.clock import DAY_US, Clock
 from clv.data.cutoff import Value, cut
@@ -220,3 +223,42 @@ def test_one_customer_with_one_purchase_is_enough(table: pa.Table) -> None:
     curves = fit(single).curves(frame_at(single))
     assert np.isfinite(curves.value).all()
     assert curves.value.shape == (1, 2)
+
+
+def test_where_nobody_has_bought_again_value_is_the_mean_of_all_purchase_days(table: pa.Table) -> None:
+    h = Histories.from_table(table)
+    frame = features.purchase_frame(cut(h, CLOCK.parse("2023-03-01"), HORIZONS, CLOCK, known_before=CUTOFF))
+    once = frame[(frame["frequency"] == 0) & frame["has_purchase"]].iloc[:8]
+    assert len(once) == 8
+    found = BTYDModel.fit(once).predict(once, 90)
+    np.testing.assert_allclose(found["value"], found["days"] * once["value_past"].mean())
+    again = BTYDModel.from_json(json.loads(json.dumps(BTYDModel.fit(once).to_json(), allow_nan=False)))
+    assert again.predict(once, 90).equals(found)
+
+
+def test_labels_of_an_origin_with_few_repeat_purchases_are_not_divided_by_its_factor(btyd: SeasonalBTYD) -> None:
+    days = btyd.past["origin_day"].unique().astype(np.int32)
+    wild = btyd.past.assign(actual_value=btyd.past["expected_value"] * 1e6)
+    assert (replace(btyd, past=wild).actual_factor(days)[1] == MAX_ACTUAL_FACTOR).any()
+    few = replace(btyd, past=wild.assign(repeats=MIN_REPEATS - 1.0))
+    assert (few.actual_factor(days)[1] == 1).all()
+
+
+def test_a_factor_at_its_bound_is_a_finding(btyd: SeasonalBTYD) -> None:
+    assert btyd.findings() == []
+    model = btyd.value_factor_model
+    bound = replace(model, log_ratio=np.full(len(model.log_ratio), 9.0), log_error=model.log_error * 0.1)
+    found = replace(btyd, value_factor_model=bound, warning="no dropout").findings()
+    assert found[0] == "BTYD model: no dropout"
+    assert len(found) > 1
+    assert all(line.startswith("seasonal factor: the BTYD model's total over ") for line in found[1:])
+    assert all("est factor that is used; past errors ask for more" in line for line in found[1:])
+
+
+@pytest.mark.parametrize("kind", ["marketplace", "yearly", "half-yearly", "dying", "weekly"])
+def test_the_factor_of_a_shop_without_a_season_explodes_no_total(kind: str) -> None:
+    rows = seasonal_factor.log_errors(pd.DataFrame(seasonal_factor.forecast(kind, 1_002)))
+    assert len(rows)
+    assert (np.abs(np.log(rows["factor"])) <= MAX_LOG_FACTOR + 1e-9).all()
+    if kind in ("marketplace", "weekly", "dying"):
+        assert (rows["with_factor"] - rows["alone"]).max() < 0.15
