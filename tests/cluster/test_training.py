@@ -21,7 +21,7 @@ pytestmark = pytest.mark.ray
 
 @dataclass
 class Killer:
-    """Takes the lines of a run; after the line that `after` matches it kills a worker by the pid it told, once."""
+    """Takes the lines of a run; after the line that `after` matches it kills a worker by its logged pid, once."""
 
     after: str
     rank: int
@@ -46,7 +46,7 @@ def curve(fitted: Any) -> list[tuple[str, int, float]]:
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("after", "steps", "resumed_at"),
-    [("trial, epoch 2:", 0, None), ("trial, epoch 1: saved at step 10", 5, 10)],
+    [("holdout, epoch 2:", 0, None), ("holdout, epoch 1: saved at step 10", 5, 10)],
     ids=["after an epoch", "within an epoch"],
 )
 def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_save_and_changes_nothing(
@@ -60,14 +60,14 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_save_and_ch
     assert len(starts) == 4, killer.lines  # two workers, twice
     assert killer.pids()[1] != killer.killed
     again = killer.lines[starts[2] :]
-    (place,) = [re.search(r"trial, step (\d+)$", line) for line in again if line.startswith("resuming from ")]
+    (place,) = [re.search(r"holdout, step (\d+)$", line) for line in again if line.startswith("resuming from ")]
     assert place is not None, killer.lines
     if resumed_at is None:
-        assert not any(line.startswith("trial, epoch 1:") for line in again), killer.lines
+        assert not any(line.startswith("holdout, epoch 1:") for line in again), killer.lines
     else:
         # What was saved before is not done again.
         assert int(place[1]) >= resumed_at
-        saved = [int(line.rsplit(" ", 1)[1]) for line in again if line.startswith("trial") and "saved at" in line]
+        saved = [int(line.rsplit(" ", 1)[1]) for line in again if line.startswith("holdout") and "saved at" in line]
         assert min(saved) > resumed_at, killer.lines
     # One writer of scalars, the first worker, in each of the two tries.
     assert len(list((tmp_path / "scalars").glob("events.out.tfevents.*"))) == 2
@@ -88,10 +88,10 @@ def test_checkpoints_lie_in_a_bucket_and_a_killed_worker_goes_on_from_there(
         url = (
             f"s3://{':'.join(access.values())}@runs/clv?scheme=http&endpoint_override={host}&region={S3['AWS_REGION']}"
         )
-        killer = Killer(after="trial, epoch 2:", rank=1)
+        killer = Killer(after="holdout, epoch 2:", rank=1)
         resumed = task.train(url, killer, scalars=tmp_path)
         assert killer.killed is not None
-        assert any(re.match(r"resuming from .*runs/clv/.*: trial, step \d+$", line) for line in killer.lines)
+        assert any(re.match(r"resuming from .*runs/clv/.*: holdout, step \d+$", line) for line in killer.lines)
         found = [info.path for info in bucket.get_file_info(fs.FileSelector("runs/clv", recursive=True))]
     # Those that are kept, and the newest.
     assert 1 <= sum(path.endswith("/progress.pt") for path in found) <= 3
