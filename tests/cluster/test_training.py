@@ -1,4 +1,4 @@
-"""Training on workers that die, and on numbers that do."""
+"""Training on Ray Train: how the histories are read, and runs whose workers or numbers die."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
+from clv.cluster import training
+from clv.data.dataset import PreparedDataset
+from clv.data.spec.models import DatasetSpec
+from clv.train.config import TrainConfig
+from clv.train.examples.on_storage import Sharded, load_here
 from tests.data.servers import S3, s3_server
-
-pytestmark = pytest.mark.ray
+from tests.prepared_shop import SPEC, prepared_shop
 
 
 @dataclass
@@ -43,6 +47,7 @@ def curve(fitted: Any) -> list[tuple[str, int, float]]:
     return [(row["phase"], row["epoch"], row["loss"]) for row in fitted.history]
 
 
+@pytest.mark.ray
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("after", "steps", "resumed_at"),
@@ -74,6 +79,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_save_and_ch
     assert_same_end(resumed, undisturbed)
 
 
+@pytest.mark.ray
 @pytest.mark.faults
 def test_checkpoints_lie_in_a_bucket_and_a_killed_worker_goes_on_from_there(
     task: Any, undisturbed: Any, tmp_path: Path, ray_cluster: None
@@ -111,6 +117,7 @@ def assert_same_end(resumed: Any, undisturbed: Any) -> None:
         np.testing.assert_allclose(resumed.weights[name], weight, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.ray
 @pytest.mark.faults
 def test_a_loss_that_is_no_number_ends_the_run_at_once(task: Any, tmp_path: Path, ray_cluster: None) -> None:
     lines: list[str] = []
@@ -123,6 +130,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(task: Any, tmp_path: Path
     assert time.monotonic() - begun < 120
 
 
+@pytest.mark.ray
 @pytest.mark.faults
 def test_a_worker_that_dies_every_time_ends_the_run_in_one_line(task: Any, tmp_path: Path, ray_cluster: None) -> None:
     class Relentless(Killer):
@@ -135,3 +143,66 @@ def test_a_worker_that_dies_every_time_ends_the_run_in_one_line(task: Any, tmp_p
     with pytest.raises(RuntimeError, match=r"^training failed: worker rank 0: [^\n]*$"):
         task.train(tmp_path, killer)
     assert sum(line.startswith("worker rank 0") for line in killer.lines) == 2  # max_failures 1
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    folder = tmp_path_factory.mktemp("shop")
+    return PreparedDataset.open(prepared_shop(folder, 2, 30, "2023-01-01", "2023-07-01", seed=1))
+
+
+def test_histories_above_the_limit_of_events_are_read_by_shards(prepared: PreparedDataset) -> None:
+    num_tokens, num_customers = prepared.manifest["num_tokens"], prepared.manifest["num_customers"]
+    for whole in (
+        training.read_dataset(prepared.folder),
+        training.read_dataset(prepared.folder, config=TrainConfig(memory_events=num_tokens)),
+        training.read_dataset(prepared.folder, config=TrainConfig(memory_events=1, loader="memory")),
+    ):
+        assert (len(whole.histories), whole.shards, whole.horizons) == (num_customers, (), (30, 90))
+    sharded = training.read_dataset(prepared.folder, (7,), TrainConfig(memory_events=num_tokens - 1))
+    assert len(sharded.histories) == prepared.manifest["shards"][0]["customers"] < num_customers
+    assert sharded.shards == tuple(map(str, prepared.shards))
+    assert sharded.load is load_here
+    assert sharded.horizons == (7,)
+    streamed = training.read_dataset(prepared.folder, config=TrainConfig(loader="ray"))
+    assert streamed.load is training.stream_examples
+
+
+def test_the_facts_in_a_bundle_are_those_of_the_spec_and_the_shards(prepared: PreparedDataset) -> None:
+    facts = training.dataset_facts(prepared)
+    assert (facts["name"], facts["currency"], facts["timezone"]) == ("simulated", "EUR", "UTC")
+    assert facts["horizons"] == [30, 90]
+    assert facts["spec_sha256"] == prepared.spec.sha256()
+    assert facts["shards"] == {f"shards/part-0000{i}.parquet": prepared.manifest["shards"][i]["sha256"] for i in (0, 1)}
+
+
+def test_the_line_of_the_loader_gives_the_size_of_the_histories_and_of_the_shards_of_a_process() -> None:
+    spec = DatasetSpec.parse(SPEC.format(folder="shop", timezone="UTC"), "simulated")
+    shards = [{"file": f"{i}", "customers": customers} for i, customers in enumerate((100, 200, 50, 50))]
+    manifest = {"num_tokens": 10_000_000, "num_lines": 12_500_000, "num_customers": 400, "shards": shards}
+    large = PreparedDataset(Path("shop"), spec, manifest)
+    # 74 bytes of a token and 8 of a line are 0.782 GiB, 300 of 400 customers 0.587 GiB, two of four shards 0.391 GiB.
+    assert training.describe_loader(large, TrainConfig(memory_events=8_000_000)) == (
+        "histories: 10,000,000 events, 0.782 GiB in memory: a process holds 2 of 4 shards, 300 customers, 0.587 GiB, "
+        "and a worker up to two shards more, 0.391 GiB; training reads all of them (loader shards)"
+    )
+    assert training.describe_loader(large, TrainConfig()) == (
+        "histories: 10,000,000 events, 0.782 GiB in memory: every worker holds them (loader memory)"
+    )
+
+
+def test_fewer_shards_than_parts_of_the_global_batch_are_refused() -> None:
+    config = TrainConfig(batch_size=32)
+    config = replace(config, engine=replace(config.engine, accumulation=2))
+    source = Sharded(shards=("a", "b", "c", "d", "e"), num_samples=64, seed=0)
+    training.check_loader(source, config, workers=2)
+    with pytest.raises(ValueError, match=r"5 shards are too few for workers x accumulation = 8: .*--partitions 8 or"):
+        training.check_loader(source, config, workers=4)
+
+
+def test_the_line_of_an_epoch_has_the_held_out_score_where_there_is_one() -> None:
+    row = {"phase": "holdout", "epoch": 3, "loss": 0.51239, "seconds": 61.4}
+    assert training.describe_epoch(row) == "holdout, epoch 3: loss 0.5124, 61 s"
+    assert training.describe_epoch(row | {"held_out_score": 0.01234, "blend_value": 0.755}) == (
+        "holdout, epoch 3: loss 0.5124, 61 s, held-out score +0.0123 against the BTYD model, blend weight 0.76"
+    )
