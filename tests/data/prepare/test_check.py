@@ -1,5 +1,6 @@
 """Checks before any work: wrong columns, wrong paths, and the first rows of every source."""
 
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clv.data.prepare.check import check, check_sources
+from clv.data.prepare.accounting import RowAccounting
+from clv.data.prepare.check import TooManyRejectsError, check, check_share, check_sources
+from clv.data.prepare.erasure import REASON
 from clv.data.spec.models import SpecError
 from tests.data.prepare.small_logs import spec_of, written
 
@@ -105,3 +108,36 @@ def test_the_limit_of_rows_holds_over_all_files_of_a_source(tmp_path: Path) -> N
         written(tmp_path / f"day-{day}.csv", f"id,t,x\na,2024-01-0{day},1\nb,2024-01-0{day},2\n")
     accounting = check(spec_of(f"{tmp_path}/day-*.csv"), "shop.yaml", num_rows=3)
     assert accounting["events[0]"].read == 3
+
+
+def test_more_rejected_rows_than_allowed_are_an_error_but_rows_of_erased_customers_are_not(tmp_path: Path) -> None:
+    spec = spec_of(written(tmp_path / "log.csv", "id,t,x\n"), max_rejected_share=0.2)
+
+    def counts(**rejected: int) -> RowAccounting:
+        return RowAccounting(10, 10 - sum(rejected.values()), Counter(rejected))
+
+    check_share(counts(**{"no time": 2, REASON: 5}), spec, "shop.yaml")
+    message = (
+        r"^shop.yaml: 8 of 10 events \(80.0%\) were rejected, max_rejected_share is 20.0%:\n(.*\n)+an example\ncorr"
+    )
+    with pytest.raises(TooManyRejectsError, match=message):
+        check_share(counts(**{"no time": 3, REASON: 5}), spec, "shop.yaml", "an example\n")
+    with pytest.raises(TooManyRejectsError, match="10 of 10 events"):
+        check_share(counts(**{REASON: 10}), spec, "shop.yaml")
+    with pytest.raises(SpecError, match=r"shop.yaml: the event sources hold no rows; there is nothing to prepare"):
+        check_share(RowAccounting(), spec, "shop.yaml")
+
+
+def test_the_whole_item_table_is_read_where_its_prices_fill_amounts(tmp_path: Path) -> None:
+    log = written(tmp_path / "log.csv", "id,t,x,item\na,2024-01-01,,i5\nb,2024-01-02,3,i1\n")
+    items = written(tmp_path / "items.csv", "item,price\n" + "".join(f"i{number},{number}\n" for number in range(6)))
+    columns = "customer_id: id, event_time: t, amount: x, item_id: item"
+    table = {"path": str(items), "columns": {"item_id": "item", "price": "price"}}
+    accounting = {}
+    for rule in ("item_price", "zero"):
+        spec = spec_of(log, columns, items=table, cleaning={"missing_amount": rule})
+        accounting[rule] = check(spec, "shop.yaml", num_rows=2)
+    assert {rule: found["items[0]"].read for rule, found in accounting.items()} == {"item_price": 6, "zero": 2}
+    assert {rule: found["events[0]"].read for rule, found in accounting.items()} == {"item_price": 2, "zero": 2}
+    assert accounting["item_price"]["events[0]"].accepted == 2
+    assert accounting["item_price"]["events[0]"].notices
