@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ NAME = "tune"
 
 @dataclass(frozen=True)
 class TuneTrial:
-    """A trial: its setting, the held-out score after each epoch, and the error of one that failed."""
+    """A trial: its number from 1, its setting, the held-out score after each epoch, and the error if it failed."""
 
     name: str
+    number: int
     setting: dict[str, Any]
     scores: tuple[float, ...]
     failed: str = ""
@@ -87,7 +88,7 @@ def tune(
                 name=NAME, storage_path=str(folder.absolute()), verbose=0, callbacks=[_log_epochs()]
             ),
         )
-    found = sorted((_trial(result) for result in tuner.fit()), key=lambda trial: -trial.best)
+    found = _ranked(_trial(result) for result in tuner.fit())
     if not any(trial.scores for trial in found):
         raise RuntimeError(f"every trial failed: {found[0].failed if found else 'there were none'}")
     return found
@@ -150,8 +151,16 @@ def _domain(kind: SearchRange | Choice) -> Any:
     return ray_tune.loguniform(kind.low, kind.high) if kind.log else ray_tune.uniform(kind.low, kind.high)
 
 
+def _ranked(trials: Iterable[TuneTrial]) -> list[TuneTrial]:
+    """The best trial first, and of equal ones the earliest: Ray Tune returns the trials of a resumed search in another
+    order."""
+    return sorted(trials, key=lambda trial: (-trial.best, trial.number))
+
+
 def _trial(result: Any) -> TuneTrial:
     frame = result.metrics_dataframe
     scores = tuple(float(s) for s in frame[SCORE]) if frame is not None and SCORE in frame else ()
     failed = str(result.error).strip().splitlines()[-1] if result.error else ""
-    return TuneTrial(Path(result.path).name.split("_")[2], dict(result.config), scores, failed)
+    # The folder of a trial is run_trial_ID_NUMBER_SETTING.
+    name, number = Path(result.path).name.split("_")[2:4]
+    return TuneTrial(name, int(number), dict(result.config), scores, failed)
