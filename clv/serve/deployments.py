@@ -95,7 +95,7 @@ class Replica:
         self.metrics = Metrics()
         max_wait_s = min(self.args.batching.max_wait_s, self.args.deadline_s)
         self.backend = LiveBackend(
-            open_store(self.args.store) if self.args.store else None,
+            open_store(self.args.store, serving=True) if self.args.store else None,
             self.args.batching.model_copy(update={"max_wait_s": max_wait_s}),
             self.metrics,
         )

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clv.serve.http.metrics import Metrics
 from clv.serve.http.rate_limits import RateLimiter
 from clv.serve.http.schemas import MAX_BODY_BYTES, FieldError, Problem
-from clv.serve.http.security import Key, Keys, KeySource, host_name, is_loopback, required_scope
+from clv.serve.http.security import Key, Keys, KeySource, host_name, is_loopback
 
 LOG = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src https://cdn.jsdelivr.net 'unsafe-inline'; style-src https://cdn.jsdelivr.net "
     "'unsafe-inline'; img-src 'self' https://fastapi.tiangolo.com data:; connect-src 'self'; frame-ancestors 'none'"
 )
+CHALLENGE = 'Bearer realm="clv"'
 _TLS = {"Strict-Transport-Security": "max-age=31536000"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -117,7 +118,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self._check_request(scope["method"], scope["path"], headers)
+            scope["state"]["key"] = await self._check_request(route_path(scope), headers)
             await self.app(scope, self._limit_body(receive), send_with_id)
         except ProblemError as problem:
             if started:
@@ -137,34 +138,32 @@ class RequestMiddleware:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         """Requires a valid key, also where no keys are set: browsers let any page open a websocket."""
         try:
-            await self._check_rate(self._authenticate(self.keys.current(), "GET", scope["path"], headers))
+            await self._check_rate(self._authenticate(self.keys.current(), headers))
         except ProblemError as problem:
             await send({"type": "websocket.close", "code": 1008, "reason": problem.detail})
             return
         await self.app(scope, receive, send)
 
-    async def _check_request(self, method: str, path: str, headers: Headers) -> None:
-        keys = self.keys.current()
+    async def _check_request(self, path: str, headers: Headers) -> Key | None:
+        """Returns the key of the request, whose scope the route checks (`require`); None where no key is needed."""
+        keys, key = self.keys.current(), None
         if path not in OPEN_PATHS:
-            await self._check_rate(self._authenticate(keys, method, path, headers) if keys else None)
+            key = self._authenticate(keys, headers) if keys else None
+            await self._check_rate(key)
         if not keys and not is_loopback(host_name(headers.get("host"))):
             # Otherwise a page in a browser of this machine could call the server by a name of its own (DNS rebinding).
             raise ProblemError(421, "Without API keys this server answers only to localhost.")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_body:
             raise too_large(self.max_body)
+        return key
 
     @staticmethod
-    def _authenticate(keys: Keys, method: str, path: str, headers: Headers) -> Key:
-        key, scope = keys.find(headers.get("authorization")), required_scope(method, path)
-        challenge = 'Bearer realm="clv"'
+    def _authenticate(keys: Keys, headers: Headers) -> Key:
+        key = keys.find(headers.get("authorization"))
         if key is None:
             message = "A valid key is needed: send Authorization: Bearer KEY."
-            raise ProblemError(401, message, headers={"WWW-Authenticate": challenge})
-        if not key.covers(scope):
-            challenge += f', error="insufficient_scope", scope="{scope}"'
-            message = f"This needs a key of scope {scope}; this key has scope {key.scope}."
-            raise ProblemError(403, message, headers={"WWW-Authenticate": challenge})
+            raise ProblemError(401, message, headers={"WWW-Authenticate": CHALLENGE})
         return key
 
     async def _check_rate(self, key: Key | None) -> None:
@@ -187,9 +186,16 @@ class RequestMiddleware:
         return limited
 
 
+def route_path(scope: Scope) -> str:
+    """Returns the path of a request below the prefix at which the application is mounted."""
+    path: str = scope["path"]
+    root = scope.get("root_path", "").rstrip("/")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
 def _answer_headers(scope: Scope, headers: Headers) -> dict[str, str]:
     over_tls = scope["scheme"] == "https" or headers.get("x-forwarded-proto") == "https"
-    page = {"Content-Security-Policy": _PAGE_POLICY} if scope["path"] == "/docs" else {}
+    page = {"Content-Security-Policy": _PAGE_POLICY} if route_path(scope) == "/docs" else {}
     return HEADERS | page | (_TLS if over_tls else {})
 
 

@@ -26,8 +26,8 @@ LOG = logging.getLogger(__name__)
 
 WINDOW_S = 6
 CONNECTIONS = 16
-TIMEOUT_S = 0.5  # of a call of Redis
-PAUSE_S = 1.0  # without calls after a failure of Redis
+TIMEOUT_S = 0.3  # of a call of Redis
+PAUSE_S = 2.0  # without calls after a failure of Redis
 
 
 class RateLimiter:

@@ -15,7 +15,6 @@ from clv.serve.http.inline_events import RequestHistories
 from clv.serve.http.middleware import ProblemError
 from clv.serve.http.schemas import FieldError, PortfolioRequest, PredictRequest
 from clv.serve.scoring.protocol import Backend, BundleFacts, NotReady, Scorer
-from clv.serve.store.protocol import StoreUnavailableError
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,15 @@ def resolve_prediction(request: PredictRequest, backend: Backend) -> ScoringRequ
     Raises ProblemError 422 for a repeated customer, too many events or an impossible `as_of`.
     """
     load = partial(inline_events.build_histories, request.customers, backend.stored)
-    stored = any(customer.events is None for customer in request.customers)
     ids = [customer.customer_id for customer in request.customers]
-    return _resolve(request, ids, load, backend, needs_store=stored)
+    return _resolve(request, ids, load, backend, wait=needs_store(request))
 
 
 def resolve_portfolio(request: PortfolioRequest, backend: Backend) -> ScoringRequest:
     """Resolves a request for customers of the store, with the errors of `resolve_prediction`."""
     ids = request.customer_ids
     inline_events.check_unique(ids, "customer_ids[{}]")
-    return _resolve(request, ids, lambda clock: RequestHistories(backend.stored(ids), None), backend, needs_store=True)
+    return _resolve(request, ids, lambda clock: RequestHistories(backend.stored(ids), None), backend, wait=True)
 
 
 def _resolve(
@@ -63,11 +61,11 @@ def _resolve(
     load: Callable[[Clock], RequestHistories],
     backend: Backend,
     *,
-    needs_store: bool,
+    wait: bool,
 ) -> ScoringRequest:
     scorer = scorer_in_service(backend, request.model_version)
     facts = scorer.facts
-    through = data_through(backend, facts, required=needs_store)
+    through = data_through(backend, facts, wait=wait)
     loaded = load(facts.clock)
     if request.as_of is None:
         as_of = default_as_of(facts, max(through, loaded.newest or through), now_us())
@@ -81,17 +79,18 @@ def _resolve(
     return ScoringRequest(scorer, customer_ids, loaded.histories, as_of, horizons, through)
 
 
-def data_through(backend: Backend, facts: BundleFacts, *, required: bool = True) -> int:
+def data_through(backend: Backend, facts: BundleFacts, wait: bool = True) -> int:
     """Returns the time of the newest event (microseconds UTC) in the store, or without one in the bundle's data.
 
-    A store that is down raises StoreUnavailableError where `required`, and counts as no store otherwise.
+    Asks the store if `wait`, and raises StoreUnavailableError where it is down; else returns the time last known, so
+    that a request which brings its events neither waits for the store nor gets another prediction time without it.
     """
-    try:
-        return (backend.store.data_through() if backend.store else None) or facts.data_through
-    except StoreUnavailableError:
-        if required:
-            raise
-        return facts.data_through
+    return backend.data_through(wait=wait) or facts.data_through
+
+
+def needs_store(request: PredictRequest) -> bool:
+    """Returns whether some customer of the request comes without events."""
+    return any(customer.events is None for customer in request.customers)
 
 
 def default_as_of(facts: BundleFacts, newest: int, now: int) -> int:

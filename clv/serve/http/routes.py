@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.params import Depends as Dependency
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ValidationError
@@ -16,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from clv.serve.http import arrow, requests, responses, writes
 from clv.serve.http.metrics import Metrics
-from clv.serve.http.middleware import ProblemError, RequestMiddleware
+from clv.serve.http.middleware import CHALLENGE, ProblemError, RequestMiddleware
 from clv.serve.http.openapi import BINARY, KEY, openapi_document, problems, request_body
 from clv.serve.http.rate_limits import RateLimiter
 from clv.serve.http.requests import ScoringRequest, scorer_in_service
@@ -43,8 +45,10 @@ from clv.serve.store.protocol import StoreUnavailableError
 from clv.version import __version__
 
 MAX_ERRORS = 20
+READERS, WRITERS = 4, 2  # threads of a replica that wait for its store, so that no other request waits with them
 JSON = "application/json"
 Model = TypeVar("Model", bound=BaseModel)
+Result = TypeVar("Result")
 
 
 def create_app(
@@ -63,6 +67,7 @@ def create_app(
     writes the X-Request-ID header. Example: `uvicorn.run(create_app(backend))`.
     """
     metrics = metrics or Metrics()
+    readers, writers = ThreadPoolExecutor(READERS, "clv-read"), ThreadPoolExecutor(WRITERS, "clv-write")
     app = FastAPI(title="Customer lifetime value", version=__version__, redoc_url=None)
     app.add_middleware(
         RequestMiddleware,
@@ -79,7 +84,7 @@ def create_app(
     @app.post(
         "/v1/predict",
         tags=["scores"],
-        dependencies=[KEY],
+        dependencies=require("read"),
         response_model=PredictResponse,
         responses={200: {"content": {arrow.MEDIA_TYPE: BINARY}}, **problems(401, 403, 413, 415, 422, 429, 503)},
         openapi_extra=request_body(
@@ -99,15 +104,15 @@ def create_app(
         media, body = await _read_body(request, deadline_s, (JSON, arrow.MEDIA_TYPE))
         as_arrow = arrow.MEDIA_TYPE in request.headers.get("accept", "")
 
-        def resolve() -> ScoringRequest:
+        def parse() -> PredictRequest:
             if media == JSON:
-                parsed = _validate(PredictRequest.model_validate_json, body)
-            else:
-                parsed = _validate(PredictRequest.model_validate, arrow.read_request(body, request.query_params))
-            return requests.resolve_prediction(parsed, backend)
+                return _validate(PredictRequest.model_validate_json, body)
+            return _validate(PredictRequest.model_validate, arrow.read_request(body, request.query_params))
 
         async with _translate_failures(deadline_s, metrics):
-            asked = await asyncio.to_thread(resolve)
+            parsed = await asyncio.to_thread(parse)
+            pool = readers if requests.needs_store(parsed) else None
+            asked = await _run(pool, requests.resolve_prediction, parsed, backend)
             known_any = len(asked.histories) > 0
             table = await asked.scorer.score(asked.histories, asked.as_of, asked.horizons) if known_any else None
             write = arrow.prediction_stream if as_arrow else responses.prediction_json
@@ -118,7 +123,7 @@ def create_app(
     @app.post(
         "/v1/portfolio",
         tags=["scores"],
-        dependencies=[KEY],
+        dependencies=require("read"),
         response_model=PortfolioResponse,
         responses=problems(401, 403, 413, 415, 422, 429, 503),
         openapi_extra=request_body(PortfolioRequest, {"by id": PORTFOLIO_EXAMPLE}),
@@ -127,9 +132,8 @@ def create_app(
         """Total value of up to 10,000 stored customers, with its quantiles."""
         _, body = await _read_body(request, deadline_s)
         async with _translate_failures(deadline_s, metrics):
-            asked = await asyncio.to_thread(
-                lambda: requests.resolve_portfolio(_validate(PortfolioRequest.model_validate_json, body), backend)
-            )
+            parsed = _validate(PortfolioRequest.model_validate_json, body)
+            asked = await _run(readers, requests.resolve_portfolio, parsed, backend)
             totals = await asked.scorer.portfolio(asked.histories, asked.as_of, asked.horizons)
             content, known = responses.portfolio_json(asked, totals)
         _count_customers(metrics, asked, known)
@@ -138,7 +142,7 @@ def create_app(
     @app.get(
         "/v1/customers/{customer_id:path}",
         tags=["customers"],
-        dependencies=[KEY],
+        dependencies=require("read"),
         response_model=CustomerResponse,
         responses=problems(401, 403, 404, 422, 429, 503),
     )
@@ -146,7 +150,7 @@ def create_app(
         """Summary of one stored customer, and its scores at the default time and horizons."""
         async with _translate_failures(deadline_s, metrics):
             portfolio = PortfolioRequest.model_construct(customer_ids=[customer_id])
-            asked = await asyncio.to_thread(requests.resolve_portfolio, portfolio, backend)
+            asked = await _run(readers, requests.resolve_portfolio, portfolio, backend)
             if not len(asked.histories):
                 raise _unknown_customer()
             scores = await asked.scorer.score(asked.histories, asked.as_of, asked.horizons)
@@ -156,7 +160,7 @@ def create_app(
     @app.delete(
         "/v1/customers/{customer_id:path}",
         tags=["customers"],
-        dependencies=[KEY],
+        dependencies=require("admin"),
         status_code=204,
         response_class=Response,
         responses=problems(401, 403, 404, 422, 429, 503),
@@ -165,14 +169,14 @@ def create_app(
         """Erases a customer. Later loads of histories skip older events of the customer; an event posted later
         starts a new history."""
         async with _translate_failures(deadline_s, metrics):
-            if not await asyncio.to_thread(writes.erase_customer, backend, customer_id, request.state.request_id):
+            if not await _run(writers, writes.erase_customer, backend, customer_id, request.state.request_id):
                 raise _unknown_customer()
         return Response(status_code=204)
 
     @app.post(
         "/v1/events",
         tags=["customers"],
-        dependencies=[KEY],
+        dependencies=require("write"),
         response_model=EventsResponse,
         responses=problems(401, 403, 404, 409, 413, 415, 422, 429, 503),
         openapi_extra=request_body(EventsRequest, {"an order's line": EVENTS_EXAMPLE}),
@@ -183,9 +187,8 @@ def create_app(
         _, body = await _read_body(request, deadline_s)
         request_id = request.state.request_id
         async with _translate_failures(deadline_s, metrics):
-            stored = await asyncio.to_thread(
-                lambda: writes.store_events(backend, _validate(EventsRequest.model_validate_json, body), request_id)
-            )
+            parsed = await asyncio.to_thread(_validate, EventsRequest.model_validate_json, body)
+            stored = await _run(writers, writes.store_events, backend, parsed, request_id)
         metrics.events.labels("stored").inc(stored.stored)
         metrics.events.labels("repeated").inc(stored.repeated)
         return JSONResponse(stored.model_dump())
@@ -193,16 +196,21 @@ def create_app(
     @app.get(
         "/v1/model",
         tags=["service"],
-        dependencies=[KEY],
+        dependencies=require("read"),
         response_model=ModelResponse,
         responses=problems(401, 403, 429, 503),
     )
     async def model() -> Response:
-        """The bundle in service and the data behind it."""
-        async with _translate_failures(deadline_s, metrics):
-            facts = scorer_in_service(backend).facts
-            through = await asyncio.to_thread(requests.data_through, backend, facts)
-            stored = await asyncio.to_thread(backend.store.count) if backend.store else None
+        """The bundle in service and the data behind it; `customers_stored` is null without a store, and while it is
+        down."""
+        facts, stored = scorer_in_service(backend).facts, None
+        try:
+            async with asyncio.timeout(deadline_s):
+                through = await _run(readers, requests.data_through, backend, facts)
+                stored = await _run(readers, backend.store.count) if backend.store else None
+        except (StoreUnavailableError, TimeoutError):
+            metrics.store_errors.inc()
+            through = requests.data_through(backend, facts, wait=False)
         answer = responses.common_fields(facts, requests.default_as_of(facts, through, requests.now_us()), through) | {
             "timezone": facts.clock.timezone,
             "horizons_days": list(facts.horizons),
@@ -225,7 +233,7 @@ def create_app(
     @app.get(
         "/metrics",
         tags=["service"],
-        dependencies=[KEY],
+        dependencies=require("read"),
         response_class=PlainTextResponse,
         responses=problems(401, 403, 429),
     )
@@ -234,6 +242,24 @@ def create_app(
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def require(scope: str) -> Sequence[Dependency]:
+    """Returns the dependencies of a route that needs a key of this scope, where the service has keys."""
+
+    async def check(request: Request) -> None:
+        key = request.state.key
+        if key is not None and not key.covers(scope):
+            message = f"This needs a key of scope {scope}; this key has scope {key.scope}."
+            challenge = f'{CHALLENGE}, error="insufficient_scope", scope="{scope}"'
+            raise ProblemError(403, message, headers={"WWW-Authenticate": challenge})
+
+    return [KEY, Depends(check)]
+
+
+async def _run(pool: ThreadPoolExecutor | None, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Runs a function in a thread of the pool, or of the default one."""
+    return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
 
 
 def _count_customers(metrics: Metrics, asked: ScoringRequest, known: int) -> None:

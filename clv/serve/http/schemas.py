@@ -266,7 +266,9 @@ class ModelResponse(_Answer):
 
     timezone: str
     horizons_days: list[int]
-    customers_stored: int | None = Field(description="Null without a store: requests must then hold the events.")
+    customers_stored: int | None = Field(
+        description="Null without a store, and while it is down: requests must then hold the events."
+    )
     max_customers: int = MAX_CUSTOMERS
     max_events: int = MAX_EVENTS
 

@@ -132,13 +132,6 @@ def keys_from_env(env: Mapping[str, str]) -> KeySource:
     return keys
 
 
-def required_scope(method: str, path: str) -> str:
-    """Returns the scope that a request needs."""
-    if method == "DELETE":
-        return "admin"
-    return "write" if path == "/v1/events" else "read"
-
-
 def _parse_entry(entry: str, where: str, plain: bool) -> Key:
     found = _ENTRY.fullmatch(entry)
     assert found is not None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
@@ -16,9 +18,11 @@ from clv.serve.rollout.canary import CanaryScorer, ShadowComparison, ShadowScore
 from clv.serve.scoring.batching import Batching, scoring_thread
 from clv.serve.scoring.protocol import NotReady, PredictorProtocol, Scorer
 from clv.serve.scoring.scorer import BatchedScorer
-from clv.serve.store.protocol import Store
+from clv.serve.store.protocol import Store, StoreUnavailableError
 
 LOG = logging.getLogger(__name__)
+
+REFRESH_S = 1.0  # after which the time of the store's newest event is asked for again, in the background
 
 
 class LiveBackend:
@@ -38,6 +42,10 @@ class LiveBackend:
         self.candidate_scorer: BatchedScorer | None = None
         self.comparison = ShadowComparison()
         self._thread = scoring_thread()
+        self._watcher = ThreadPoolExecutor(1, "clv-watch")
+        self._through: int | None = None
+        self._refresh_at, self._refreshing = 0.0, self._watcher.submit(self._refresh)
+        self._refreshing.result()
 
     def prepare(self, predictor: PredictorProtocol) -> BatchedScorer:
         """Returns a warmed-up scorer of the predictor; raises what the warm-up raises."""
@@ -86,6 +94,22 @@ class LiveBackend:
         for scorer in (self.current, self.candidate_scorer):
             if scorer and scorer.busy_s() > stuck_s:
                 raise RuntimeError(f"a prediction with {scorer.facts.version} has run for over {stuck_s:g} s")
+
+    def data_through(self, *, wait: bool) -> int | None:
+        if self.store is None:
+            return None
+        if wait:
+            self._through = self.store.data_through()
+        elif time.monotonic() >= self._refresh_at and self._refreshing.done():
+            self._refreshing = self._watcher.submit(self._refresh)
+        return self._through
+
+    def _refresh(self) -> None:
+        try:
+            self._through = self.store.data_through() if self.store else None
+        except StoreUnavailableError as error:
+            LOG.warning("%s The time of its newest event remains as it was known.", error)
+        self._refresh_at = time.monotonic() + REFRESH_S
 
     def stored(self, customer_ids: Sequence[str]) -> pa.Table:
         return histories.HISTORIES.empty_table() if self.store is None else self.store.get(customer_ids)

@@ -85,5 +85,9 @@ class Backend(Protocol):
     def scorer(self, pinned: str | None = None) -> Scorer:
         """Returns the scorer of one request, of version `pinned` where that is loaded; raises NotReady."""
 
+    def data_through(self, *, wait: bool) -> int | None:
+        """Returns the time of the store's newest event (microseconds UTC), None without one. Asks the store and may
+        raise StoreUnavailableError if `wait`; else returns at once what is known, at most about a second old."""
+
     def stored(self, customer_ids: Sequence[str]) -> pa.Table:
         """Returns histories of the stored ones among these customers; an empty table without a store."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
 
 from clv.data.clock import Clock
@@ -27,6 +27,8 @@ T = TypeVar("T")
 META, CUSTOMERS, ERASED = "clv:meta", "clv:customers", "clv:erased"
 PART = 1_000  # customers of one transaction
 ATTEMPTS = 50  # of a transaction whose keys another client changed
+WAIT_S, SERVING_WAIT_S = 10.0, 0.3  # for an answer of the server
+PAUSE_S = 2.0  # in which a serving store fails at once, after the server did not answer in time
 _COUNTS = struct.Struct("<II")
 
 
@@ -38,10 +40,13 @@ class RedisStore:
     yes`.
     """
 
-    def __init__(self, url: str, *, create: bool = False) -> None:
-        self._create = create
-        retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), 2)
-        self._redis: Any = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2, retry=retry)
+    def __init__(self, url: str, *, create: bool = False, serving: bool = False) -> None:
+        self._create, self._serving, self._resume_at = create, serving, 0.0
+        wait_s = SERVING_WAIT_S if serving else WAIT_S
+        # A connection that the server has closed meanwhile is opened again; a server that hangs is not asked again.
+        lost = (redis.exceptions.ConnectionError,)
+        retry = Retry(NoBackoff(), 1, lost) if serving else Retry(ExponentialBackoff(cap=0.2, base=0.02), 2)
+        self._redis: Any = redis.Redis.from_url(url, socket_timeout=wait_s, socket_connect_timeout=wait_s, retry=retry)
         self._key: bytes | None = None
         try:
             self._salt()
@@ -267,11 +272,17 @@ class RedisStore:
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
+        """Translates errors of the server, and fails at once for a while after it did not answer in time (a circuit
+        breaker): every thread that waits for a server that hangs is one that answers nobody."""
+        if time.monotonic() < self._resume_at:
+            raise StoreUnavailableError("The online store does not answer in time.")
         try:
             yield
         except redis.exceptions.ConnectionError as error:
             raise StoreUnavailableError("The online store does not answer.") from error
         except redis.exceptions.TimeoutError as error:
+            if self._serving:
+                self._resume_at = time.monotonic() + PAUSE_S
             raise StoreUnavailableError("The online store does not answer in time.") from error
         except redis.exceptions.RedisError as error:
             raise StoreUnavailableError(

@@ -31,6 +31,7 @@ from clv.serve.store.records import (
 
 FILE = "store.sqlite"
 PART = 5_000  # customers of one part of a dump
+WAIT_S, SERVING_WAIT_S = 10.0, 2.0  # for which a writer waits for another one; readers never wait
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
@@ -48,7 +49,8 @@ _PUT_EVENT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?)"
 class SqliteStore:
     """A `Store` on a disk of this machine."""
 
-    def __init__(self, folder: Path, *, create: bool = False) -> None:
+    def __init__(self, folder: Path, *, create: bool = False, serving: bool = False) -> None:
+        self._wait_s = SERVING_WAIT_S if serving else WAIT_S
         self.path = path = folder / FILE
         if create:
             folder.mkdir(parents=True, exist_ok=True)
@@ -252,7 +254,7 @@ class SqliteStore:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             # isolation_level None: this class begins transactions itself.
-            connection = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(self.path, timeout=self._wait_s, isolation_level=None, check_same_thread=False)
             with self._lock:
                 self._connections.append(connection)
             connection.execute("PRAGMA journal_mode = WAL")

@@ -237,7 +237,6 @@ def test_a_store_that_is_down_is_503_with_the_reason_and_inline_requests_go_on(
                 ("POST", "/v1/events", {"events": [event()]}),
                 ("GET", "/v1/customers/A", None),
                 ("DELETE", "/v1/customers/A", None),
-                ("GET", "/v1/model", None),
             ):
                 answer = client.request(method, path, json=body)
                 assert "The online store does not answer" in problem_of(answer, 503).detail
@@ -245,6 +244,7 @@ def test_a_store_that_is_down_is_503_with_the_reason_and_inline_requests_go_on(
             answer = client.post("/v1/predict", json={"as_of": "2011-06-12", "customers": [inline]})
             assert answer.json()["results"][0]["status"] == "ok"
             assert client.get("/readyz").status_code == 200
+            assert client.get("/v1/model").json()["customers_stored"] is None
             for backend in backends:
                 backend.check_health(60)
         finally:

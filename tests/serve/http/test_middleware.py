@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from clv.serve.http.metrics import Metrics
-from clv.serve.http.middleware import RequestMiddleware
+from clv.serve.http.middleware import RequestMiddleware, route_path
 from clv.serve.http.security import Keys
 
 KEY = "a-key-of-twenty-char"
@@ -32,7 +32,7 @@ def client_of(keys: Keys, started: list[bool] | None = None) -> TestClient:
             started.append(True)
         yield
 
-    paths = ("/live", "/v1/events", "/healthz")
+    paths = ("/live", "/healthz")
     app = Starlette(routes=[WebSocketRoute(path, greet) for path in paths], lifespan=lifespan)
     return TestClient(RequestMiddleware(app, keys=keys, metrics=Metrics()), base_url="http://localhost")
 
@@ -53,10 +53,22 @@ def test_a_websocket_without_a_valid_key_is_closed_before_it_opens(keys: Keys, p
     assert visit(client_of(keys), path, key) == (1008, "A valid key is needed: send Authorization: Bearer KEY.")
 
 
-def test_a_websocket_opens_with_a_key_of_the_scope_of_its_path() -> None:
-    client = client_of(Keys.parse([KEY]))
-    assert visit(client, "/live", KEY) == (1000, "hello")
-    assert visit(client, "/v1/events", KEY) == (1008, "This needs a key of scope write; this key has scope read.")
+def test_a_websocket_opens_with_a_valid_key() -> None:
+    assert visit(client_of(Keys.parse([KEY])), "/live", KEY) == (1000, "hello")
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "below"),
+    [
+        ("/v1/events", "", "/v1/events"),
+        ("/shop/v1/events", "/shop", "/v1/events"),
+        ("/shop/healthz", "/shop/", "/healthz"),
+        ("/shopping/healthz", "/shop", "/shopping/healthz"),
+        ("/shop", "/shop", "/shop"),
+    ],
+)
+def test_a_path_is_read_below_the_prefix_of_the_application(path: str, root: str, below: str) -> None:
+    assert route_path({"path": path, "root_path": root}) == below
 
 
 def test_websockets_count_against_the_rate_of_their_key() -> None:

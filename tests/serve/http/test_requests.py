@@ -35,10 +35,13 @@ def test_a_store_that_is_down_is_an_error_only_where_it_is_needed(backend: LiveB
     def down() -> int:
         raise StoreUnavailableError("The online store does not answer.")
 
-    monkeypatch.setattr(backend.store, "data_through", down)
     event = {"event_time": "2011-06-03", "event_type": "purchase"}
     inline = PredictRequest.model_validate({"customers": [{"customer_id": "new", "events": [event]}]})
-    assert resolve_prediction(inline, backend).data_through == backend.scorer().facts.data_through
+    before = resolve_prediction(inline, backend)
+    monkeypatch.setattr(backend.store, "data_through", down)
+    during = resolve_prediction(inline, backend)
+    newest = Clock("UTC").parse("2011-06-11T09:00")
+    assert (before.data_through, before.as_of) == (during.data_through, during.as_of) == (newest, before.as_of)
     stored = PredictRequest.model_validate({"customers": [{"customer_id": "A"}]})
     with pytest.raises(StoreUnavailableError, match="does not answer"):
         resolve_prediction(stored, backend)

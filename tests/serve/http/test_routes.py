@@ -201,22 +201,44 @@ SCOPED = {
 }
 
 
+def mounted(app: Any, prefix: str) -> Any:
+    """The application as Serve calls it below a route prefix: the path holds the prefix, and so does root_path."""
+
+    async def below(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope | {"root_path": prefix}, receive, send)
+
+    return below
+
+
+@pytest.mark.parametrize("prefix", ["", "/shop"])
 @pytest.mark.parametrize(("call", "scope"), SCOPED.items(), ids=lambda call: str(call))
 def test_what_a_key_does_not_cover_is_403(
-    backend: LiveBackend, connect: Any, call: tuple[str, str], scope: str
+    backend: LiveBackend, connect: Any, call: tuple[str, str], scope: str, prefix: str
 ) -> None:
     scopes = ["read", "write", "admin"]
     keys = Keys.parse([f"{one}=key-of-twenty-c-{one}" for one in scopes])
     options = {"content": b"{}", "headers": {"Content-Type": "application/json"}} if call[0] == "POST" else {}
     for one in scopes:
         headers = options.get("headers", {}) | {"Authorization": f"Bearer key-of-twenty-c-{one}"}
-        answer = ask(create_app(backend, keys), connect, *call, **{**options, "headers": headers})
+        app = mounted(create_app(backend, keys), prefix)
+        answer = ask(app, connect, call[0], prefix + call[1], **{**options, "headers": headers})
         if scopes.index(one) >= scopes.index(scope):
             assert answer.status_code in (200, 204, 422)
         else:
             assert problem_of(answer, 403).detail == f"This needs a key of scope {scope}; this key has scope {one}."
             wanted = f'Bearer realm="clv", error="insufficient_scope", scope="{scope}"'
             assert answer.headers["www-authenticate"] == wanted
+
+
+@pytest.mark.parametrize("prefix", ["", "/shop"])
+def test_probes_and_documents_need_no_key_and_every_other_path_does(
+    backend: LiveBackend, connect: Any, prefix: str
+) -> None:
+    app = mounted(create_app(backend, KEYS), prefix)
+    for path in ("/healthz", "/readyz", "/docs", "/openapi.json"):
+        assert ask(app, connect, "GET", prefix + path).status_code == 200
+    for path in ("/", "/v1/nothing", "/healthz/", "/v1/events"):
+        problem_of(ask(app, connect, "GET", prefix + path), 401)
 
 
 def test_more_requests_than_a_key_may_make_are_429(backend: LiveBackend, connect: Any) -> None:

@@ -16,7 +16,6 @@ from clv.serve.http.security import (
     host_name,
     is_loopback,
     keys_from_env,
-    required_scope,
 )
 
 KEY = "a-key-of-twenty-char"
@@ -45,21 +44,6 @@ def test_an_entry_may_name_scope_and_rate() -> None:
     assert [Key(digest, "write").covers(scope) for scope in ("read", "write", "admin")] == [True, True, False]
     assert KEY not in Key(digest).name
     assert digest.hex()[:8] != Key(digest).name
-
-
-@pytest.mark.parametrize(
-    ("call", "scope"),
-    [
-        (("GET", "/v1/customers/x"), "read"),
-        (("POST", "/v1/predict"), "read"),
-        (("POST", "/v1/events"), "write"),
-        (("PUT", "/v1/events"), "write"),
-        (("DELETE", "/v1/customers/v1/events"), "admin"),
-        (("DELETE", "/"), "admin"),
-    ],
-)
-def test_what_a_request_needs(call: tuple[str, str], scope: str) -> None:
-    assert required_scope(*call) == scope
 
 
 def test_every_key_is_compared_whichever_fits(monkeypatch: pytest.MonkeyPatch) -> None:
