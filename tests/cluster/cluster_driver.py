@@ -28,7 +28,7 @@ class Mishap:
 
     def __call__(self, line: str) -> None:
         print(json.dumps(line), flush=True)
-        if self.done == 0 and re.match(r"trial, epoch \d+: saved at step 10$", line):
+        if self.done == 0 and re.match(r"holdout, epoch \d+: saved at step 10$", line):
             self.done = 1
             if self.how == "killed":
                 self._kill()

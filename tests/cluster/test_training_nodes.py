@@ -50,9 +50,9 @@ def test_a_lost_node_costs_steps_but_changes_nothing_and_the_rest_go_on_without_
 
     groups = [int(m[1]) for line in lines if (m := re.match(r"worker rank 0 of (\d+):", line))]
     assert groups == [2, 1], lines
-    (place,) = [m for line in lines if (m := re.search(r"resuming from .*: trial, step (\d+)$", line))]
+    (place,) = [m for line in lines if (m := re.search(r"resuming from .*: holdout, step (\d+)$", line))]
     cause = lines.index("notice: 1 nodes will be taken away; saving") if how == "warned" else 0
-    (saved, *_) = [m for line in lines[cause:] if (m := re.search(r"^trial, .*: saved at step (\d+)$", line))]
+    (saved, *_) = [m for line in lines[cause:] if (m := re.search(r"^holdout, .*: saved at step (\d+)$", line))]
     # It goes on from what was saved when the node was lost, or a little later.
     assert int(place[1]) >= int(saved[1]) > 0, lines
 

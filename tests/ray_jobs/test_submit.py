@@ -175,7 +175,7 @@ def test_a_submitted_training_goes_on_when_a_node_is_killed(nodes: Nodes, histor
     victims = list(nodes.worker_nodes)[:1]
 
     def kill(line: str) -> None:
-        if re.search(r"trial, epoch \d+: saved at step", line) and victims:
+        if re.search(r"holdout, epoch \d+: saved at step", line) and victims:
             nodes.remove_node(victims.pop(), allow_graceful=False)
 
     code, said = cluster.submit(
@@ -187,6 +187,6 @@ def test_a_submitted_training_goes_on_when_a_node_is_killed(nodes: Nodes, histor
     assert code == 0, said
     assert re.findall(r"worker rank 0 of (\d+):", said) == ["2", "1"], said
     # By the time the node is gone the run may have come to its second phase, but not to its end.
-    steps = re.findall(r"resuming from .*: (?:trial|final), step (\d+)", said)
+    steps = re.findall(r"resuming from .*: (?:holdout|final), step (\d+)", said)
     assert [int(step) > 0 for step in steps] == [True], said
     assert (tmp_path / "bundle" / "manifest.json").exists()
