@@ -1,9 +1,10 @@
 """Roll out a bundle to the running service, and roll it back when it fails.
 
-The job publishes the bundle, gives it a share of the requests (--canary-share to answer them, --shadow-share to compute
-them for comparison only), promotes it, compares the service's scores with those computed here (smoke test), and watches
-the failures. A replica that cannot load the bundle, the deadline, a wrong score or a rise of failures ends the rollout
-with exit code 1 and the previous bundle in production. No request is dropped. CLV_KEY holds the key (scope: read).
+The job publishes the bundle, compares its totals with those of the bundle in production, gives it a share of the
+requests (--canary-share to answer them, --shadow-share to compute them for comparison only), promotes it, compares the
+service's scores with those computed here (smoke test), and watches the failures. Totals that change too much, a replica
+that cannot load the bundle, the deadline, a wrong score or a rise of failures end the rollout with exit code 1 and the
+previous bundle in production. No request is dropped. CLV_KEY holds the key (scope: read).
 
     python -m ray_jobs.deploy --registry ROOT --bundle BUNDLE --url https://clv.example --reason "June refit"
 """
@@ -36,8 +37,11 @@ class Options(JobOptions):
     """Bundle folder to publish first."""
     version: str | None = None
     """A published version, instead of --bundle."""
-    reason: str = "rollout"
-    """Reason of the rollout, for the registry's log."""
+    reason: str | None = None
+    """Reason of the rollout, for the registry's log; needed when another version is in production."""
+    store: str | None = None
+    """The online store, for a comparison with the bundle in production on up to 1,000 of its customers; by default
+    that of CLV_STORE, and without one the comparison uses the customers of the smoke test only."""
     smoke_test: Path | None = None
     """JSON of a prediction request with as_of and the events of its customers; by default synthetic customers."""
     policy: OmitArgPrefixes[RolloutPolicy] = field(default_factory=RolloutPolicy)
@@ -47,18 +51,25 @@ class Options(JobOptions):
 
 def run(options: Options) -> None:
     """Raises ValueError (RolloutError, SmokeTestError, BundleError) when the bundle is not in service in the end."""
-    from clv.forecast.predictor import Predictor
     from clv.registry import Registry
-    from clv.serve.rollout.controller import Rollout
+    from clv.serve.rollout.comparison import TotalsCheck, sample_customers
+    from clv.serve.rollout.controller import Rollout, load_bundle
     from clv.serve.rollout.smoke_test import SmokeTest
 
     if (options.bundle is None) == (options.version is None):
         raise ValueError("give either --bundle or --version")
     registry = Registry(options.registry)
     version = options.version or registry.publish(options.bundle or Path())
-    predictor = Predictor(registry.path(version))
+    current = registry.current()
+    if current not in (None, version) and not (options.reason or "").strip():
+        raise ValueError(f"{current} is in production: give a --reason to replace it, which the registry's log keeps")
+    predictor = load_bundle(registry, version)
     smoke_test = SmokeTest.create(predictor, options.url, os.environ.get("CLV_KEY"), options.smoke_test)
-    rollout = Rollout(registry, version, options.policy, smoke_test, reason=options.reason)
+    samples = {"customers of the smoke test": smoke_test.histories}
+    if address := options.store or os.environ.get("CLV_STORE"):
+        samples["stored customers"] = sample_customers(address)
+    totals_check = TotalsCheck(predictor, samples, smoke_test.as_of)
+    rollout = Rollout(registry, version, options.policy, smoke_test, totals_check, reason=options.reason)
     try:
         rollout.run()
     finally:

@@ -1,7 +1,8 @@
 """Promote a bundle: publish it in the registry and put it in production.
 
 For the first bundle, or where no service runs; `deploy` does the same and watches a running service. Servers that
-follow the registry load the bundle within seconds. Writes the bundle and a line of log.jsonl into the registry.
+follow the registry load the bundle within seconds. The job loads the bundle once before, so that a bundle that cannot
+be loaded is not promoted. Writes the bundle and a line of log.jsonl into the registry.
 
     python -m ray_jobs.promote --registry out/registry --bundle out/bundle --reason "June refit"
 """
@@ -35,8 +36,9 @@ class Options(JobOptions):
 
 
 def run(options: Options) -> None:
-    """Raises ValueError for a damaged bundle, an unknown version, or a missing reason."""
+    """Raises ValueError for a bundle that is damaged or cannot be loaded, an unknown version, or a missing reason."""
     from clv.registry import Registry
+    from clv.serve.rollout.controller import load_bundle
 
     if (options.bundle is None) == (options.version is None):
         raise ValueError("give either --bundle or --version")
@@ -45,6 +47,7 @@ def run(options: Options) -> None:
     if options.publish_only:
         LOG.info(f"{version} is published; in production is {registry.current() or 'nothing'}")
         return
+    load_bundle(registry, version)
     before = registry.current()
     registry.promote(version, reason=options.reason)
     LOG.info(f"in production: {version} (before: {before or 'nothing'})")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from clv import bundle as bundles
@@ -12,18 +12,18 @@ from clv.registry import Registry
 from ray_jobs import promote, rollback
 
 
-def make_bundle(folder: Path, content: float) -> Path:
-    empty = {"vocab": {}, "btyd": {}, "calibration": {}, "metrics": {}, "items": {}}
-    config = {"cut_us": 1_307_836_800_000_000}
-    bundles.save(bundles.Bundle(config=config, weights={"w": np.array([content])}, **empty), folder)
+def variant(bundle: Path, folder: Path, **config: object) -> Path:
+    """Writes the bundle with another configuration, hence another version."""
+    read = bundles.load(bundle)
+    bundles.save(replace(read, config=read.config | config), folder)
     return folder
 
 
-def test_a_promotion_and_its_rollback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = tmp_path / "registry"
-    promote.run(promote.Options(registry=root, bundle=make_bundle(tmp_path / "a", 1.0)))
+def test_a_promotion_and_its_rollback(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, second_bundle = tmp_path / "registry", variant(small_bundle, tmp_path / "b", note="refit")
+    promote.run(promote.Options(registry=root, bundle=small_bundle))
     first = Registry(root).current()
-    promote.run(promote.Options(registry=root, bundle=make_bundle(tmp_path / "b", 2.0), publish_only=True))
+    promote.run(promote.Options(registry=root, bundle=second_bundle, publish_only=True))
     assert Registry(root).current() == first
     (second,) = set(Registry(root).versions()) - {first}
     with pytest.raises(ValueError, match="or a reason for the lack of one"):
@@ -33,6 +33,15 @@ def test_a_promotion_and_its_rollback(tmp_path: Path, capsys: pytest.CaptureFixt
     rollback.run(rollback.Options(registry=root, reason="complaints"))
     assert Registry(root).current() == first
     assert capsys.readouterr().out.splitlines()[-1] == f"in production: {first} (before: {second})"
+
+
+def test_a_bundle_that_cannot_be_loaded_is_not_promoted(small_bundle: Path, tmp_path: Path) -> None:
+    root, broken = tmp_path / "registry", variant(small_bundle, tmp_path / "broken", value_scale="much")
+    promote.run(promote.Options(registry=root, bundle=small_bundle))
+    first = Registry(root).current()
+    with pytest.raises(ValueError, match="cannot be loaded: ValueError: could not convert string to float: 'much'"):
+        promote.run(promote.Options(registry=root, bundle=broken, reason="newer data"))
+    assert Registry(root).current() == first
 
 
 @pytest.mark.parametrize("given", [{}, {"bundle": Path("b"), "version": "v"}])

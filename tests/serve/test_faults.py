@@ -178,7 +178,7 @@ def test_a_bundle_is_rolled_out_and_back(shop: Shop, monkeypatch: pytest.MonkeyP
         load.wait_for(4)
         options: dict[str, Any] = {"registry": shop.registry.root, "url": shop.cluster.url}
         canary = RolloutPolicy(canary_share=0.3, watch_s=2.0, candidate_s=5.0)
-        deploy.run(deploy.Options(bundle=shop.folder / "bundle-1", policy=canary, **options))
+        deploy.run(deploy.Options(bundle=shop.folder / "bundle-1", reason="newer data", policy=canary, **options))
         second = shop.registry.current()
         assert second != first
         load.wait_for(4)

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from clv.forecast.predictor import Predictor
 from clv.registry import Candidate, Registry
 from clv.serve.rollout.canary import shadow_report
+from clv.serve.rollout.comparison import TotalsCheck
 from clv.serve.rollout.heartbeat import Heartbeat, HeartbeatMonitor
 from clv.serve.rollout.policy import RolloutPolicy
 from clv.serve.rollout.smoke_test import SmokeTest
@@ -29,6 +31,14 @@ class RolloutError(ValueError):
     """The new bundle is not in service; the message holds the reason."""
 
 
+def load_bundle(registry: Registry, version: str) -> Predictor:
+    """Returns a published version on the CPU; raises RolloutError, with the cause, when it cannot be loaded."""
+    try:
+        return Predictor(registry.path(version))
+    except Exception as error:
+        raise RolloutError(f"bundle {version} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
 class Rollout:
     """One rollout; a lock in the registry's folder refuses a second one at the same time."""
 
@@ -38,12 +48,13 @@ class Rollout:
         version: str,
         policy: RolloutPolicy,
         smoke_test: SmokeTest | None,
+        totals_check: TotalsCheck | None,
         *,
-        reason: str = "rollout",
+        reason: str | None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.registry, self.version, self.policy, self.smoke_test = registry, version, policy, smoke_test
-        self.reason = reason
+        self.totals_check, self.reason = totals_check, reason
         self._monitor = HeartbeatMonitor(registry.root)
         self._sleep = sleep
         self.comparison: list[dict[str, Any]] = []
@@ -56,6 +67,8 @@ class Rollout:
             before = self.registry.current()
             if before is None:
                 raise RolloutError(f"nothing is in production in {self.registry.root} yet: promote the first bundle")
+            if before != self.version:
+                self._check_totals(before)
             replicas = self._find_replicas()
             LOG.info(f"{len(replicas)} replicas follow the registry; in production is {before}")
             try:
@@ -86,6 +99,13 @@ class Rollout:
             )
         return found
 
+    def _check_totals(self, before: str) -> None:
+        """Raises RolloutError when the totals differ too much from those of the bundle in production."""
+        if self.totals_check is not None:
+            objection = self.totals_check.run(load_bundle(self.registry, before), self.policy)
+            if objection is not None:
+                raise RolloutError(objection)
+
     def _run_candidate(self, candidate: Candidate) -> None:
         kind = "shadow" if candidate.shadow else "canary"
         self.registry.start_candidate(candidate)
@@ -103,8 +123,8 @@ class Rollout:
         for row in rows:
             LOG.info("  ".join(f"{name} {_short(value)}" for name, value in row.items()))
         for row in rows:
-            total, limit = row["total_candidate_over_current"], 1 + self.policy.max_total_change
-            if total is not None and not 1 / limit <= total <= limit:
+            total = row["total_candidate_over_current"]
+            if total is not None and not self.policy.tolerates(total):
                 raise RolloutError(
                     f"{candidate.version} predicts {total:.2f} times the total of the bundle in production over "
                     f"{row['horizon_days']} days: more than max_total_change {self.policy.max_total_change:g} allows"

@@ -25,7 +25,7 @@ class RolloutPolicy:
     min_errors: int = 3
     """Fewer failures than these are always tolerated."""
     max_total_change: float = 0.5
-    """A shadow whose total differs by a larger factor than 1 + this is not promoted."""
+    """A bundle whose totals differ by a larger factor than 1 + this from those in production is not promoted."""
 
     def __post_init__(self) -> None:
         if self.canary_share and self.shadow_share:
@@ -35,3 +35,10 @@ class RolloutPolicy:
                 "deadline_s must be above 0, candidate_s and watch_s at least 0, error_share within [0, 1), "
                 f"not {self.deadline_s:g}, {self.candidate_s:g}, {self.watch_s:g} and {self.error_share:g}"
             )
+        if not self.max_total_change >= 0:
+            raise ValueError(f"max_total_change must be at least 0, not {self.max_total_change:g}")
+
+    def tolerates(self, ratio: float) -> bool:
+        """Returns whether max_total_change allows a total of `ratio` times the total in production; false for NaN."""
+        limit = 1 + self.max_total_change
+        return 1 / limit <= ratio <= limit

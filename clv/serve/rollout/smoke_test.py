@@ -28,7 +28,9 @@ class SmokeTestError(ValueError):
 
 class SmokeTest:
     """Compares the service with `predictor` on `request`, which holds the events of all its customers, so that the
-    content of the store has no influence. Raises SmokeTestError for another request and for implausible scores."""
+    content of the store has no influence. Raises SmokeTestError for another request and for implausible scores.
+
+    `histories` are those of the request's customers, `as_of` is its prediction time in microseconds UTC."""
 
     def __init__(self, predictor: PredictorProtocol, request: PredictRequest, url: str, key: str | None = None) -> None:
         if any(customer.events is None for customer in request.customers) or request.as_of is None:
@@ -36,10 +38,11 @@ class SmokeTest:
         self._url, self._key = url, key
         self._version, self.num_customers = predictor.version, len(request.customers)
         self._request = request
-        as_of = int(inline_events.instants_us([request.as_of], predictor.clock)[0])
-        given = inline_events.build_histories(request.customers, lambda ids: pa.table({}), predictor.clock)
+        self.as_of = int(inline_events.instants_us([request.as_of], predictor.clock)[0])
+        loaded = inline_events.build_histories(request.customers, lambda ids: pa.table({}), predictor.clock)
+        self.histories = loaded.histories
         horizons = tuple(sorted(set(request.horizons_days or predictor.horizons)))
-        self._expected = responses.score_objects(predictor.predict(given.histories, as_of, horizons))
+        self._expected = responses.score_objects(predictor.predict(self.histories, self.as_of, horizons))
         if not self._expected:
             raise SmokeTestError(f"{self._version} scores none of the customers of the smoke test")
         for score in chain.from_iterable(self._expected.values()):

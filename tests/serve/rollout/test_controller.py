@@ -74,7 +74,9 @@ class Shop:
             caller.start()
         policy = RolloutPolicy(**{"candidate_s": 1.0, "watch_s": 0.5, "deadline_s": 20.0, **options})
         predictor = Predictor(self.registry.path(self.second))
-        rollout = Rollout(self.registry, self.second, policy, SmokeTest.create(predictor, self.url), reason=reason)
+        rollout = Rollout(
+            self.registry, self.second, policy, SmokeTest.create(predictor, self.url), None, reason=reason
+        )
         ended: BaseException | None = None
         try:
             with each_line(said.append, CONTROLLER):
@@ -224,22 +226,22 @@ def test_one_rollout_at_a_time_and_only_into_a_service_that_runs(shop: Shop, tmp
     def sleep(seconds: float) -> None:
         if not held:
             with pytest.raises(RolloutError, match="another rollout is running") as error:
-                Rollout(shop.registry, shop.second, policy, None).run()
+                Rollout(shop.registry, shop.second, policy, None, None, reason="another").run()
             held.append(error.value)
         time.sleep(seconds)
 
     policy = RolloutPolicy(deadline_s=20, watch_s=0)
-    Rollout(shop.registry, shop.second, policy, None, sleep=sleep).run()
+    Rollout(shop.registry, shop.second, policy, None, None, reason="newer data", sleep=sleep).run()
     assert held
 
     deserted = Registry(tmp_path / "deserted")
     deserted.publish(shop.registry.path(shop.first))
     with pytest.raises(RolloutError, match="nothing is in production"):
-        Rollout(deserted, shop.second, policy, None).run()
+        Rollout(deserted, shop.second, policy, None, None, reason="newer data").run()
     deserted.promote(shop.first)
     deserted.publish(shop.registry.path(shop.second))
     with pytest.raises(RolloutError, match="no replica writes heartbeats"):
-        Rollout(deserted, shop.second, RolloutPolicy(deadline_s=1), None).run()
+        Rollout(deserted, shop.second, RolloutPolicy(deadline_s=1), None, None, reason="newer data").run()
     assert deserted.current() == shop.first
 
 
@@ -260,7 +262,7 @@ def test_the_job_publishes_compares_and_promotes(
     shadow = {"policy": policy, "report": tmp_path / "shadow.json"}
     said: list[str] = []
     with each_line(said.append, CONTROLLER):
-        deploy.run(deploy.Options(bundle=make_shop_bundle(2), **options, **shadow))
+        deploy.run(deploy.Options(bundle=make_shop_bundle(2), reason="newer data", **options, **shadow))
     stop.set()
     caller.join()
     third = shop.registry.current()
@@ -271,7 +273,7 @@ def test_the_job_publishes_compares_and_promotes(
     smoke_test = tmp_path / "smoke_test.json"
     smoke_test.write_text('{"customers": [{"customer_id": "00001"}]}')
     with pytest.raises(ValueError, match="needs as_of, and the events"):
-        deploy.run(deploy.Options(version=shop.second, **options, smoke_test=smoke_test))
+        deploy.run(deploy.Options(version=shop.second, reason="older", **options, smoke_test=smoke_test))
     with pytest.raises(ValueError, match="either --bundle or --version"):
         deploy.run(deploy.Options(**options))
     assert shop.registry.current() == third
