@@ -11,6 +11,7 @@ from clv.models.model import CustomerModel
 from clv.train import loop
 from clv.train.config import TrainConfig
 from clv.train.engines.factory import make_engine
+from clv.train.engines.torch_engine import Engine
 from clv.train.fitting import Setup
 
 
@@ -26,3 +27,10 @@ def test_an_option_without_effect_on_the_device_is_refused(setup: Setup, config:
     changed = config.with_engine(kind="deepspeed", precision="fp16")
     with pytest.raises(ValueError, match=r"engine\.precision fp16 needs a GPU"):
         make_engine(setup.model(config), loop.sum_loss(changed, True), changed, torch.device("cpu"))
+
+
+def test_the_torch_engine_trains_the_given_model(setup: Setup, config: TrainConfig) -> None:
+    model, chosen = setup.model(config), config.with_engine(kind="torch")
+    engine = make_engine(model, loop.sum_loss(chosen, True), chosen, torch.device("cpu"))
+    assert type(engine) is Engine
+    assert engine.module is model
