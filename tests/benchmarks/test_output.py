@@ -19,6 +19,7 @@ WORK = {
     "mutations": "benchmarks.mutations.modules",
     "prepare": "benchmarks.prepare.write_log",
     "score": "benchmarks.score.prepare",
+    "seasonal_factor": "benchmarks.seasonal_factor.forecast",
     "serve_load": "benchmarks.serve_load.make_shop",
     "text": "benchmarks.text.histories",
 }

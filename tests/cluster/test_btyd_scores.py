@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = NBD(r=R, alpha=ALPHA, log_likelihood=0.0, stderr={}, num_customers=3.0)
     spend = GammaGamma(P, Q, V, observed_mean=30.0, log_likelihood=0.0, stderr={}, num_rows=3.0)
     cells = np.zeros(((len(RECENCY_EDGES) + 1) * (len(EVENTS_EDGES) + 1), len(HORIZONS)))
-    factor = SeasonalFactorModel(origin_day, *(np.zeros(0) for _ in range(4)))
+    factor = SeasonalFactorModel(origin_day, 0.0, *(np.zeros(0) for _ in range(5)))
     btyd = SeasonalBTYD(
         horizons=HORIZONS,
         cutoff_day=origin_day,
