@@ -138,7 +138,7 @@ class SeasonalBTYD:
 
     def actual_factor(self, origin_day: NDArray[np.int32]) -> tuple[Floats, Floats]:
         """(orders factor, value factor) of past origins, (S, H) each: actual / expected totals; 1 where unobserved, and
-        where too little had been bought again to say."""
+        where there are fewer than MIN_REPEATS repeat purchases."""
         return self._lookup(origin_day, "orders"), self._lookup(origin_day, "value")
 
     def forecast_factor(self, origin_day: int, horizons: Sequence[int] | None = None) -> tuple[Floats, Floats, Floats]:

@@ -43,9 +43,7 @@ _ROW_ERROR = 0.07  # log error beyond the sampling error: promotions, weather, t
 _OVERCONFIDENCE = 1.1  # actual over stated error of the log factor, on 160 simulated datasets at ten origins each
 _DOUBT = 0.2  # a forecast of z standard errors is multiplied by z² / (z² + this)
 MAX_LOG_FACTOR = 0.8  # the total is multiplied by .45 to 2.2
-MIN_REPEATS = (
-    10  # repeat purchases known at the fit of the BTYD model, below which its error says nothing of later ones
-)
+MIN_REPEATS = 10  # repeat purchases known at the fit of the BTYD model, below which its error is not used
 _PSEUDO_ORDERS = 10.0  # added to actual and expected orders
 _INEXPERIENCE = 2.0  # log error of a BTYD model times the root of the repeat purchases that it was fitted on
 _LARGEST_ERROR = 1.5  # log error of a total that consists of nothing
