@@ -132,7 +132,7 @@ def create_app(
         """Total value of up to 10,000 stored customers, with its quantiles."""
         _, body = await _read_body(request, deadline_s)
         async with _translate_failures(deadline_s, metrics):
-            parsed = _validate(PortfolioRequest.model_validate_json, body)
+            parsed = await asyncio.to_thread(_validate, PortfolioRequest.model_validate_json, body)
             asked = await _run(readers, requests.resolve_portfolio, parsed, backend)
             totals = await asked.scorer.portfolio(asked.histories, asked.as_of, asked.horizons)
             content, known = responses.portfolio_json(asked, totals)

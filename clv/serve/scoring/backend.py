@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -44,8 +45,8 @@ class LiveBackend:
         self._thread = scoring_thread()
         self._watcher = ThreadPoolExecutor(1, "clv-watch")
         self._through: int | None = None
-        self._refresh_at, self._refreshing = 0.0, self._watcher.submit(self._refresh)
-        self._refreshing.result()
+        self._refresh_at = math.inf
+        self._refresh()
 
     def prepare(self, predictor: PredictorProtocol) -> BatchedScorer:
         """Returns a warmed-up scorer of the predictor; raises what the warm-up raises."""
@@ -100,8 +101,9 @@ class LiveBackend:
             return None
         if wait:
             self._through = self.store.data_through()
-        elif time.monotonic() >= self._refresh_at and self._refreshing.done():
-            self._refreshing = self._watcher.submit(self._refresh)
+        elif time.monotonic() >= self._refresh_at:
+            self._refresh_at = math.inf  # until this one is done
+            self._watcher.submit(self._refresh)
         return self._through
 
     def _refresh(self) -> None:
@@ -109,7 +111,8 @@ class LiveBackend:
             self._through = self.store.data_through() if self.store else None
         except StoreUnavailableError as error:
             LOG.warning("%s The time of its newest event remains as it was known.", error)
-        self._refresh_at = time.monotonic() + REFRESH_S
+        finally:
+            self._refresh_at = time.monotonic() + REFRESH_S
 
     def stored(self, customer_ids: Sequence[str]) -> pa.Table:
         return histories.HISTORIES.empty_table() if self.store is None else self.store.get(customer_ids)
